@@ -1,0 +1,26 @@
+# Every third-party library, all from Debian 12. tools/dev setup installs them; keep the two in step.
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+find_package(absl CONFIG REQUIRED)
+find_package(GTest CONFIG REQUIRED)
+find_package(benchmark CONFIG REQUIRED)
+find_program(PROTOC protoc REQUIRED)
+find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
+
+pkg_check_modules(PROTOBUF REQUIRED IMPORTED_TARGET protobuf)
+pkg_check_modules(GRPC REQUIRED IMPORTED_TARGET grpc++_unsecure)
+pkg_check_modules(SQLITE REQUIRED IMPORTED_TARGET sqlite3)
+pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(CRYPTO REQUIRED IMPORTED_TARGET libcrypto)
+pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
+pkg_check_modules(NBD REQUIRED IMPORTED_TARGET libnbd)
+
+add_library(dep_protobuf INTERFACE)
+target_link_libraries(dep_protobuf INTERFACE PkgConfig::PROTOBUF Threads::Threads)
+# Every channel here is an inherited descriptor or a UNIX socket, so gRPC without TLS.
+add_library(dep_grpc INTERFACE)
+target_link_libraries(dep_grpc INTERFACE PkgConfig::GRPC)
+add_library(dep_absl INTERFACE)
+target_link_libraries(dep_absl INTERFACE absl::status absl::statusor absl::strings absl::str_format absl::time absl::span
+  absl::synchronization absl::flat_hash_map absl::flat_hash_set absl::cleanup absl::base)

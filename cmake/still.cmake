@@ -1,0 +1,91 @@
+# The project's own build rules: how every library, program and test here is compiled.
+
+add_library(still_flags INTERFACE)
+target_include_directories(still_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(still_flags INTERFACE
+  -Wall -Wextra -Werror -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough -Wvla
+  -Wno-missing-field-initializers  # Options structs are filled by designated initialisers; the rest has defaults.
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)  # GCC 12 reports std::string concatenation (GCC bug 105651).
+target_compile_definitions(still_flags INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64 STILL_VERSION="${PROJECT_VERSION}")
+if(STILL_SANITIZE)
+  target_compile_options(still_flags INTERFACE -fsanitize=${STILL_SANITIZE} -fno-sanitize-recover=all
+    -fno-omit-frame-pointer -Wno-maybe-uninitialized -Wno-tsan)
+  target_link_options(still_flags INTERFACE -fsanitize=${STILL_SANITIZE})
+endif()
+
+# still_library(NAME SRCS ... DEPS ...): a static library with the project's flags.
+function(still_library name)
+  cmake_parse_arguments(arg "" "" "SRCS;DEPS" ${ARGN})
+  add_library(${name} STATIC ${arg_SRCS})
+  target_link_libraries(${name} PUBLIC still_flags ${arg_DEPS})
+endfunction()
+
+# still_program(NAME SRCS ... DEPS ... [OUTPUT file-name])
+function(still_program name)
+  cmake_parse_arguments(arg "" "OUTPUT" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${arg_SRCS})
+  target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS})
+  if(arg_OUTPUT)
+    set_target_properties(${name} PROPERTIES OUTPUT_NAME ${arg_OUTPUT})
+  endif()
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+endfunction()
+
+# still_test(NAME SRCS ... DEPS ... [LABELS unit|contract|kernel|crash|e2e ...] [TIMEOUT seconds]): one GoogleTest program,
+# one ctest entry. The default label is unit: no privileges, no VM, seconds.
+function(still_test name)
+  cmake_parse_arguments(arg "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  if(NOT arg_LABELS)
+    set(arg_LABELS unit)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${arg_SRCS})
+  target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT})
+endfunction()
+
+# still_fuzz(NAME SRCS ... DEPS ... CORPUS dir): a libFuzzer target with -DSTILL_FUZZ=ON. Without it the same file is linked
+# with a main() that replays the corpus, so that the regressions of every build run what the fuzzer once found.
+function(still_fuzz name)
+  cmake_parse_arguments(arg "" "CORPUS" "SRCS;DEPS" ${ARGN})
+  if(STILL_FUZZ)
+    add_executable(${name} ${arg_SRCS})
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  else()
+    add_executable(${name} ${arg_SRCS} ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.cc)
+    add_test(NAME ${name} COMMAND ${name} ${arg_CORPUS})
+    set_tests_properties(${name} PROPERTIES LABELS "unit" TIMEOUT 120)
+  endif()
+  target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS})
+endfunction()
+
+# still_proto(NAME [GRPC] FILE): a library of the code generated from proto/FILE.
+function(still_proto name file)
+  cmake_parse_arguments(arg "GRPC" "" "DEPS" ${ARGN})
+  get_filename_component(stem ${file} NAME_WE)
+  set(dir ${PROJECT_BINARY_DIR}/generated)
+  set(out ${dir}/proto/${stem}.pb.cc ${dir}/proto/${stem}.pb.h)
+  set(args --cpp_out=${dir})
+  if(arg_GRPC)
+    list(APPEND out ${dir}/proto/${stem}.grpc.pb.cc ${dir}/proto/${stem}.grpc.pb.h)
+    list(APPEND args --grpc_out=generate_mock_code=false:${dir} --plugin=protoc-gen-grpc=${GRPC_CPP_PLUGIN})
+  endif()
+  file(MAKE_DIRECTORY ${dir})
+  add_custom_command(OUTPUT ${out}
+    COMMAND ${PROTOC} -I ${PROJECT_SOURCE_DIR} ${args} proto/${file}
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
+    DEPENDS ${PROJECT_SOURCE_DIR}/proto/${file} VERBATIM)
+  add_library(${name} STATIC ${out})
+  # Generated code is held to no warnings of ours, but must be built with the same sanitizers.
+  target_include_directories(${name} SYSTEM PUBLIC ${dir})
+  target_link_libraries(${name} PUBLIC dep_protobuf ${arg_DEPS})
+  if(arg_GRPC)
+    target_link_libraries(${name} PUBLIC dep_grpc)
+  endif()
+  if(STILL_SANITIZE)
+    target_compile_options(${name} PRIVATE -fsanitize=${STILL_SANITIZE})
+  endif()
+endfunction()

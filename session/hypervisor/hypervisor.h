@@ -1,0 +1,216 @@
+// The hypervisor edge: what a session asks of the process that runs its VM. One implementation a folder (qemu/,
+// process/, vz/), one fake (tests/support/fake_vm.h), one contract suite that all of them run
+// (tests/contract/hypervisor).
+//
+// What a hypervisor can do is declared in Capabilities; nothing asks which one it is. Nothing here knows guests,
+// agents, repositories or snapshots' names.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "base/fd.h"
+#include "base/process.h"
+#include "base/status.h"
+
+namespace still::session {
+
+struct DiskConfig {
+  std::string name;  // "vda"; unique, [a-z0-9]{1,32}. Also the image's name in a snapshot.
+  std::string path;
+  std::string
+      format;  // "raw" or "qcow2"; never probed: a guest that writes a qcow2 header into a raw disk must gain nothing.
+  bool read_only = false;
+  std::string serial;
+};
+
+struct NicConfig {
+  std::string name;  // "net0"
+  std::string mac;
+  std::string kind;  // "user": the hypervisor's own NAT. "none": a card without a network.
+  bool link_up = true;
+};
+
+// What the vsock back end asks of the hypervisor's process; made by VsockHost (session/vsock/vsock_host.h).
+struct VsockAttachment {
+  uint32_t guest_cid = 0;
+  int vhost_fd = -1;                                             // Borrowed until Start returns.
+  std::vector<std::pair<std::string, std::string>> environment;  // For the hypervisor's process, e.g. LD_PRELOAD.
+};
+
+// Saved memory and devices to start from instead of booting.
+struct IncomingState {
+  OwnedFd ram;           // memfd or tmpfs file with the content of the main memory block, exactly memory_bytes long.
+  OwnedFd device_state;  // The stream without that block's pages, at offset 0 of a regular file.
+  bool share_ram =
+      false;  // Write to `ram` itself. Else it is mapped privately and stays as it is, for further restores.
+};
+
+struct VmConfig {
+  std::string name;
+  std::string directory;     // For sockets and logs of this VM; exists, mode 0700.
+  std::string accelerator;   // "kvm" or "tcg".
+  std::string machine_type;  // Versioned; empty: this hypervisor's newest.
+  std::string cpu_model;     // Empty: the best for the accelerator.
+  uint32_t vcpus = 1;
+  uint64_t memory_bytes = 0;  // Multiple of 2 MiB.
+  std::string firmware;       // Empty: what suits the boot method.
+  // Direct kernel boot; empty: the firmware boots the first disk.
+  std::string kernel;
+  std::string initrd;
+  std::string cmdline;
+  std::vector<DiskConfig> disks;
+  std::vector<NicConfig> nics;
+  std::optional<VsockAttachment> vsock;
+  std::string generation_id;              // UUID for VMGenID; empty: none.
+  std::optional<IncomingState> incoming;  // The VM then starts paused and waits for Resume().
+};
+
+struct Capabilities {
+  bool memory = false;                   // Memory and devices can be saved at all.
+  bool background_memory = false;        // ... while the VM runs on; else the pause lasts as long as the copy.
+  std::string background_memory_reason;  // Why not, and what would change it.
+  bool disk_pin = false;                 // Disks can be read as of the point while the VM runs on.
+  bool incremental_disk = false;
+};
+
+// What a snapshot must remember to start a compatible machine; fixed once the VM runs.
+struct VmDescription {
+  std::string hypervisor;    // "qemu"
+  std::string version;       // "7.2.22"
+  std::string machine_type;  // Versioned: "pc-q35-7.2".
+  std::string cpu_model;
+  std::string accelerator;
+  std::string firmware;
+  std::string ram_block;            // "pc.ram"
+  std::string device_state_format;  // "qemu-migration-3"
+  pid_t pid = -1;
+  std::vector<std::string> command;
+};
+
+class Vm;
+
+// Proof that the VM is paused: what is only legal then takes `const PausedVm&`. Whoever holds it must end the pause
+// with Resume() or hand it to VmCapture::SaveStateAndResume; the destructor resumes as a logged safety net. Move-only.
+class PausedVm {
+ public:
+  explicit PausedVm(std::function<absl::Status()> resume) : resume_(std::move(resume)) {}
+  PausedVm(PausedVm&& other) noexcept : resume_(std::exchange(other.resume_, nullptr)) {}
+  PausedVm& operator=(PausedVm&&) = delete;
+  PausedVm(const PausedVm&) = delete;
+  ~PausedVm();
+
+  // The VM runs when this returns OK. On an error the VM is in an unknown state; the destructor tries once more.
+  absl::Status Resume();
+  // The pause has been ended in another way (the hypervisor resumed by itself).
+  void Forget() { resume_ = nullptr; }
+
+ private:
+  std::function<absl::Status()> resume_;
+};
+
+struct CaptureOptions {
+  bool memory = true;
+  // Disk name -> bitmap id of an earlier capture; absent disks are read in full.
+  std::vector<std::pair<std::string, std::string>> base_bitmaps;
+  absl::Duration command_deadline = absl::Seconds(5);  // Of each command inside the pause.
+};
+
+struct PinnedDiskExport {
+  std::string name;
+  uint64_t size = 0;
+  std::string nbd_socket;
+  std::string nbd_export;
+  std::string dirty_context;     // NBD meta context of what changed since the base bitmap; empty: read everything.
+  std::string full_read_reason;  // Why a base bitmap that was asked for is not used.
+  std::string bitmap;            // Id of the bitmap that starts at this point; empty without incremental_disk.
+};
+
+struct PauseReport {
+  absl::Duration paused;  // By the hypervisor's own event times where it gives them, else ours.
+  uint32_t commands_in_pause = 0;
+  std::string memory_method;  // "background", "stopped", "none"
+};
+
+// One capture of one VM: prepared while the VM runs, then Pause -> PinDisks -> SaveStateAndResume, then drained from
+// the exports and the memory stream, then released. At most one at a time on a VM. Calls are made from one thread, in
+// this order; Cancel() may come from any thread at any time. Destroying it releases it as abandoned and leaves the VM
+// running.
+class VmCapture {
+ public:
+  virtual ~VmCapture() = default;
+
+  // Stop the VM. Returns when no vcpu runs. On an error the VM runs.
+  virtual absl::StatusOr<PausedVm> Pause() = 0;
+  // Pins every disk at this instant, all in this one pause. On an error nothing is pinned.
+  virtual absl::Status PinDisks(const PausedVm& paused) = 0;
+  // Begins to write the memory stream into the sink given to PrepareCapture and ends the pause: as soon as memory is
+  // write-protected ("background"), or when all of it is written ("stopped"), or at once when no memory was asked for.
+  // On an error the VM runs again (or `paused` tried everything) and the capture can only be released.
+  virtual absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) = 0;
+  // Makes what PinDisks pinned readable over NBD. The VM runs.
+  virtual absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() = 0;
+  // Blocks until the hypervisor has written the whole memory stream (OK) or given up. CANCELLED after Cancel().
+  // DEADLINE_EXCEEDED when nothing was written for `stall_limit`: the stream is then cancelled, because the guest's
+  // writes to memory that is not yet saved wait for it.
+  virtual absl::Status WaitForMemory(absl::Duration stall_limit) = 0;
+  // Bytes written into the memory stream so far. Thread-safe.
+  virtual uint64_t memory_bytes_written() const = 0;
+  // Takes the pins away. `committed`: the next capture may build on this one's bitmaps; else they are merged back, so
+  // that the next one misses nothing. Idempotent.
+  virtual absl::Status Release(bool committed) = 0;
+  // Makes the calls above fail with CANCELLED as soon as they safely can. Thread-safe, idempotent.
+  virtual void Cancel() = 0;
+};
+
+// A running VM. Thread-safe unless said otherwise. The destructor ends the VM by force and leaves no process behind.
+class Vm {
+ public:
+  virtual ~Vm() = default;
+
+  virtual const Capabilities& capabilities() const = 0;
+  virtual const VmDescription& description() const = 0;
+  // True while no vcpu runs. UNAVAILABLE when the hypervisor does not answer.
+  virtual absl::StatusOr<bool> IsPaused() = 0;
+  // Starts the vcpus of a VM that was started with incoming state, or heals one that was found paused. Idempotent.
+  virtual absl::Status Resume() = 0;
+  virtual absl::Status SetLink(const std::string& nic, bool up) = 0;
+  // Everything that can be done while the VM runs (fleecing files, NBD server, parameters, descriptors, priming), and
+  // the undo of all of it. `memory_sink`: a connected socket that will receive the memory stream; invalid without
+  // memory.
+  virtual absl::StatusOr<std::unique_ptr<VmCapture>> PrepareCapture(const CaptureOptions& options,
+                                                                    OwnedFd memory_sink) = 0;
+  // Asks the VM to end (by force, at once: the guest is not asked). Returns without waiting.
+  virtual void Kill() = 0;
+  // Blocks until the hypervisor's process has ended; callable again and from several threads.
+  virtual ProcessExit WaitForExit() = 0;
+  // True when the guest powered itself off or reset into its end (not Kill, not a crash). Meaningful after the exit.
+  virtual bool guest_shut_down() const = 0;
+};
+
+// Takes a memory stream apart: the main memory block as pages with their addresses, and the rest as bytes to keep
+// verbatim.
+class MemoryStreamReceiver {
+ public:
+  virtual ~MemoryStreamReceiver() = default;
+  // Called once, before any page. `size`: of the main memory block in bytes.
+  virtual absl::Status OnMemorySize(uint64_t size) = 0;
+  // `data` is a whole number of 4 KiB pages, valid during the call. Pages come in any order; a later call for an
+  // address replaces an earlier one. What is never reported is zero.
+  virtual absl::Status OnPages(uint64_t offset, absl::string_view data) = 0;
+  // A page that is zero now; only reported when it may have been something else before.
+  virtual absl::Status OnZeroPage(uint64_t offset) = 0;
+  // The next bytes of the device state: the stream without the main block's pages, which IncomingState takes back.
+  virtual absl::Status OnDeviceState(absl::string_view data) = 0;
+};
+
+}  // namespace still::session
