@@ -43,7 +43,8 @@ struct NicConfig {
 // What the vsock back end asks of the hypervisor's process; made by VsockHost (session/vsock/vsock_host.h).
 struct VsockAttachment {
   uint32_t guest_cid = 0;
-  int vhost_fd = -1;                                             // Borrowed until Start returns.
+  int vhost_fd = -1;               // Inherited under this number. Borrowed until Start returns.
+  std::vector<int> inherited_fds;  // More descriptors for the hypervisor's process, on the same terms.
   std::vector<std::pair<std::string, std::string>> environment;  // For the hypervisor's process, e.g. LD_PRELOAD.
 };
 
