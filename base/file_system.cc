@@ -1,0 +1,150 @@
+#include "base/file_system.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/fd.h"
+#include "base/file.h"
+
+namespace still {
+namespace {
+
+// Write-back is begun after so many bytes: the final sync then waits for the last of them only, and a long write does
+// not fill the page cache with dirty pages that stall everybody else at once.
+constexpr uint64_t kWriteBackBytes = 8 << 20;
+
+class RealWritableFile final : public WritableFile {
+ public:
+  RealWritableFile(OwnedFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
+
+  absl::Status Append(absl::string_view data) override {
+    STILL_RETURN_IF_ERROR(WriteAll(fd_.get(), data.data(), data.size(), path_));
+    size_ += data.size();
+    if (size_ - write_back_begun_ >= kWriteBackBytes) StartSync();
+    return absl::OkStatus();
+  }
+
+  void StartSync() override {
+    // Failing is safe: Sync() writes whatever was not begun here and reports what went wrong.
+    (void)::sync_file_range(fd_.get(), static_cast<off64_t>(write_back_begun_),
+                            static_cast<off64_t>(size_ - write_back_begun_), SYNC_FILE_RANGE_WRITE);
+    write_back_begun_ = size_;
+  }
+
+  absl::Status Sync() override {
+    if (::fsync(fd_.get()) != 0) return ErrnoStatus(errno, absl::StrCat("fsync ", path_));
+    return absl::OkStatus();
+  }
+
+ private:
+  OwnedFd fd_;
+  const std::string path_;
+  uint64_t size_ = 0;
+  uint64_t write_back_begun_ = 0;
+};
+
+// Waits for the lock. True when the file still has a name.
+absl::StatusOr<bool> LockAndCheckNamed(int fd, int operation, const std::string& path) {
+  int result;
+  do {
+    result = ::flock(fd, operation);
+  } while (result != 0 && errno == EINTR);
+  if (result != 0) return ErrnoStatus(errno, absl::StrCat("flock ", path));
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) return ErrnoStatus(errno, absl::StrCat("fstat ", path));
+  return status.st_nlink > 0;
+}
+
+class RealFileSystem final : public FileSystem {
+ public:
+  // "Attended" is an flock(2) on the open file: the kernel drops it when the writer dies, however it dies.
+  absl::StatusOr<std::unique_ptr<WritableFile>> CreateFile(const std::string& path) override {
+    for (;;) {
+      STILL_ASSIGN_OR_RETURN(OwnedFd fd, OpenFile(path, O_WRONLY | O_CREAT | O_EXCL, 0600));
+      STILL_ASSIGN_OR_RETURN(bool named, LockAndCheckNamed(fd.get(), LOCK_EX, path));
+      // A sweep may have found the file in the instant between open and flock and removed it: make it again.
+      if (named) return std::make_unique<RealWritableFile>(std::move(fd), path);
+    }
+  }
+
+  absl::Status ReadRange(const std::string& path, uint64_t offset, absl::Span<char> out) override {
+    STILL_ASSIGN_OR_RETURN(OwnedFd fd, OpenFile(path, O_RDONLY | O_NOFOLLOW));
+    absl::Status status = PReadExactly(fd.get(), out.data(), out.size(), offset, path);
+    if (status.code() != absl::StatusCode::kDataLoss) return status;
+    struct stat info {};
+    if (::fstat(fd.get(), &info) == 0 && offset + out.size() > static_cast<uint64_t>(info.st_size)) {
+      return absl::OutOfRangeError(status.message());
+    }
+    return status;  // A media error, not an early end.
+  }
+
+  absl::StatusOr<FileInfo> Stat(const std::string& path) override {
+    struct stat status {};
+    if (::lstat(path.c_str(), &status) != 0) return ErrnoStatus(errno, absl::StrCat("stat ", path));
+    return FileInfo{.size = static_cast<uint64_t>(status.st_size),
+                    .modified = absl::TimeFromTimespec(status.st_mtim),
+                    .is_directory = S_ISDIR(status.st_mode)};
+  }
+
+  absl::StatusOr<std::vector<std::string>> List(const std::string& directory) override {
+    return ListDirectory(directory);
+  }
+
+  absl::Status MakeDirectory(const std::string& path) override {
+    if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return absl::OkStatus();
+    return ErrnoStatus(errno, absl::StrCat("mkdir ", path));
+  }
+
+  absl::Status Rename(const std::string& from, const std::string& to, RenameMode mode) override {
+    const std::string operation = absl::StrCat("rename ", from, " to ", to);
+    if (mode == RenameMode::kReplace) {
+      if (::rename(from.c_str(), to.c_str()) != 0) return ErrnoStatus(errno, operation);
+      return absl::OkStatus();
+    }
+    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return absl::OkStatus();
+    if (errno != EINVAL) return ErrnoStatus(errno, operation);
+    // A file system without RENAME_NOREPLACE (NFS): link(2) refuses an existing name too. A crash in between leaves two
+    // names of one whole file, and the sweep removes the temporary one.
+    if (::link(from.c_str(), to.c_str()) != 0) return ErrnoStatus(errno, operation);
+    return Remove(from);
+  }
+
+  absl::Status Remove(const std::string& path) override { return RemoveFile(path); }
+
+  absl::StatusOr<bool> RemoveUnattended(const std::string& path) override {
+    absl::StatusOr<OwnedFd> fd = OpenFile(path, O_RDWR | O_NOFOLLOW);
+    if (absl::IsNotFound(fd.status())) return true;
+    if (!fd.ok()) return fd.status();
+    absl::StatusOr<bool> named = LockAndCheckNamed(fd->get(), LOCK_EX | LOCK_NB, path);
+    if (absl::IsUnavailable(named.status())) return false;
+    if (!named.ok()) return named.status();
+    // Removed with the lock held: a writer that was about to lock it sees that its name is gone and starts over.
+    if (*named) STILL_RETURN_IF_ERROR(RemoveFile(path));
+    return true;
+  }
+
+  absl::Status SyncDirectory(const std::string& path) override { return still::SyncDirectory(path); }
+
+  absl::StatusOr<uint64_t> AvailableBytes(const std::string& path) override {
+    struct statvfs status {};
+    if (::statvfs(path.c_str(), &status) != 0) return ErrnoStatus(errno, absl::StrCat("statvfs ", path));
+    return static_cast<uint64_t>(status.f_bavail) * status.f_frsize;
+  }
+};
+
+}  // namespace
+
+FileSystem& FileSystem::Real() {
+  static RealFileSystem* file_system = new RealFileSystem;
+  return *file_system;
+}
+
+}  // namespace still
