@@ -1,0 +1,125 @@
+// Repository: the store of snapshots (docs/format/repository.md). What the rest of the project uses of store/.
+//
+//   STILL_ASSIGN_OR_RETURN(auto repository, Repository::Open({.path = "/srv/vm.still"}));
+//   STILL_ASSIGN_OR_RETURN(auto snapshot, repository->BeginSnapshot({}));
+//   STILL_ASSIGN_OR_RETURN(auto image, snapshot->BeginImage({.name = "vda", .role = manifest::Image::ROLE_DISK, .size =
+//   n})); STILL_RETURN_IF_ERROR(image->Write(0, bytes));                       // any order; what is never written is
+//   zero STILL_RETURN_IF_ERROR(image->Finish()); STILL_ASSIGN_OR_RETURN(std::string id, snapshot->Commit(manifest)); //
+//   now it is listed, whole and durable
+//
+// Several processes may use one repository at the same time, in any mix of calls. All calls block. Thread-safe, except
+// where a class says otherwise. Objects made by a Repository must not outlive it.
+//
+// Errors: NOT_FOUND, ALREADY_EXISTS (a snapshot's name); FAILED_PRECONDITION (a newer format, a wrong or missing
+// passphrase, no repository there); DATA_LOSS (stored bytes are damaged or missing: nothing of them is returned);
+// RESOURCE_EXHAUSTED (the disk is full); UNAVAILABLE (another process holds a lock that excludes this; try later).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/file_system.h"
+#include "base/status.h"
+#include "proto/manifest.pb.h"
+#include "store/image/image_reader.h"
+#include "store/image/image_writer.h"
+#include "store/maintenance.h"
+
+namespace still::store {
+
+namespace manifest = ::stillpoint::manifest::v1;
+
+struct Credentials {
+  std::string passphrase;  // Used when not empty.
+  std::string key_file;    // Path; used when not empty and there is no passphrase.
+  bool empty() const { return passphrase.empty() && key_file.empty(); }
+};
+
+struct RepositoryOptions {
+  std::string path;         // Of its directory.
+  Credentials credentials;  // Empty: a repository without encryption; one with encryption then does not open.
+  // Threads that hash, compress and decompress; 0: one for each CPU.
+  int workers = 0;
+  // Seams for tests; must outlive the repository.
+  FileSystem* file_system = nullptr;  // nullptr: the machine's.
+  Clock* clock = nullptr;
+};
+
+struct SnapshotOptions {
+  int compression_level = 1;  // zstd; -7 to 19.
+};
+
+struct RepositoryStats {
+  uint64_t snapshots = 0;
+  uint64_t packs = 0;
+  uint64_t condemned_packs = 0;
+  uint64_t stored_bytes = 0;       // Everything: packs, manifests, catalog.
+  uint64_t bookkeeping_bytes = 0;  // Of these, what is not blocks: footers, trees, manifests, catalog, frame headers.
+  uint64_t unique_blocks = 0;
+};
+
+class SnapshotWriter {
+ public:
+  // Drops what was not committed. Packs that were already stored stay, for the next capture to find.
+  virtual ~SnapshotWriter() = default;
+
+  // Images may be written at the same time, by one thread each. INVALID_ARGUMENT for a bad or repeated name or a size
+  // beyond 2^50. The writer must be finished or destroyed before Commit.
+  virtual absl::StatusOr<std::unique_ptr<ImageWriter>> BeginImage(const ImageOptions& options) = 0;
+  // Stores everything durably and lists it under snapshot.name (ALREADY_EXISTS when taken: give another name and
+  // commit again). `id`, `images`, `committed_unix_ns` and `drain.bytes_stored` are filled in here: an entry of
+  // `images` with a finished image's name keeps its other fields. Gives the new snapshot's id.
+  virtual absl::StatusOr<std::string> Commit(manifest::Snapshot snapshot) = 0;
+  // Bytes handed to storage so far by this snapshot, after deduplication and compression. Any thread.
+  virtual uint64_t bytes_stored() const = 0;
+};
+
+class Repository {
+ public:
+  // Makes a repository in `path`, which must be absent or empty (FAILED_PRECONDITION). Encrypted if there are
+  // credentials. Until the last step of it there is no repository.
+  static absl::Status Init(const RepositoryOptions& options);
+  static absl::StatusOr<std::unique_ptr<Repository>> Open(const RepositoryOptions& options);
+  virtual ~Repository() = default;
+
+  virtual const std::string& id() const = 0;  // 32 hex digits.
+  virtual bool encrypted() const = 0;
+
+  virtual absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot(const SnapshotOptions& options) = 0;
+
+  // Oldest point first.
+  virtual absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() = 0;
+  // `reference`: a name, an id or at least 4 digits of its beginning, "latest", "SESSION@latest", or NAME@AGE: of the
+  // session NAME the newest that is at least AGE old ("web@2d"; units s, m, h, d, w). FAILED_PRECONDITION if ambiguous.
+  virtual absl::StatusOr<manifest::Snapshot> FindSnapshot(absl::string_view reference) = 0;
+  // `image`: its name in the snapshot.
+  virtual absl::StatusOr<std::unique_ptr<ImageReader>> OpenImage(const manifest::Snapshot& snapshot,
+                                                                 absl::string_view image) = 0;
+  // Ranges in which image `image` of `b` differs from that of `a`, in order, whole blocks. Time goes with the
+  // difference, not with the size.
+  virtual absl::StatusOr<std::vector<ImageRange>> Diff(const manifest::Snapshot& a, const manifest::Snapshot& b,
+                                                       absl::string_view image) = 0;
+
+  // Reads nothing of images: use Verify to know that they are whole.
+  virtual absl::StatusOr<RepositoryStats> Stats() = 0;
+  virtual absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) = 0;
+  virtual absl::StatusOr<RepairReport> Repair(const RepairOptions& options) = 0;
+  // Removes snapshots by id. Space comes back with Prune.
+  virtual absl::Status Forget(const std::vector<std::string>& ids) = 0;
+  virtual absl::StatusOr<PruneReport> Prune(const PruneOptions& options) = 0;
+  // Writes the catalog anew from packs and manifests alone.
+  virtual absl::Status RebuildCatalog() = 0;
+
+  // Passphrases and key files that open this repository; encrypted ones only (FAILED_PRECONDITION).
+  virtual absl::StatusOr<std::vector<std::string>> ListKeys() = 0;
+  virtual absl::StatusOr<std::string> AddKey(const Credentials& credentials) = 0;
+  // The last one cannot be removed (FAILED_PRECONDITION).
+  virtual absl::Status RemoveKey(absl::string_view key_id) = 0;
+};
+
+}  // namespace still::store
