@@ -1,43 +1,54 @@
-// RepositoryKeys: everything that is derived from a repository's random master key. docs/format/keys.md is the
-// contract.
+// RepositoryKeys: everything that is derived from a repository's random master key, and the sealing of frames with it.
+// docs/format/keys.md is the contract.
 //
-//   ObjectCipher pack = keys.NewObject(SealedKind::kPack, "packs/3f...");   // writing: store pack.salt() in the clear
-//   ObjectCipher pack = keys.ExistingObject(SealedKind::kPack, "packs/3f...", salt);
+//   std::string stored(plain.size() + RepositoryKeys::kSealedExtra, 0);
+//   keys.Seal(SealedKind::kPack, associated, plain, absl::MakeSpan(stored));
+//   STILL_RETURN_IF_ERROR(keys.Open(SealedKind::kPack, associated, stored, absl::MakeSpan(plain)));
 //
-// Immutable and thread-safe once made. Held by whoever opened the repository, in locked memory, and wiped with it.
+// Every frame is sealed with AES-256-GCM under a key of its own, derived with a random salt that is stored in front of
+// it. So there is no counter to lose and no nonce to repeat, whatever a caller does, and no practical limit to the
+// number of frames. What binds a frame to its object and place is the caller's associated data.
+//
+// Immutable and thread-safe once made. Keys lie in locked memory and are wiped with the object.
 #pragma once
 
 #include <string>
 
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "base/status.h"
-#include "store/crypto/cipher.h"
+#include "store/crypto/aead.h"
 #include "store/crypto/secret.h"
 
 namespace still {
 
-// What is sealed. Each kind has a key of its own, so that no object can ever be taken for one of another kind.
+// What is sealed. Each kind has a key of its own: nothing can ever be taken for something of another kind.
 enum class SealedKind {
-  kPack,      // Frames, indexes and footers of packs.
+  kPack,      // Frames and footers of packs.
   kManifest,  // Snapshots.
-  kState,     // Other small objects of the repository: configuration, quarantine notes, labels of key slots.
+  kState,     // Everything else: notes of prune and repair, descriptions of key slots.
 };
 
 class RepositoryKeys {
  public:
+  static constexpr size_t kSaltBytes = 24;
+  static constexpr size_t kSealedExtra = kSaltBytes + kTagBytes;  // A sealed frame is that much longer.
+
   // A new master key, from the kernel's randomness.
   static RepositoryKeys Generate();
   // `master` must have 32 bytes.
   static RepositoryKeys FromMaster(SecretBytes master);
 
-  // For an object that is about to be written: draws a fresh salt. `name` is the object's name in the store.
-  ObjectCipher NewObject(SealedKind kind, absl::string_view name) const;
-  // For reading. DATA_LOSS when `salt` does not have ObjectCipher::kSaltBytes.
-  absl::StatusOr<ObjectCipher> ExistingObject(SealedKind kind, absl::string_view name, absl::string_view salt) const;
+  // Fills `out`, which must have plain.size() + kSealedExtra and must not overlap `plain`. `associated` is
+  // authenticated but not stored: the same bytes must be given to Open().
+  void Seal(SealedKind kind, absl::string_view associated, absl::string_view plain, absl::Span<char> out) const;
+  // Fills `out`, which must have sealed.size() - kSealedExtra and must not overlap `sealed`. DATA_LOSS when these are
+  // not the bytes sealed with this kind and associated data; `out` is zeroes then.
+  absl::Status Open(SealedKind kind, absl::string_view associated, absl::string_view sealed,
+                    absl::Span<char> out) const;
 
-  // A whole small object: salt, then one sealed frame at position 0.
+  // The same with strings, for whole small objects; `name`, the object's, is the associated data and told in errors.
   std::string SealWhole(SealedKind kind, absl::string_view name, absl::string_view plain) const;
-  // DATA_LOSS when `sealed` is not what SealWhole() gave for this kind and name.
   absl::StatusOr<std::string> OpenWhole(SealedKind kind, absl::string_view name, absl::string_view sealed) const;
 
   // 32 bytes: keys the hash that names blocks and tree nodes, so that nobody without it can tell whether the

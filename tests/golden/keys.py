@@ -96,10 +96,10 @@ def gcm_seal(key, nonce, associated, plain):
     return sealed + bytes(a ^ b for a, b in zip(ghash.to_bytes(16, "big"), mask))
 
 
-def seal_frame(master, kind_info, name, salt, position, associated, plain):
+def seal_frame(master, kind_info, salt, associated, plain):
     kind_key = derive(master, b"", kind_info)
-    object_key = derive(kind_key, salt, b"stillpoint object 1 " + name)
-    return gcm_seal(object_key, position.to_bytes(8, "little") + bytes(4), associated, plain)
+    frame_key = hmac.new(kind_key, b"stillpoint frame 1" + salt, hashlib.sha256).digest()
+    return salt + gcm_seal(frame_key, bytes(12), associated, plain)
 
 
 if __name__ == "__main__":
@@ -107,6 +107,5 @@ if __name__ == "__main__":
     assert gcm_seal(bytes(32), bytes(12), b"", bytes(16)).hex() == (
         "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919")
     master = bytes([7]) * 32
-    frame = seal_frame(master, b"stillpoint packs 1", b"packs/0123456789abcdef", b"s" * 32, 4096, b"head", b"hello")
-    print("frame ", frame.hex())
+    print("frame ", seal_frame(master, b"stillpoint packs 1", b"s" * 24, b"head", b"hello").hex())
     print("id key", derive(master, b"", b"stillpoint ids 1").hex())
