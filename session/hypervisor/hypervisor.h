@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,60 +20,9 @@
 #include "base/fd.h"
 #include "base/process.h"
 #include "base/status.h"
+#include "session/hypervisor/vm_config.h"
 
 namespace still::session {
-
-struct DiskConfig {
-  std::string name;  // "vda"; unique, [a-z0-9]{1,32}. Also the image's name in a snapshot.
-  std::string path;
-  std::string
-      format;  // "raw" or "qcow2"; never probed: a guest that writes a qcow2 header into a raw disk must gain nothing.
-  bool read_only = false;
-  std::string serial;
-};
-
-struct NicConfig {
-  std::string name;  // "net0"
-  std::string mac;
-  std::string kind;  // "user": the hypervisor's own NAT. "none": a card without a network.
-  bool link_up = true;
-};
-
-// What the vsock back end asks of the hypervisor's process; made by VsockHost (session/vsock/vsock_host.h).
-struct VsockAttachment {
-  uint32_t guest_cid = 0;
-  int vhost_fd = -1;               // Inherited under this number. Borrowed until Start returns.
-  std::vector<int> inherited_fds;  // More descriptors for the hypervisor's process, on the same terms.
-  std::vector<std::pair<std::string, std::string>> environment;  // For the hypervisor's process, e.g. LD_PRELOAD.
-};
-
-// Saved memory and devices to start from instead of booting.
-struct IncomingState {
-  OwnedFd ram;           // memfd or tmpfs file with the content of the main memory block, exactly memory_bytes long.
-  OwnedFd device_state;  // The stream without that block's pages, at offset 0 of a regular file.
-  bool share_ram =
-      false;  // Write to `ram` itself. Else it is mapped privately and stays as it is, for further restores.
-};
-
-struct VmConfig {
-  std::string name;
-  std::string directory;     // For sockets and logs of this VM; exists, mode 0700.
-  std::string accelerator;   // "kvm" or "tcg".
-  std::string machine_type;  // Versioned; empty: this hypervisor's newest.
-  std::string cpu_model;     // Empty: the best for the accelerator.
-  uint32_t vcpus = 1;
-  uint64_t memory_bytes = 0;  // Multiple of 2 MiB.
-  std::string firmware;       // Empty: what suits the boot method.
-  // Direct kernel boot; empty: the firmware boots the first disk.
-  std::string kernel;
-  std::string initrd;
-  std::string cmdline;
-  std::vector<DiskConfig> disks;
-  std::vector<NicConfig> nics;
-  std::optional<VsockAttachment> vsock;
-  std::string generation_id;              // UUID for VMGenID; empty: none.
-  std::optional<IncomingState> incoming;  // The VM then starts paused and waits for Resume().
-};
 
 struct Capabilities {
   bool memory = false;                   // Memory and devices can be saved at all.
