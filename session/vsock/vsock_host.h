@@ -35,7 +35,10 @@ struct VsockOptions {
 
 class VsockHost {
  public:
-  // FAILED_PRECONDITION names what is missing when the back end that was asked for is not there.
+  // FAILED_PRECONDITION names what is missing when the back end that was asked for is not there; ALREADY_EXISTS: the
+  // port or the CID that was asked for is taken on this host (with the kernel's back end).
+  // The user-space back end looks for libstill-vsock.so beside the running program and in ../lib/stillpoint;
+  // STILL_VSOCK_LIBRARY overrides both.
   static absl::StatusOr<std::unique_ptr<VsockHost>> Create(const VsockOptions& options);
   virtual ~VsockHost() = default;
 

@@ -1,0 +1,154 @@
+// The user-space back end: the device runs inside the hypervisor, in the preloaded libstill-vsock.so (device/), and is
+// reached over UNIX sockets in the VM's directory. All that it needs is made here and handed over as descriptors.
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/unix_socket.h"
+#include "session/vsock/vsock_backends.h"
+
+namespace still::session {
+namespace {
+
+constexpr uint32_t kDefaultPort = 1024;  // Every VM has its own ports: see unix_bridge.h for the names of the sockets.
+constexpr int kBacklog = 128;
+constexpr char kLibrary[] = "libstill-vsock.so";
+
+absl::StatusOr<std::string> FindLibrary() {
+  std::vector<std::string> candidates;
+  if (const char* chosen = std::getenv("STILL_VSOCK_LIBRARY"); chosen != nullptr && *chosen != '\0') {
+    candidates.push_back(chosen);
+  } else {
+    char program[4096];
+    ssize_t size = ::readlink("/proc/self/exe", program, sizeof program);
+    if (size <= 0 || static_cast<size_t>(size) == sizeof program) return ErrnoStatus(errno, "readlink /proc/self/exe");
+    std::string path(program, static_cast<size_t>(size));
+    std::string directory = path.substr(0, path.rfind('/'));
+    candidates.push_back(JoinPath(directory, kLibrary));
+    candidates.push_back(JoinPath(directory, absl::StrCat("../lib/stillpoint/", kLibrary)));
+  }
+  for (const std::string& candidate : candidates) {
+    if (!PathExists(candidate)) continue;
+    char* real = ::realpath(candidate.c_str(), nullptr);
+    if (real == nullptr) return ErrnoStatus(errno, absl::StrCat("realpath ", candidate));
+    std::string path(real);
+    std::free(real);
+    // The separators of LD_PRELOAD; it has no way to quote them.
+    if (path.find_first_of(": ") != std::string::npos) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("vsock library ", path, ": no colon or space may be in its path; move it"));
+    }
+    return path;
+  }
+  return absl::FailedPreconditionError(absl::StrCat("vsock library not found at ", absl::StrJoin(candidates, " or "),
+                                                    "; set STILL_VSOCK_LIBRARY to where ", kLibrary, " is"));
+}
+
+class UserspaceVsock : public VsockHost {
+ public:
+  UserspaceVsock(std::string directory, uint32_t port, uint32_t guest_cid, std::string library,
+                 StoppableListener agent_listener, OwnedFd vhost_fd, OwnedFd host_listener, OwnedFd directory_fd)
+      : directory_(std::move(directory)),
+        port_(port),
+        guest_cid_(guest_cid),
+        library_(std::move(library)),
+        agent_listener_(std::move(agent_listener)),
+        vhost_fd_(std::move(vhost_fd)),
+        host_listener_(std::move(host_listener)),
+        directory_fd_(std::move(directory_fd)) {}
+
+  uint32_t port() const override { return port_; }
+  uint32_t guest_cid() const override { return guest_cid_; }
+  absl::string_view backend() const override { return "userspace"; }
+
+  VsockAttachment attachment() const override {
+    VsockAttachment attachment;
+    attachment.guest_cid = guest_cid_;
+    attachment.vhost_fd = vhost_fd_.get();
+    attachment.inherited_fds = {host_listener_.get(), directory_fd_.get()};
+    const char* preload = std::getenv("LD_PRELOAD");
+    bool others = preload != nullptr && *preload != '\0';
+    attachment.environment = {
+        {"LD_PRELOAD", others ? absl::StrCat(library_, ":", preload) : library_},
+        {"STILL_VSOCK_FDS", absl::StrCat(vhost_fd_.get(), ",", host_listener_.get(), ",", directory_fd_.get())}};
+    return attachment;
+  }
+
+  absl::StatusOr<OwnedFd> Accept(absl::Duration timeout) override {
+    return agent_listener_.Accept(timeout, nullptr, nullptr);
+  }
+
+  absl::StatusOr<OwnedFd> Connect(uint32_t guest_port, absl::Duration timeout) override;
+
+  void Shutdown() override { agent_listener_.Shutdown(); }
+
+ private:
+  const std::string directory_;
+  const uint32_t port_;
+  const uint32_t guest_cid_;
+  const std::string library_;
+  StoppableListener agent_listener_;
+  OwnedFd vhost_fd_;
+  OwnedFd host_listener_;
+  OwnedFd directory_fd_;
+};
+
+absl::StatusOr<OwnedFd> UserspaceVsock::Connect(uint32_t guest_port, absl::Duration timeout) {
+  absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+  std::string what = absl::StrCat("guest port ", guest_port);
+  STILL_ASSIGN_OR_RETURN(OwnedFd fd, ConnectUnix(JoinPath(directory_, "vsock.sock")));
+  std::string request = absl::StrCat("CONNECT ", guest_port, "\n");
+  ssize_t sent = ::send(fd.get(), request.data(), request.size(), MSG_NOSIGNAL);
+  if (sent != static_cast<ssize_t>(request.size())) {
+    return absl::UnavailableError(absl::StrCat(what, ": the vsock device does not answer"));
+  }
+  // Byte by byte: what follows the line is the guest's and stays in the socket.
+  std::string answer;
+  constexpr size_t kMaxAnswer = 32;
+  while (answer.size() < kMaxAnswer && !absl::EndsWith(answer, "\n")) {
+    STILL_RETURN_IF_ERROR(WaitReadable(fd.get(), deadline - Clock::Real().Monotonic(), what));
+    char byte;
+    ssize_t got = ::recv(fd.get(), &byte, 1, MSG_DONTWAIT);
+    if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+    if (got <= 0) return absl::UnavailableError(absl::StrCat(what, ": nothing in the guest accepts"));
+    answer.push_back(byte);
+  }
+  if (!absl::StartsWith(answer, "OK ")) return absl::InternalError(absl::StrCat(what, ": unexpected answer"));
+  return fd;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptions& options) {
+  STILL_ASSIGN_OR_RETURN(std::string library, FindLibrary());
+  uint32_t port = options.port != 0 ? options.port : kDefaultPort;
+  uint32_t guest_cid = options.guest_cid != 0 ? options.guest_cid : RandomGuestCid();
+  STILL_ASSIGN_OR_RETURN(OwnedFd directory_fd, OpenFile(options.directory, O_PATH | O_DIRECTORY));
+  STILL_ASSIGN_OR_RETURN(OwnedFd vhost_fd, OpenFile("/dev/null", O_RDWR));
+  STILL_ASSIGN_OR_RETURN(OwnedFd host_listener, ListenUnix(JoinPath(options.directory, "vsock.sock"), kBacklog));
+  // The device's thread accepts until there is nothing left; it must not block then.
+  int flags = ::fcntl(host_listener.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(host_listener.get(), F_SETFL, flags | O_NONBLOCK) != 0) return ErrnoStatus(errno, "fcntl");
+  std::string agent_path = JoinPath(options.directory, absl::StrCat("vsock.sock_", port));
+  STILL_ASSIGN_OR_RETURN(OwnedFd agent_fd, ListenUnix(agent_path, kBacklog));
+  STILL_ASSIGN_OR_RETURN(StoppableListener agent_listener,
+                         StoppableListener::Create(std::move(agent_fd), absl::StrCat("vsock port ", port)));
+  return std::make_unique<UserspaceVsock>(options.directory, port, guest_cid, std::move(library),
+                                          std::move(agent_listener), std::move(vhost_fd), std::move(host_listener),
+                                          std::move(directory_fd));
+}
+
+}  // namespace still::session

@@ -1,0 +1,43 @@
+// The two back ends behind VsockHost::Create, and what they share. Private to this folder.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "base/fd.h"
+#include "base/status.h"
+#include "session/vsock/vsock_host.h"
+
+namespace still::session {
+
+// FAILED_PRECONDITION when this host lacks /dev/vhost-vsock or AF_VSOCK, PERMISSION_DENIED when we may not use them.
+absl::StatusOr<std::unique_ptr<VsockHost>> CreateKernelVsock(const VsockOptions& options);
+// FAILED_PRECONDITION when libstill-vsock.so is not found.
+absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptions& options);
+
+// Random, and out of the way of the small numbers that people choose by hand.
+uint32_t RandomGuestCid();
+
+// A listening socket whose waiting can be ended by another thread.
+class StoppableListener {
+ public:
+  static absl::StatusOr<StoppableListener> Create(OwnedFd listening, std::string name);
+
+  // The next connection, close-on-exec, as accept4(2) gives it with the peer's address in `*address`.
+  absl::StatusOr<OwnedFd> Accept(absl::Duration timeout, struct sockaddr* address, socklen_t* length);
+  // Thread-safe, idempotent.
+  void Shutdown();
+
+ private:
+  StoppableListener(OwnedFd listening, OwnedFd stop, std::string name);
+
+  OwnedFd listening_;
+  OwnedFd stop_;  // An eventfd that stays readable once Shutdown was called.
+  std::string name_;
+};
+
+}  // namespace still::session

@@ -1,0 +1,88 @@
+#include "session/vsock/vsock_host.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/random.h"
+#include "session/vsock/vsock_backends.h"
+
+namespace still::session {
+
+absl::StatusOr<std::unique_ptr<VsockHost>> VsockHost::Create(const VsockOptions& options) {
+  switch (options.backend) {
+    case VsockBackend::kKernel:
+      return CreateKernelVsock(options);
+    case VsockBackend::kUserspace:
+      return CreateUserspaceVsock(options);
+    case VsockBackend::kAutomatic:
+      break;
+  }
+  absl::StatusOr<std::unique_ptr<VsockHost>> kernel = CreateKernelVsock(options);
+  bool absent = absl::IsFailedPrecondition(kernel.status()) || absl::IsPermissionDenied(kernel.status());
+  if (!absent) return kernel;  // Also when it is there and the port is taken, say: that is for the caller to mend.
+  absl::StatusOr<std::unique_ptr<VsockHost>> userspace = CreateUserspaceVsock(options);
+  if (!userspace.ok() && absl::IsFailedPrecondition(userspace.status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(kernel.status().message(), "; nor the other way: ", userspace.status().message()));
+  }
+  LogDebug("vsock in user space", {{"because", kernel.status().message()}});
+  return userspace;
+}
+
+uint32_t RandomGuestCid() {
+  constexpr uint32_t kFirst = 1u << 16;
+  constexpr uint32_t kEnd = 1u << 31;
+  return kFirst + static_cast<uint32_t>(RandomU64() % (kEnd - kFirst));
+}
+
+StoppableListener::StoppableListener(OwnedFd listening, OwnedFd stop, std::string name)
+    : listening_(std::move(listening)), stop_(std::move(stop)), name_(std::move(name)) {}
+
+absl::StatusOr<StoppableListener> StoppableListener::Create(OwnedFd listening, std::string name) {
+  OwnedFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!stop.valid()) return ErrnoStatus(errno, "eventfd");
+  return StoppableListener(std::move(listening), std::move(stop), std::move(name));
+}
+
+absl::StatusOr<OwnedFd> StoppableListener::Accept(absl::Duration timeout, sockaddr* address, socklen_t* length) {
+  absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+  for (;;) {
+    absl::Duration left = deadline - Clock::Real().Monotonic();
+    int wait_ms = -1;
+    if (left != absl::InfiniteDuration()) {
+      wait_ms = left <= absl::ZeroDuration() ? 0 : static_cast<int>(absl::ToInt64Milliseconds(left) + 1);
+    }
+    pollfd fds[2] = {{.fd = stop_.get(), .events = POLLIN, .revents = 0},
+                     {.fd = listening_.get(), .events = POLLIN, .revents = 0}};
+    int ready = ::poll(fds, 2, wait_ms);
+    if (ready < 0 && errno != EINTR) return ErrnoStatus(errno, absl::StrCat("poll ", name_));
+    if (ready > 0 && fds[0].revents != 0) return absl::CancelledError(absl::StrCat(name_, ": shut down"));
+    if (ready > 0) {
+      OwnedFd fd(::accept4(listening_.get(), address, length, SOCK_CLOEXEC));
+      if (fd.valid()) return fd;
+      // The peer was gone again before we came.
+      if (errno != ECONNABORTED && errno != EAGAIN && errno != EINTR) {
+        return ErrnoStatus(errno, absl::StrCat("accept ", name_));
+      }
+    }
+    if (ready == 0 && left <= absl::ZeroDuration()) {
+      return absl::DeadlineExceededError(
+          absl::StrCat(name_, ": the guest did not connect within ", absl::FormatDuration(timeout)));
+    }
+  }
+}
+
+void StoppableListener::Shutdown() {
+  uint64_t one = 1;
+  (void)!::write(stop_.get(), &one, sizeof one);  // Can only fail when it is already readable.
+}
+
+}  // namespace still::session
