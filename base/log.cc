@@ -14,6 +14,7 @@ namespace still {
 namespace {
 
 std::atomic<LogLevel> default_level{LogLevel::kWarning};
+std::atomic<void (*)(absl::string_view)> log_sink{nullptr};
 
 LogLevel Threshold() {
   const char* text = std::getenv("STILL_LOG_LEVEL");
@@ -59,6 +60,8 @@ bool NeedsQuotes(absl::string_view text) {
 
 void SetLogLevel(LogLevel level) { default_level = level; }
 
+void SetLogSink(void (*sink)(absl::string_view line)) { log_sink = sink; }
+
 void Log(LogLevel level, absl::string_view message, LogFields fields) {
   if (level < Threshold()) return;
   static constexpr absl::string_view kNames[] = {"debug", "info", "warning", "error"};
@@ -78,6 +81,7 @@ void Log(LogLevel level, absl::string_view message, LogFields fields) {
     }
   }
   line += "\n";
+  if (auto* sink = log_sink.load()) return sink(line);
   // A log that cannot be written has nowhere to report it.
   [[maybe_unused]] ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
 }

@@ -17,6 +17,10 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError };
 // The level used when STILL_LOG_LEVEL says nothing.
 void SetLogLevel(LogLevel level);
 
+// Where finished lines (with their newline) go instead of stderr; null: stderr. For a program that may not write at all
+// times. Set once, before other threads log.
+void SetLogSink(void (*sink)(absl::string_view line));
+
 struct LogField {
   absl::string_view key;
   absl::AlphaNum value;
