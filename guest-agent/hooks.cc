@@ -1,0 +1,139 @@
+#include "guest-agent/hooks.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/process.h"
+
+namespace still::agent {
+namespace {
+
+constexpr size_t kMaxOutputBytes = 1024;
+constexpr absl::Duration kPollInterval = absl::Milliseconds(10);
+constexpr size_t kMaxHooks = 256;
+
+bool IsExecutableFile(const std::string& path) {
+  struct stat status {};
+  return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode) && ::access(path.c_str(), X_OK) == 0;
+}
+
+void AppendHooksIn(const std::string& directory, std::vector<std::string>& hooks) {
+  // No such directory: no hooks.
+  for (const std::string& name : ListDirectory(directory).value_or(std::vector<std::string>())) {
+    std::string path = JoinPath(directory, name);
+    if (!IsSkippedHookName(name) && IsExecutableFile(path)) hooks.push_back(std::move(path));
+  }
+}
+
+// What is there now, keeping the last kMaxOutputBytes. False at the end.
+bool ReadAvailable(int fd, std::string& output) {
+  char buffer[4096];
+  for (;;) {
+    ssize_t got = ::read(fd, buffer, sizeof buffer);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return errno == EAGAIN;
+    if (got == 0) return false;
+    output.append(buffer, static_cast<size_t>(got));
+    if (output.size() > kMaxOutputBytes) output.erase(0, output.size() - kMaxOutputBytes);
+  }
+}
+
+// Protobuf strings must be UTF-8; what a program prints need not be.
+std::string Printable(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) >= 0x80) c = '?';
+  }
+  return text;
+}
+
+struct HookEnd {
+  int exit_code = -1;
+  std::string output;
+};
+
+HookEnd RunToEnd(const std::string& path, absl::string_view verb, absl::Duration deadline,
+                 const std::function<bool()>& cancelled) {
+  HookEnd end;
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC) != 0) return {-1, ErrnoStatus(errno, "pipe").ToString()};
+  OwnedFd read_end(fds[0]), write_end(fds[1]);
+  // Only our end: a program must not find its standard output non-blocking.
+  ::fcntl(read_end.get(), F_SETFL, O_NONBLOCK);
+  absl::StatusOr<ChildProcess> child = ChildProcess::Start({.argv = {path, std::string(verb)},
+                                                            .stdout_fd = write_end.get(),
+                                                            .stderr_fd = write_end.get(),
+                                                            .new_session = true});
+  if (!child.ok()) return {-1, Printable(child.status().ToString())};
+  write_end.Reset();
+  const char* killed = nullptr;
+  pollfd wait[2] = {{.fd = child->pidfd(), .events = POLLIN, .revents = 0},
+                    {.fd = read_end.get(), .events = POLLIN, .revents = 0}};
+  while (wait[0].revents == 0) {
+    if (cancelled()) killed = "the freeze was given up";
+    if (Clock::Real().Monotonic() >= deadline) killed = "still running at its deadline";
+    if (killed != nullptr) break;
+    (void)::poll(wait, 2, static_cast<int>(absl::ToInt64Milliseconds(kPollInterval)));
+    if (wait[1].revents != 0 && !ReadAvailable(read_end.get(), end.output)) wait[1].fd = -1;
+  }
+  if (killed != nullptr) {
+    // Its group, and before it is reaped: the number cannot have been given to anybody else.
+    ::kill(-child->pid(), SIGKILL);
+  }
+  absl::StatusOr<ProcessExit> exit = child->Wait();
+  (void)ReadAvailable(read_end.get(), end.output);
+  end.output = Printable(std::move(end.output));
+  if (killed != nullptr) {
+    absl::StrAppend(&end.output, end.output.empty() ? "" : "\n", "killed: ", killed);
+  } else if (exit.ok()) {
+    end.exit_code = exit->signal != 0 ? 128 + exit->signal : exit->exit_code;
+  }
+  return end;
+}
+
+}  // namespace
+
+bool IsSkippedHookName(absl::string_view name) {
+  for (absl::string_view suffix :
+       {"~", ".bak", ".orig", ".rpmnew", ".rpmorig", ".rpmsave", ".sample", ".dpkg-old", ".dpkg-new", ".dpkg-tmp",
+        ".dpkg-dist", ".dpkg-bak", ".dpkg-backup", ".dpkg-remove"}) {
+    if (absl::EndsWith(name, suffix)) return true;
+  }
+  return absl::StartsWith(name, ".");
+}
+
+std::vector<std::string> HookPrograms::List() {
+  std::vector<std::string> hooks;
+  AppendHooksIn(directories_.own, hooks);
+  if (PathExists(directories_.qemu)) {
+    AppendHooksIn(directories_.qemu, hooks);
+  } else if (IsExecutableFile(directories_.qemu_single)) {
+    hooks.push_back(directories_.qemu_single);
+  }
+  if (hooks.size() > kMaxHooks) hooks.resize(kMaxHooks);
+  return hooks;
+}
+
+pb::HookResult HookPrograms::Run(const std::string& path, absl::string_view verb, absl::Duration timeout,
+                                 const std::function<bool()>& cancelled) {
+  absl::Duration start = Clock::Real().Monotonic();
+  HookEnd end = RunToEnd(path, verb, start + timeout, cancelled);
+  pb::HookResult result;
+  result.set_path(path);
+  result.set_verb(std::string(verb));
+  result.set_exit_code(end.exit_code);
+  result.set_duration_us(static_cast<uint64_t>(absl::ToInt64Microseconds(Clock::Real().Monotonic() - start)));
+  result.set_output(std::move(end.output));
+  return result;
+}
+
+}  // namespace still::agent

@@ -1,0 +1,21 @@
+// The real Freezer: FIFREEZE and FITHAW on this machine.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "guest-agent/freezer.h"
+
+namespace still::agent {
+
+class KernelFreezer : public Freezer {
+ public:
+  absl::StatusOr<MountSurvey> Survey() override;
+  absl::StatusOr<std::unique_ptr<FileSystemHandle>> Open(int mount_id, const std::string& mount_point) override;
+  void PinMemory() override;
+};
+
+// The mount that an open descriptor lies on, by its id in the mount table. Needs no particular kernel version.
+absl::StatusOr<int> MountIdOf(int fd);
+
+}  // namespace still::agent
