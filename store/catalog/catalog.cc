@@ -1,0 +1,290 @@
+#include "store/catalog/catalog.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "store/catalog/schema.h"
+#include "store/catalog/sqlite.h"
+
+namespace still::store {
+namespace {
+
+std::optional<absl::Time> TimeAt(const Statement& row, int column) {
+  if (row.IsNull(column)) return std::nullopt;
+  return absl::FromUnixNanos(row.Int(column));
+}
+
+// Calls `visit` for each row.
+template <typename Visit>
+absl::Status ForEachRow(Statement& select, Visit visit) {
+  for (;;) {
+    STILL_ASSIGN_OR_RETURN(bool row, select.Step());
+    if (!row) return absl::OkStatus();
+    visit();
+  }
+}
+
+CatalogPack PackFrom(const Statement& row) {
+  CatalogPack pack{.name = row.Bytes(0),
+                   .kind = static_cast<int>(row.Int(1)),
+                   .size = static_cast<uint64_t>(row.Int(2)),
+                   .created_unix_ns = row.Int(3),
+                   .blocks = static_cast<uint32_t>(row.Int(4)),
+                   .nodes = static_cast<uint32_t>(row.Int(5)),
+                   .overhead = static_cast<uint64_t>(row.Int(6)),
+                   .condemned = TimeAt(row, 7)};
+  pack.hooks = row.Bytes(8);
+  return pack;
+}
+
+CatalogImage ImageFrom(const Statement& row, int first_column) {
+  return {.name = row.Bytes(first_column),
+          .role = static_cast<int>(row.Int(first_column + 1)),
+          .size = static_cast<uint64_t>(row.Int(first_column + 2)),
+          .root = row.Bytes(first_column + 3),
+          .bitmap = row.Bytes(first_column + 4)};
+}
+
+#define STILL_SNAPSHOT_COLUMNS "id, ifnull(name, ''), session, session_id, point, committed, kind, manifest"
+
+CatalogSnapshot SnapshotFrom(const Statement& row) {
+  CatalogSnapshot snapshot{.id = row.Bytes(0),
+                           .name = row.Bytes(1),
+                           .session = row.Bytes(2),
+                           .session_id = row.Bytes(3),
+                           .point_unix_ns = row.Int(4),
+                           .committed_unix_ns = row.Int(5),
+                           .kind = static_cast<int>(row.Int(6))};
+  snapshot.manifest = row.Bytes(7);
+  return snapshot;
+}
+
+absl::Status FillLabelsAndImages(Database& db, CatalogSnapshot& snapshot) {
+  STILL_ASSIGN_OR_RETURN(Statement labels, db.Prepare("SELECT key, value FROM label WHERE snapshot = ?"));
+  STILL_RETURN_IF_ERROR(labels.Bind(absl::string_view(snapshot.id)));
+  STILL_RETURN_IF_ERROR(ForEachRow(labels, [&] { snapshot.labels[labels.Bytes(0)] = labels.Bytes(1); }));
+  STILL_ASSIGN_OR_RETURN(
+      Statement images,
+      db.Prepare("SELECT name, role, size, root, bitmap FROM image WHERE snapshot = ? ORDER BY name"));
+  STILL_RETURN_IF_ERROR(images.Bind(absl::string_view(snapshot.id)));
+  return ForEachRow(images, [&] { snapshot.images.push_back(ImageFrom(images, 0)); });
+}
+
+// Several selects that must see one state.
+class ReadTransaction {
+ public:
+  static absl::StatusOr<ReadTransaction> Begin(Database& db) {
+    STILL_RETURN_IF_ERROR(db.Execute("BEGIN"));
+    return ReadTransaction(&db);
+  }
+  ReadTransaction(ReadTransaction&& other) noexcept : db_(std::exchange(other.db_, nullptr)) {}
+  // Nothing was written: ending it can lose nothing.
+  ~ReadTransaction() {
+    if (db_ != nullptr) (void)db_->Execute("ROLLBACK");
+  }
+
+ private:
+  explicit ReadTransaction(Database* db) : db_(db) {}
+  Database* db_;
+};
+
+}  // namespace
+
+Catalog::Catalog(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader,
+                 FileIdentity file)
+    : path_(std::move(path)), file_(file), writer_(std::move(writer)), reader_(std::move(reader)) {}
+
+Catalog::~Catalog() = default;
+
+absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Open(const CatalogOptions& options) {
+  STILL_ASSIGN_OR_RETURN(Database writer, Database::Open(options.path, options.busy_timeout));
+  STILL_RETURN_IF_ERROR(MigrateCatalog(writer));
+  STILL_ASSIGN_OR_RETURN(Database reader, Database::Open(options.path, options.busy_timeout));
+  STILL_ASSIGN_OR_RETURN(FileIdentity file, Identify(options.path));
+  return std::unique_ptr<Catalog>(new Catalog(options.path, std::make_unique<Database>(std::move(writer)),
+                                              std::make_unique<Database>(std::move(reader)), file));
+}
+
+absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
+    const CatalogOptions& options, const std::function<absl::Status(CatalogTransaction& change)>& fill) {
+  std::vector<CatalogSchedule> schedules;
+  std::vector<CatalogJob> jobs;
+  absl::StatusOr<std::unique_ptr<Catalog>> catalog = Open(options);
+  absl::Status health = catalog.ok() ? (*catalog)->Check() : catalog.status();
+  if (absl::IsDataLoss(health)) {
+    if (catalog.ok()) {
+      // Whatever of it can still be read; they are nowhere else.
+      if (auto readable = (*catalog)->ListSchedules(); readable.ok()) schedules = *std::move(readable);
+      if (auto readable = (*catalog)->ListJobs(1000); readable.ok()) jobs = *std::move(readable);
+    }
+    LogWarning("damaged catalog set aside", {{"path", options.path}, {"error", health.ToString()}});
+    catalog = absl::UnknownError("closed");
+    STILL_RETURN_IF_ERROR(SetAside(options.path));
+    catalog = Open(options);
+  } else if (!health.ok()) {
+    return health;
+  }
+  if (!catalog.ok()) return catalog.status();
+  for (const CatalogSchedule& schedule : schedules) STILL_RETURN_IF_ERROR((*catalog)->PutSchedule(schedule));
+  for (auto job = jobs.rbegin(); job != jobs.rend(); ++job) {
+    STILL_RETURN_IF_ERROR((*catalog)->AddJob(*job).status());
+  }
+  STILL_ASSIGN_OR_RETURN(CatalogTransaction change, (*catalog)->Begin());
+  STILL_RETURN_IF_ERROR(change.ClearRebuildable());
+  STILL_RETURN_IF_ERROR(fill(change));
+  STILL_RETURN_IF_ERROR(change.Commit());
+  return catalog;
+}
+
+absl::Status Catalog::SetAside(const std::string& path) {
+  // The log first: replayed into the new file it would destroy it.
+  for (const char* suffix : {"-wal", "-shm"}) STILL_RETURN_IF_ERROR(RemoveFile(absl::StrCat(path, suffix)));
+  const std::string aside = absl::StrCat(path, ".damaged");
+  if (::rename(path.c_str(), aside.c_str()) != 0 && errno != ENOENT) {
+    return ErrnoStatus(errno, absl::StrCat("rename ", path, " to ", aside));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Catalog::FileIdentity> Catalog::Identify(const std::string& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) return ErrnoStatus(errno, absl::StrCat("catalog ", path));
+  return FileIdentity{.device = status.st_dev, .inode = status.st_ino};
+}
+
+absl::Status Catalog::CheckNotReplaced() const {
+  absl::StatusOr<FileIdentity> now = Identify(path_);
+  if (now.ok() && *now == file_) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("catalog ", path_, ": the file was replaced while it was open; try again"));
+}
+
+absl::StatusOr<CatalogTransaction> Catalog::Begin() {
+  writing_.Lock();
+  absl::Status status = CheckNotReplaced();
+  if (status.ok()) status = writer_->Execute("BEGIN IMMEDIATE");
+  if (status.ok()) return CatalogTransaction(this);
+  writing_.Unlock();
+  return status;
+}
+
+absl::Status Catalog::ForEachPack(bool with_hooks, const std::function<void(const CatalogPack& pack)>& visit) {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(
+      Statement select,
+      reader_->Prepare("SELECT name, kind, size, created, blocks, nodes, overhead, condemned, iif(?, hooks, x'') "
+                       "FROM pack ORDER BY created, name"));
+  STILL_RETURN_IF_ERROR(select.Bind(int64_t{with_hooks}));
+  return ForEachRow(select, [&] { visit(PackFrom(select)); });
+}
+
+absl::StatusOr<std::optional<CatalogPack>> Catalog::FindPack(absl::string_view name) {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(
+      Statement select,
+      reader_->Prepare("SELECT name, kind, size, created, blocks, nodes, overhead, condemned, hooks FROM pack "
+                       "WHERE name = ?"));
+  STILL_RETURN_IF_ERROR(select.Bind(Blob(name)));
+  STILL_ASSIGN_OR_RETURN(bool found, select.Step());
+  if (!found) return std::nullopt;
+  return PackFrom(select);
+}
+
+absl::StatusOr<std::vector<NodePlace>> Catalog::FindNode(absl::string_view id) {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(
+      Statement select,
+      reader_->Prepare("SELECT pack.name, node.ordinal FROM node JOIN pack ON pack.number = node.pack "
+                       "WHERE node.id = ? ORDER BY pack.created DESC, pack.name DESC"));
+  STILL_RETURN_IF_ERROR(select.Bind(Blob(id)));
+  std::vector<NodePlace> places;
+  STILL_RETURN_IF_ERROR(ForEachRow(
+      select, [&] { places.push_back({.pack = select.Bytes(0), .ordinal = static_cast<uint32_t>(select.Int(1))}); }));
+  return places;
+}
+
+absl::StatusOr<std::vector<CatalogSnapshot>> Catalog::ListSnapshots() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(ReadTransaction transaction, ReadTransaction::Begin(*reader_));
+  STILL_ASSIGN_OR_RETURN(Statement select,
+                         reader_->Prepare("SELECT " STILL_SNAPSHOT_COLUMNS " FROM snapshot ORDER BY point, id"));
+  std::vector<CatalogSnapshot> snapshots;
+  STILL_RETURN_IF_ERROR(ForEachRow(select, [&] { snapshots.push_back(SnapshotFrom(select)); }));
+  for (CatalogSnapshot& snapshot : snapshots) STILL_RETURN_IF_ERROR(FillLabelsAndImages(*reader_, snapshot));
+  return snapshots;
+}
+
+absl::StatusOr<std::optional<CatalogSnapshot>> Catalog::FindOneSnapshot(const char* sql, absl::string_view key) {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(ReadTransaction transaction, ReadTransaction::Begin(*reader_));
+  STILL_ASSIGN_OR_RETURN(Statement select, reader_->Prepare(sql));
+  STILL_RETURN_IF_ERROR(select.Bind(key));
+  STILL_ASSIGN_OR_RETURN(bool found, select.Step());
+  if (!found) return std::nullopt;
+  CatalogSnapshot snapshot = SnapshotFrom(select);
+  STILL_RETURN_IF_ERROR(FillLabelsAndImages(*reader_, snapshot));
+  return snapshot;
+}
+
+absl::StatusOr<std::optional<CatalogSnapshot>> Catalog::FindSnapshot(absl::string_view id) {
+  return FindOneSnapshot("SELECT " STILL_SNAPSHOT_COLUMNS " FROM snapshot WHERE id = ?", id);
+}
+
+absl::StatusOr<std::optional<CatalogSnapshot>> Catalog::FindSnapshotByName(absl::string_view name) {
+  return FindOneSnapshot("SELECT " STILL_SNAPSHOT_COLUMNS " FROM snapshot WHERE name = ?", name);
+}
+
+absl::StatusOr<std::vector<CatalogSession>> Catalog::ListSessions() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(
+      Statement select,
+      reader_->Prepare("SELECT name, id, snapshots, first_point, last_point FROM session ORDER BY name, id"));
+  std::vector<CatalogSession> sessions;
+  STILL_RETURN_IF_ERROR(ForEachRow(select, [&] {
+    sessions.push_back({.name = select.Bytes(0),
+                        .id = select.Bytes(1),
+                        .snapshots = static_cast<uint64_t>(select.Int(2)),
+                        .first_point_unix_ns = select.Int(3),
+                        .last_point_unix_ns = select.Int(4)});
+  }));
+  return sessions;
+}
+
+absl::StatusOr<std::optional<CatalogBase>> Catalog::FindBase(absl::string_view session_id, absl::string_view image) {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(
+      Statement select,
+      reader_->Prepare("SELECT snapshot.id, image.name, role, size, root, bitmap FROM snapshot "
+                       "JOIN image ON image.snapshot = snapshot.id WHERE session_id = ? AND image.name = ? "
+                       "ORDER BY point DESC, snapshot.id DESC LIMIT 1"));
+  STILL_RETURN_IF_ERROR(select.Bind(session_id, image));
+  STILL_ASSIGN_OR_RETURN(bool found, select.Step());
+  if (!found) return std::nullopt;
+  return CatalogBase{.snapshot_id = select.Bytes(0), .image = ImageFrom(select, 1)};
+}
+
+absl::Status Catalog::Check() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(Statement check, reader_->Prepare("PRAGMA integrity_check(1)"));
+  STILL_ASSIGN_OR_RETURN(bool row, check.Step());
+  std::string verdict = row ? check.Bytes(0) : "no answer";
+  if (verdict == "ok") return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("catalog ", path_, ": ", verdict, "; run `still repair catalog`"));
+}
+
+absl::StatusOr<uint64_t> Catalog::FileBytes() const {
+  STILL_ASSIGN_OR_RETURN(uint64_t bytes, FileSize(path_));
+  // There is none between the last close and the next change.
+  absl::StatusOr<uint64_t> log_bytes = FileSize(absl::StrCat(path_, "-wal"));
+  return bytes + (log_bytes.ok() ? *log_bytes : 0);
+}
+
+}  // namespace still::store

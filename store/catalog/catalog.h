@@ -1,0 +1,147 @@
+// Catalog: the SQLite index of a repository. It speeds everything up and is never the only place of anything but
+// schedules and jobs: whatever else it says can be rebuilt from packs and manifests (docs/format/catalog.md).
+//
+//   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Catalog> catalog, Catalog::Open({.path = "/srv/vm.still/catalog.db"}));
+//   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog->Begin());
+//   STILL_RETURN_IF_ERROR(change.PutSnapshot(row));     // ALREADY_EXISTS: the name is taken
+//   STILL_RETURN_IF_ERROR(objects.Put(...manifest...)); // nobody else can take the name meanwhile
+//   STILL_RETURN_IF_ERROR(change.Commit());             // durable when it returns
+//
+// Several processes may use one catalog. All calls block, for at most the busy timeout while another process writes;
+// then UNAVAILABLE. DATA_LOSS: the file is damaged, and the message names the command that mends it.
+// FAILED_PRECONDITION: it was written by a newer version. RESOURCE_EXHAUSTED: the disk is full.
+//
+// Catalog is thread-safe. Its reads see what was committed, also in a thread that holds a transaction open.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "base/status.h"
+#include "store/catalog/rows.h"
+
+namespace still::store {
+
+class Catalog;
+class Database;
+
+// One change of the catalog, done by Commit() or not at all. Holds off every other writer, of all processes: keep it
+// short. For one thread; must not outlive its catalog. After an error only destroy it.
+class CatalogTransaction {
+ public:
+  CatalogTransaction(CatalogTransaction&& other) noexcept;
+  CatalogTransaction& operator=(CatalogTransaction&&) = delete;
+  CatalogTransaction(const CatalogTransaction&) = delete;
+  ~CatalogTransaction();  // Undoes what was not committed.
+
+  // With its nodes. ALREADY_EXISTS.
+  absl::Status PutPack(const CatalogPack& pack, absl::Span<const CatalogNode> nodes);
+  // nullopt: it is in use again. NOT_FOUND.
+  absl::Status SetCondemned(absl::string_view pack, std::optional<absl::Time> when);
+  // With its nodes. OK when there is none.
+  absl::Status RemovePack(absl::string_view pack);
+  // ALREADY_EXISTS when the id or the name (unless empty) is taken.
+  absl::Status PutSnapshot(const CatalogSnapshot& snapshot);
+  absl::Status RemoveSnapshot(absl::string_view id);
+  // Everything that can be rebuilt: packs, nodes, snapshots. Schedules and jobs stay.
+  absl::Status ClearRebuildable();
+
+  // FAILED_PRECONDITION when the file was replaced by a rebuild meanwhile: open the catalog again.
+  absl::Status Commit();
+
+ private:
+  friend class Catalog;
+  explicit CatalogTransaction(Catalog* catalog) : catalog_(catalog) {}
+  Catalog* catalog_;  // nullptr: moved from.
+  bool open_ = true;
+};
+
+struct CatalogOptions {
+  std::string path;
+  absl::Duration busy_timeout = absl::Seconds(30);
+};
+
+class Catalog {
+ public:
+  // Makes the file if there is none, and brings an older one up to date.
+  static absl::StatusOr<std::unique_ptr<Catalog>> Open(const CatalogOptions& options);
+  // Replaces everything that can be rebuilt with what `fill` puts, in one transaction. Schedules and jobs are kept
+  // where they can be read. A file that is damaged is set aside first as PATH.damaged, replacing an earlier one: the
+  // caller holds the repository's exclusive lock, or nobody else has the catalog open.
+  static absl::StatusOr<std::unique_ptr<Catalog>> Rebuild(
+      const CatalogOptions& options, const std::function<absl::Status(CatalogTransaction& change)>& fill);
+  ~Catalog();
+
+  // Blocks while another thread's transaction is open.
+  absl::StatusOr<CatalogTransaction> Begin();
+
+  // In order of (created, name). `with_hooks`: else they are left empty.
+  absl::Status ForEachPack(bool with_hooks, const std::function<void(const CatalogPack& pack)>& visit);
+  absl::StatusOr<std::optional<CatalogPack>> FindPack(absl::string_view name);
+  // Where the node is stored, the pack with the largest (created, name) first; empty: nowhere. Condemned ones too.
+  absl::StatusOr<std::vector<NodePlace>> FindNode(absl::string_view id);
+
+  // Oldest point first.
+  absl::StatusOr<std::vector<CatalogSnapshot>> ListSnapshots();
+  absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshot(absl::string_view id);
+  absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshotByName(absl::string_view name);
+  // By name, then id.
+  absl::StatusOr<std::vector<CatalogSession>> ListSessions();
+  // Of the newest snapshot of this session that has the image.
+  absl::StatusOr<std::optional<CatalogBase>> FindBase(absl::string_view session_id, absl::string_view image);
+
+  // Schedules and jobs are changed one at a time, each durably.
+  absl::Status PutSchedule(const CatalogSchedule& schedule);  // Replaces the one of this name.
+  absl::Status RemoveSchedule(absl::string_view name);        // NOT_FOUND.
+  absl::StatusOr<std::vector<CatalogSchedule>> ListSchedules();
+  // Gives the job's id; `job.id` is ignored.
+  absl::StatusOr<int64_t> AddJob(const CatalogJob& job);
+  absl::Status UpdateJob(const CatalogJob& job);  // NOT_FOUND.
+  // Newest first, at most `limit`.
+  absl::StatusOr<std::vector<CatalogJob>> ListJobs(int64_t limit);
+  // Forgets all that have ended but the newest `keep`.
+  absl::Status TrimJobs(int64_t keep);
+
+  // OK, or DATA_LOSS with what SQLite finds wrong. Reads the whole file.
+  absl::Status Check();
+  // Size of the file with its log, in bytes.
+  absl::StatusOr<uint64_t> FileBytes() const;
+
+ private:
+  friend class CatalogTransaction;
+  struct FileIdentity {
+    uint64_t device = 0;
+    uint64_t inode = 0;
+    bool operator==(const FileIdentity&) const = default;
+  };
+
+  Catalog(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader, FileIdentity file);
+  static absl::StatusOr<FileIdentity> Identify(const std::string& path);
+  static absl::Status SetAside(const std::string& path);
+  absl::Status CheckNotReplaced() const;
+  absl::StatusOr<std::optional<CatalogSnapshot>> FindOneSnapshot(const char* sql, absl::string_view key);
+
+  const std::string path_;
+  const FileIdentity file_;
+  absl::Mutex writing_;  // Held while a transaction is open; its owner may be moved, so no scope shows it.
+  std::unique_ptr<Database> writer_;
+  absl::Mutex reading_;
+  std::unique_ptr<Database> reader_ ABSL_GUARDED_BY(reading_);
+};
+
+// Where the catalog of a repository lies. Without encryption beside the objects, for all who use them; with it in a
+// private cache of this host ($STILL_CACHE_DIR, else $XDG_CACHE_HOME/stillpoint, else ~/.cache/stillpoint), because
+// whoever has the storage may neither read nor forge it. `repository_id`: 32 hex digits. FAILED_PRECONDITION when no
+// cache directory is known. Makes the directory.
+absl::StatusOr<std::string> CatalogPath(absl::string_view repository_path, absl::string_view repository_id,
+                                        bool encrypted);
+
+}  // namespace still::store

@@ -1,0 +1,140 @@
+#include "store/catalog/schema.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+
+namespace still::store {
+namespace {
+
+// Times are nanoseconds since 1970. Pack names and node ids are their raw bytes.
+constexpr char kVersion1[] = R"sql(
+CREATE TABLE pack (
+  number     INTEGER PRIMARY KEY,
+  name       BLOB NOT NULL UNIQUE CHECK (length(name) = 16),
+  kind       INTEGER NOT NULL,
+  size       INTEGER NOT NULL,
+  created    INTEGER NOT NULL,
+  blocks     INTEGER NOT NULL,
+  nodes      INTEGER NOT NULL,
+  overhead   INTEGER NOT NULL,
+  hooks      BLOB NOT NULL,
+  condemned  INTEGER
+) STRICT;
+
+CREATE TABLE node (
+  id       BLOB NOT NULL CHECK (length(id) = 32),
+  pack     INTEGER NOT NULL REFERENCES pack(number) ON DELETE CASCADE,
+  ordinal  INTEGER NOT NULL,
+  PRIMARY KEY (id, pack)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX node_by_pack ON node(pack);
+
+CREATE TABLE snapshot (
+  id          TEXT PRIMARY KEY CHECK (length(id) = 32),
+  name        TEXT UNIQUE CHECK (name <> ''),
+  session     TEXT NOT NULL,
+  session_id  TEXT NOT NULL,
+  point       INTEGER NOT NULL,
+  committed   INTEGER NOT NULL,
+  kind        INTEGER NOT NULL,
+  manifest    BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshot_by_point ON snapshot(point, id);
+CREATE INDEX snapshot_by_session ON snapshot(session_id, point);
+
+CREATE TABLE label (
+  snapshot  TEXT NOT NULL REFERENCES snapshot(id) ON DELETE CASCADE,
+  key       TEXT NOT NULL,
+  value     TEXT NOT NULL,
+  PRIMARY KEY (snapshot, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE image (
+  snapshot  TEXT NOT NULL REFERENCES snapshot(id) ON DELETE CASCADE,
+  name      TEXT NOT NULL,
+  role      INTEGER NOT NULL,
+  size      INTEGER NOT NULL,
+  root      BLOB NOT NULL,
+  bitmap    TEXT NOT NULL,
+  PRIMARY KEY (snapshot, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE VIEW session AS
+  SELECT session AS name, session_id AS id, count(*) AS snapshots, min(point) AS first_point, max(point) AS last_point
+  FROM snapshot GROUP BY session, session_id;
+
+CREATE TABLE schedule (
+  name       TEXT PRIMARY KEY CHECK (name <> ''),
+  session    TEXT NOT NULL,
+  timing     TEXT NOT NULL,
+  retention  TEXT NOT NULL,
+  enabled    INTEGER NOT NULL,
+  next_run   INTEGER,
+  last_run   INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE job (
+  id        INTEGER PRIMARY KEY AUTOINCREMENT,
+  kind      TEXT NOT NULL,
+  subject   TEXT NOT NULL,
+  state     INTEGER NOT NULL,
+  owner     TEXT NOT NULL,
+  started   INTEGER NOT NULL,
+  ended     INTEGER,
+  done      INTEGER NOT NULL,
+  total     INTEGER NOT NULL,
+  message   TEXT NOT NULL
+) STRICT;
+CREATE INDEX job_by_state ON job(state, id);
+)sql";
+
+constexpr const char* kMigrations[] = {kVersion1};
+
+absl::Status ApplyMigrations(Database& db, absl::Span<const char* const> migrations) {
+  STILL_ASSIGN_OR_RETURN(int64_t version, db.QueryInt("PRAGMA user_version"));
+  STILL_ASSIGN_OR_RETURN(int64_t application, db.QueryInt("PRAGMA application_id"));
+  STILL_ASSIGN_OR_RETURN(int64_t tables, db.QueryInt("SELECT count(*) FROM sqlite_schema"));
+  const bool empty = version == 0 && application == 0 && tables == 0;
+  if (!empty && application != kCatalogApplicationId) {
+    return absl::FailedPreconditionError(absl::StrCat("catalog ", db.path(), ": a database, but not a catalog"));
+  }
+  const auto current = static_cast<int64_t>(migrations.size());
+  if (version > current) {
+    return absl::FailedPreconditionError(absl::StrCat("catalog ", db.path(), ": version ", version,
+                                                      " was written by a newer stillpoint; this one knows up to ",
+                                                      current));
+  }
+  if (version == current) return absl::OkStatus();
+  for (int64_t from = version; from < current; ++from) {
+    STILL_RETURN_IF_ERROR(db.Execute(migrations[static_cast<size_t>(from)]));
+  }
+  // A pragma takes no bound values; these are our own numbers.
+  STILL_RETURN_IF_ERROR(db.Execute(
+      absl::StrCat("PRAGMA application_id = ", kCatalogApplicationId, "; PRAGMA user_version = ", current).c_str()));
+  if (version > 0) LogInfo("catalog migrated", {{"path", db.path()}, {"from", version}, {"to", current}});
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+const absl::Span<const char* const> kCatalogMigrations = kMigrations;
+
+absl::Status MigrateCatalog(Database& db, absl::Span<const char* const> migrations) {
+  // Nearly always there is nothing to do, and then nobody has to wait for whoever writes.
+  STILL_ASSIGN_OR_RETURN(int64_t version, db.QueryInt("PRAGMA user_version"));
+  STILL_ASSIGN_OR_RETURN(int64_t application, db.QueryInt("PRAGMA application_id"));
+  if (version == static_cast<int64_t>(migrations.size()) && application == kCatalogApplicationId) {
+    return absl::OkStatus();
+  }
+  // Immediate: of several processes that open a new file one makes the tables, and the others then find them.
+  STILL_RETURN_IF_ERROR(db.Execute("BEGIN IMMEDIATE"));
+  absl::Status status = ApplyMigrations(db, migrations);
+  if (status.ok()) status = db.Execute("COMMIT");
+  // The rollback fails only if the transaction is gone already.
+  if (!status.ok()) (void)db.Execute("ROLLBACK");
+  return status;
+}
+
+}  // namespace still::store
