@@ -1,0 +1,301 @@
+#include "session/hypervisor/qemu/qemu_capture.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/random.h"
+#include "session/hypervisor/qemu/qemu_disk.h"
+
+namespace still::session {
+namespace {
+
+using nlohmann::json;
+
+constexpr char kMemoryFd[] = "still-memory";
+// No throttle: as long as the stream lasts, the guest waits for pages that are not yet in it.
+constexpr uint64_t kNoBandwidthLimit = uint64_t{1} << 40;
+// How often a wait looks for Cancel() and for progress.
+constexpr absl::Duration kTick = absl::Milliseconds(50);
+
+class QemuCapture : public VmCapture {
+ public:
+  QemuCapture(std::shared_ptr<QemuMachine> machine, const CaptureOptions& options)
+      : machine_(std::move(machine)),
+        options_(options),
+        background_(options.memory && machine_->capabilities.background_memory),
+        disks_(*machine_),
+        events_(qmp().Subscribe({"STOP", "RESUME", "MIGRATION"})) {}
+  ~QemuCapture() override {
+    if (absl::Status released = Release(false); !released.ok()) {
+      LogError("a capture could not be released", {{"error", released.ToString()}});
+    }
+  }
+
+  absl::Status Prepare(OwnedFd memory_sink);
+  absl::StatusOr<PausedVm> Pause() override;
+  absl::Status PinDisks(const PausedVm& paused) override;
+  absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) override;
+  absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() override;
+  absl::Status WaitForMemory(absl::Duration stall_limit) override;
+  uint64_t memory_bytes_written() const override { return memory_bytes_written_; }
+  absl::Status Release(bool committed) override;
+  void Cancel() override { cancelled_ = true; }
+
+ private:
+  // What is known of QEMU's migration, the writer of the memory stream.
+  enum class Migration { kNone, kActive, kCompleted, kFailed };
+
+  QmpClient& qmp() { return *machine_->qmp; }
+  absl::Status CheckCancelled() const {
+    return cancelled_ ? absl::CancelledError("the capture was cancelled") : absl::OkStatus();
+  }
+  absl::StatusOr<PauseReport> SaveInBackground();
+  absl::StatusOr<PauseReport> SaveStopped(PausedVm& paused);
+  absl::Status PrepareMemory(OwnedFd memory_sink);
+  void Note(const QmpEvent& event);
+  absl::Status NextEvent(absl::Duration timeout);
+  absl::Status StartMigration();
+  absl::Status AwaitWriteProtection();
+  absl::Status AwaitMigration(absl::Duration stall_limit);
+  void UpdateBytesWritten();
+  absl::Status MigrationError();
+  absl::Status StopMigration();
+  PauseReport Report(const char* method);
+
+  const std::shared_ptr<QemuMachine> machine_;  // Shared with the Vm, whose destruction this outlives safely.
+  const CaptureOptions options_;
+  const bool background_;
+  DiskPins disks_;
+  QmpSubscription events_;
+  bool sink_passed_ = false;
+  bool may_be_paused_ = false;
+  bool released_ = false;
+  bool disks_wanted_ = false;
+  Migration migration_ = Migration::kNone;
+  uint32_t commands_in_pause_ = 0;
+  absl::Time stopped_at_ = absl::InfinitePast();
+  absl::Time resumed_at_ = absl::InfinitePast();
+  std::atomic<uint64_t> memory_bytes_written_ = 0;
+  std::atomic<bool> cancelled_ = false;
+};
+
+absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
+  if (options_.memory != memory_sink.valid()) {
+    return absl::InvalidArgumentError("a memory sink must be given exactly when memory is asked for");
+  }
+  STILL_ASSIGN_OR_RETURN(bool paused, QueryPaused(qmp()));
+  if (paused) return absl::FailedPreconditionError("the VM is paused; resume it first");
+  if (options_.memory) STILL_RETURN_IF_ERROR(PrepareMemory(std::move(memory_sink)));
+  return disks_.Prepare({.capture_id = absl::StrFormat("%016x", RandomU64()),
+                         .base_bitmaps = options_.base_bitmaps,
+                         .filters_before_pause = background_ || !options_.memory});
+}
+
+absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {
+  STILL_RETURN_IF_ERROR(SetMigrationCapability(qmp(), "background-snapshot", background_));
+  STILL_RETURN_IF_ERROR(
+      qmp().Run("migrate-set-parameters", {{"max-bandwidth", kNoBandwidthLimit}}, kCommandDeadline));
+  STILL_RETURN_IF_ERROR(
+      qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, memory_sink.get(), kCommandDeadline));
+  // QEMU holds the sink alone from here on: its death or its end of the stream is the reader's end of file.
+  sink_passed_ = true;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PausedVm> QemuCapture::Pause() {
+  STILL_RETURN_IF_ERROR(CheckCancelled());
+  may_be_paused_ = true;
+  PausedVm paused([machine = machine_] { return ResumeVcpus(*machine->qmp); });
+  ++commands_in_pause_;
+  // On an error the guard resumes, also when only the answer was late.
+  STILL_RETURN_IF_ERROR(Annotate(qmp().Run("stop", json::object(), options_.command_deadline), "pause the VM"));
+  stopped_at_ = absl::Now();
+  while (NextEvent(absl::ZeroDuration()).ok()) {
+  }
+  return paused;
+}
+
+absl::Status QemuCapture::PinDisks(const PausedVm&) {
+  STILL_RETURN_IF_ERROR(CheckCancelled());
+  disks_wanted_ = true;
+  // Block nodes with a filter about cannot be deactivated, which is what a plain migration does at its end: the disks
+  // are then pinned after it, still inside the pause.
+  if (options_.memory && !background_) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(uint32_t commands, disks_.Pin(options_.command_deadline));
+  commands_in_pause_ += commands;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PauseReport> QemuCapture::SaveStateAndResume(PausedVm paused) {
+  absl::StatusOr<PauseReport> report = background_ ? SaveInBackground() : SaveStopped(paused);
+  if (report.ok()) {
+    paused.Forget();
+    may_be_paused_ = false;
+    return report;
+  }
+  absl::Status resumed = paused.Resume();
+  if (resumed.ok()) may_be_paused_ = false;
+  return FirstError(report.status(), resumed);
+}
+
+absl::StatusOr<PauseReport> QemuCapture::SaveInBackground() {
+  STILL_RETURN_IF_ERROR(CheckCancelled());
+  STILL_RETURN_IF_ERROR(StartMigration());
+  STILL_RETURN_IF_ERROR(AwaitWriteProtection());
+  return Report("background");
+}
+
+absl::StatusOr<PauseReport> QemuCapture::SaveStopped(PausedVm& paused) {
+  STILL_RETURN_IF_ERROR(CheckCancelled());
+  if (options_.memory) {
+    STILL_RETURN_IF_ERROR(StartMigration());
+    STILL_RETURN_IF_ERROR(AwaitMigration(options_.command_deadline));
+    if (disks_wanted_) {
+      STILL_ASSIGN_OR_RETURN(uint32_t commands, disks_.Pin(options_.command_deadline));
+      commands_in_pause_ += commands;
+    }
+  }
+  ++commands_in_pause_;
+  STILL_RETURN_IF_ERROR(Annotate(paused.Resume(), "resume the VM"));
+  while (NextEvent(absl::ZeroDuration()).ok()) {
+  }
+  return Report(options_.memory ? "stopped" : "none");
+}
+
+PauseReport QemuCapture::Report(const char* method) {
+  if (resumed_at_ == absl::InfinitePast()) resumed_at_ = absl::Now();
+  return {.paused = resumed_at_ - stopped_at_, .commands_in_pause = commands_in_pause_, .memory_method = method};
+}
+
+void QemuCapture::Note(const QmpEvent& event) {
+  if (event.name == "STOP") {
+    stopped_at_ = event.time;
+  } else if (event.name == "RESUME") {
+    resumed_at_ = event.time;
+  } else {
+    std::string status = TextAt(event.data, "status");
+    if (status == "completed") migration_ = Migration::kCompleted;
+    if (status == "failed" || status == "cancelled") migration_ = Migration::kFailed;
+  }
+}
+
+absl::Status QemuCapture::NextEvent(absl::Duration timeout) {
+  STILL_ASSIGN_OR_RETURN(QmpEvent event, events_.Next(timeout));
+  Note(event);
+  return absl::OkStatus();
+}
+
+absl::Status QemuCapture::StartMigration() {
+  ++commands_in_pause_;
+  migration_ = Migration::kActive;
+  sink_passed_ = false;  // The migration owns it now, and closes it in any case.
+  absl::Status started =
+      qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, options_.command_deadline);
+  return Annotate(started, "save the memory");
+}
+
+// With background-snapshot QEMU resumes the VM itself, once all memory is write-protected.
+absl::Status QemuCapture::AwaitWriteProtection() {
+  absl::Duration deadline = Clock::Real().Monotonic() + options_.command_deadline;
+  while (resumed_at_ == absl::InfinitePast()) {
+    absl::Duration left = deadline - Clock::Real().Monotonic();
+    if (absl::Status next = NextEvent(left); !next.ok()) return Annotate(next, "write-protect the memory");
+    if (migration_ == Migration::kFailed) return Annotate(MigrationError(), "write-protect the memory");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<PinnedDiskExport>> QemuCapture::ExportDisks() {
+  STILL_RETURN_IF_ERROR(CheckCancelled());
+  return disks_.Export();
+}
+
+absl::Status QemuCapture::WaitForMemory(absl::Duration stall_limit) {
+  if (!options_.memory) return absl::FailedPreconditionError("no memory was asked for");
+  return AwaitMigration(stall_limit);
+}
+
+absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
+  absl::Duration moved_at = Clock::Real().Monotonic();
+  uint64_t moved_bytes = memory_bytes_written_;
+  while (migration_ == Migration::kActive) {
+    absl::Status stop = CheckCancelled();
+    absl::Duration now = Clock::Real().Monotonic();
+    if (moved_bytes != memory_bytes_written_) {
+      moved_bytes = memory_bytes_written_;
+      moved_at = now;
+    }
+    if (stop.ok() && now - moved_at >= stall_limit) {
+      stop = absl::DeadlineExceededError(
+          absl::StrCat("the memory stream did not move for ", absl::FormatDuration(stall_limit)));
+    }
+    if (!stop.ok()) {
+      STILL_RETURN_IF_ERROR(StopMigration());
+      return stop;
+    }
+    absl::Status next = NextEvent(std::min(kTick, stall_limit));
+    if (next.ok()) continue;
+    if (next.code() != absl::StatusCode::kDeadlineExceeded) return next;
+    UpdateBytesWritten();
+  }
+  UpdateBytesWritten();
+  return migration_ == Migration::kCompleted ? absl::OkStatus() : MigrationError();
+}
+
+void QemuCapture::UpdateBytesWritten() {
+  auto answer = qmp().Execute("query-migrate", json::object(), options_.command_deadline);
+  if (!answer.ok()) return;
+  const json& transferred = Member(Member(*answer, "ram"), "transferred");
+  if (transferred.is_number_unsigned()) memory_bytes_written_ = transferred.get<uint64_t>();
+}
+
+absl::Status QemuCapture::MigrationError() {
+  auto answer = qmp().Execute("query-migrate", json::object(), kCommandDeadline);
+  if (!answer.ok()) return answer.status();
+  std::string reason = TextAt(*answer, "error-desc");
+  if (reason.empty()) reason = TextAt(*answer, "status");
+  return absl::AbortedError(absl::StrCat("the hypervisor gave the memory stream up: ", reason));
+}
+
+absl::Status QemuCapture::StopMigration() {
+  STILL_RETURN_IF_ERROR(qmp().Run("migrate_cancel", json::object(), kCommandDeadline));
+  absl::Duration deadline = Clock::Real().Monotonic() + kCommandDeadline;
+  while (migration_ == Migration::kActive) {
+    STILL_RETURN_IF_ERROR(Annotate(NextEvent(deadline - Clock::Real().Monotonic()), "cancel the memory stream"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status QemuCapture::Release(bool committed) {
+  if (std::exchange(released_, true)) return absl::OkStatus();
+  absl::Status result;
+  if (migration_ == Migration::kActive) result = StopMigration();
+  // Whoever held the guard has resumed; this is for a guard that could not.
+  if (may_be_paused_) {
+    absl::StatusOr<bool> paused = QueryPaused(qmp());
+    if (!paused.ok() || *paused) result = FirstError(result, ResumeVcpus(qmp()));
+  }
+  result = FirstError(result, disks_.Release(committed));
+  if (sink_passed_) result = FirstError(result, qmp().Run("closefd", {{"fdname", kMemoryFd}}, kCommandDeadline));
+  machine_->capture_active = false;
+  return qmp().connected() ? result : absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<VmCapture>> PrepareQemuCapture(std::shared_ptr<QemuMachine> machine,
+                                                              const CaptureOptions& options, OwnedFd memory_sink) {
+  if (machine->capture_active.exchange(true)) {
+    return absl::FailedPreconditionError("another capture of this VM is running; wait for it or end it");
+  }
+  auto capture = std::make_unique<QemuCapture>(std::move(machine), options);
+  STILL_RETURN_IF_ERROR(capture->Prepare(std::move(memory_sink)));
+  return std::unique_ptr<VmCapture>(std::move(capture));
+}
+
+}  // namespace still::session

@@ -1,0 +1,258 @@
+#include "session/hypervisor/qemu/qemu_command.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "base/check.h"
+#include "nlohmann/json.hpp"
+
+namespace still::session {
+namespace {
+
+using nlohmann::json;
+
+constexpr uint64_t kMemoryAlignment = 2u << 20;
+constexpr size_t kMaxDiskName = 32;
+constexpr size_t kMaxSerial = 20;  // virtio specification 1.1, 5.2.6.1: VIRTIO_BLK_ID_BYTES.
+
+// PCI slots on the root bus. 0x00 is the host bridge, 0x1f the chipset.
+constexpr int kRngSlot = 0x02;
+constexpr int kVsockSlot = 0x03;
+constexpr int kFirstNicSlot = 0x04;
+constexpr int kFirstDiskSlot = 0x08;
+static_assert(kFirstNicSlot + static_cast<int>(kMaxNics) <= kFirstDiskSlot);
+static_assert(kFirstDiskSlot + static_cast<int>(kMaxDisks) <= 0x1f);
+
+// In QEMU's key=value lists a comma in a value is doubled.
+std::string Escaped(const std::string& value) { return absl::StrReplaceAll(value, {{",", ",,"}}); }
+
+bool IsName(const std::string& text) {
+  return !text.empty() && text.size() <= kMaxDiskName && std::all_of(text.begin(), text.end(), [](unsigned char c) {
+    return absl::ascii_islower(c) || absl::ascii_isdigit(c);
+  });
+}
+
+bool IsMac(const std::string& text) {
+  if (text.size() != 17) return false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned char c = static_cast<unsigned char>(text[i]);
+    if (i % 3 == 2 ? c != ':' : !absl::ascii_isxdigit(c)) return false;
+  }
+  return true;
+}
+
+std::string DumpJson(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+void AddMachine(const VmConfig& config, std::vector<std::string>& argv) {
+  std::string machine = MachineTypeOf(config);
+  uint64_t mebibytes = config.memory_bytes >> 20;
+  if (config.incoming.has_value()) {
+    // The saved RAM is mapped; without these two the block would be called after the object's path and no stream of
+    // ours would find it.
+    argv.insert(argv.end(),
+                {"-object",
+                 absl::StrCat("memory-backend-file,id=", kRamBlock, ",x-use-canonical-path-for-ramblock-id=off,size=",
+                              mebibytes, "M,share=", config.incoming->share_ram ? "on" : "off",
+                              ",mem-path=/proc/self/fd/", config.incoming->ram.get())});
+    absl::StrAppend(&machine, ",memory-backend=", kRamBlock);
+  }
+  argv.insert(argv.end(), {"-machine", machine});
+  argv.insert(argv.end(), {"-accel", config.accelerator == "tcg" ? "tcg,thread=multi" : config.accelerator});
+  argv.insert(argv.end(), {"-cpu", CpuModelOf(config)});
+  argv.insert(argv.end(), {"-smp", absl::StrCat(config.vcpus)});
+  argv.insert(argv.end(), {"-m", absl::StrCat(mebibytes, "M")});
+}
+
+void AddBoot(const VmConfig& config, std::vector<std::string>& argv) {
+  std::string firmware = FirmwareOf(config);
+  if (firmware == "qboot") {
+    argv.insert(argv.end(), {"-bios", "qboot.rom"});
+  } else if (firmware != "seabios") {
+    argv.insert(argv.end(), {"-bios", firmware});
+  }
+  if (config.kernel.empty()) return;
+  argv.insert(argv.end(), {"-kernel", config.kernel});
+  if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", config.initrd});
+  if (!config.cmdline.empty()) argv.insert(argv.end(), {"-append", config.cmdline});
+}
+
+void AddDisk(const DiskConfig& disk, size_t index, std::vector<std::string>& argv) {
+  struct stat info {};
+  bool block_device = ::stat(disk.path.c_str(), &info) == 0 && S_ISBLK(info.st_mode);
+  std::string file_node = absl::StrCat(DiskNode(index), "-file");
+  json file = {{"driver", block_device ? "host_device" : "file"},
+               {"node-name", file_node},
+               {"filename", disk.path},
+               {"read-only", disk.read_only},
+               // With "auto" (the default) a disk on a file system without locks would be used unprotected.
+               {"locking", "on"}};
+  json format = {{"driver", disk.format},
+                 {"node-name", DiskNode(index)},
+                 {"file", file_node},
+                 {"read-only", disk.read_only},
+                 {"discard", "unmap"}};
+  std::string device = absl::StrFormat("virtio-blk-pci,id=%s,drive=%s,bus=pcie.0,addr=0x%x", DiskDevice(index),
+                                       DiskNode(index), kFirstDiskSlot + static_cast<int>(index));
+  if (!disk.serial.empty()) absl::StrAppend(&device, ",serial=", Escaped(disk.serial));
+  if (index == 0) absl::StrAppend(&device, ",bootindex=0");
+  argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format), "-device", device});
+}
+
+void AddNic(const NicConfig& nic, size_t index, std::vector<std::string>& argv) {
+  // A hub of its own with nothing else on it is a card without a network.
+  std::string netdev = nic.kind == "user" ? absl::StrCat("user,id=", nic.name)
+                                          : absl::StrCat("hubport,id=", nic.name, ",hubid=", index);
+  // Without romfile= the card's boot ROM would be one more block of memory in every snapshot.
+  std::string device = absl::StrFormat("virtio-net-pci,id=nic%d-dev,netdev=%s,romfile=,bus=pcie.0,addr=0x%x", index,
+                                       nic.name, kFirstNicSlot + static_cast<int>(index));
+  if (!nic.mac.empty()) absl::StrAppend(&device, ",mac=", nic.mac);
+  argv.insert(argv.end(), {"-netdev", netdev, "-device", device});
+}
+
+void AddDevices(const VmConfig& config, std::vector<std::string>& argv) {
+  argv.insert(argv.end(), {"-device", absl::StrFormat("virtio-rng-pci,id=rng,bus=pcie.0,addr=0x%x", kRngSlot)});
+  if (config.vsock.has_value()) {
+    // seqpacket=off: the kernel's and the user-space back end must look the same to a guest that moves between them.
+    std::string device = absl::StrFormat("vhost-vsock-pci,id=vsock,guest-cid=%d,seqpacket=off,bus=pcie.0,addr=0x%x",
+                                         config.vsock->guest_cid, kVsockSlot);
+    if (config.vsock->vhost_fd >= 0) absl::StrAppend(&device, ",vhostfd=", config.vsock->vhost_fd);
+    argv.insert(argv.end(), {"-device", device});
+  }
+  if (!config.generation_id.empty()) {
+    argv.insert(argv.end(), {"-device", absl::StrCat("vmgenid,id=generation,guid=", config.generation_id)});
+  }
+  for (size_t i = 0; i < config.nics.size(); ++i) AddNic(config.nics[i], i, argv);
+  for (size_t i = 0; i < config.disks.size(); ++i) AddDisk(config.disks[i], i, argv);
+}
+
+absl::Status CheckDisks(const VmConfig& config) {
+  if (config.disks.size() > kMaxDisks) {
+    return absl::InvalidArgumentError(absl::StrCat(config.disks.size(), " disks: at most ", kMaxDisks));
+  }
+  std::set<std::string> names;
+  for (const DiskConfig& disk : config.disks) {
+    if (!IsName(disk.name)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("disk name \"", disk.name, "\": use 1 to 32 lower-case letters and digits"));
+    }
+    if (!names.insert(disk.name).second) {
+      return absl::InvalidArgumentError(absl::StrCat("disk ", disk.name, " is given twice"));
+    }
+    if (disk.format != "raw" && disk.format != "qcow2") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("disk ", disk.name, ": format \"", disk.format, "\" is not known; use raw or qcow2"));
+    }
+    if (disk.path.empty()) return absl::InvalidArgumentError(absl::StrCat("disk ", disk.name, " has no path"));
+    if (disk.serial.size() > kMaxSerial) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("disk ", disk.name, ": a serial number has at most ", kMaxSerial, " characters"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckNics(const VmConfig& config) {
+  if (config.nics.size() > kMaxNics) {
+    return absl::InvalidArgumentError(absl::StrCat(config.nics.size(), " network cards: at most ", kMaxNics));
+  }
+  std::set<std::string> names;
+  for (const NicConfig& nic : config.nics) {
+    if (!IsName(nic.name) || !absl::ascii_islower(static_cast<unsigned char>(nic.name[0]))) {
+      return absl::InvalidArgumentError(absl::StrCat("network card \"", nic.name,
+                                                     "\": use 1 to 32 lower-case letters and digits, a letter first"));
+    }
+    if (!names.insert(nic.name).second) {
+      return absl::InvalidArgumentError(absl::StrCat("network card ", nic.name, " is given twice"));
+    }
+    if (!nic.mac.empty() && !IsMac(nic.mac)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("network card ", nic.name, ": \"", nic.mac, "\" is not a MAC address like 52:54:00:12:34:56"));
+    }
+    if (nic.kind != "user" && nic.kind != "none") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("network card ", nic.name, ": kind \"", nic.kind, "\" is not known; use user or none"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckVmConfig(const VmConfig& config) {
+  if (config.accelerator != "kvm" && config.accelerator != "tcg") {
+    return absl::InvalidArgumentError(absl::StrCat("accelerator \"", config.accelerator, "\": use kvm or tcg"));
+  }
+  if (config.vcpus < 1 || config.vcpus > 255) {
+    return absl::InvalidArgumentError(absl::StrCat(config.vcpus, " vcpus: use 1 to 255"));
+  }
+  if (config.memory_bytes == 0 || config.memory_bytes % kMemoryAlignment != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("memory of ", config.memory_bytes, " bytes: use a positive multiple of 2 MiB"));
+  }
+  if (config.kernel.empty()) {
+    if (!config.initrd.empty() || !config.cmdline.empty()) {
+      return absl::InvalidArgumentError("an initrd or a kernel command line is given without a kernel");
+    }
+    if (config.disks.empty() && !config.incoming.has_value()) {
+      return absl::InvalidArgumentError("nothing to boot: give a kernel or a disk");
+    }
+  }
+  if (config.incoming.has_value() && (!config.incoming->ram.valid() || !config.incoming->device_state.valid())) {
+    return absl::InvalidArgumentError("saved state without a memory image or without device state");
+  }
+  STILL_RETURN_IF_ERROR(CheckDisks(config));
+  return CheckNics(config);
+}
+
+std::string FirmwareOf(const VmConfig& config) {
+  if (!config.firmware.empty()) return config.firmware;
+  return config.kernel.empty() ? "seabios" : "qboot";
+}
+
+std::string MachineTypeOf(const VmConfig& config) {
+  return config.machine_type.empty() ? kDefaultMachineType : config.machine_type;
+}
+
+std::string CpuModelOf(const VmConfig& config) {
+  if (!config.cpu_model.empty()) return config.cpu_model;
+  return config.accelerator == "kvm" ? "host" : "max";
+}
+
+std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& config,
+                                     const QemuDescriptors& descriptors) {
+  std::vector<std::string> argv = {binary, "-name", absl::StrCat("guest=", Escaped(config.name), ",debug-threads=on")};
+  argv.insert(argv.end(), {"-no-user-config", "-nodefaults", "-display", "none"});
+  argv.insert(argv.end(),
+              {"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
+  // A reset ends the VM: a session that reboots would silently become another machine.
+  argv.push_back("-no-reboot");
+  if (!config.generation_id.empty()) argv.insert(argv.end(), {"-uuid", config.generation_id});
+  AddMachine(config, argv);
+  AddBoot(config, argv);
+  argv.insert(argv.end(), {"-chardev", absl::StrCat("socket,id=qmp,fd=", descriptors.qmp)});
+  argv.insert(argv.end(), {"-mon", "chardev=qmp,mode=control"});
+  argv.insert(argv.end(), {"-chardev", absl::StrCat("socket,id=console,fd=", descriptors.console)});
+  argv.insert(argv.end(), {"-serial", "chardev:console"});
+  AddDevices(config, argv);
+  bool link_down = std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& n) { return !n.link_up; });
+  if (config.incoming.has_value()) argv.insert(argv.end(), {"-incoming", "defer"});
+  // Paused at first where something has to be done before the guest's first instruction.
+  if (config.incoming.has_value() || link_down) argv.push_back("-S");
+  return argv;
+}
+
+std::string DiskNode(size_t index) { return absl::StrCat("disk", index); }
+
+std::string DiskDevice(size_t index) { return absl::StrCat(DiskNode(index), "-dev"); }
+
+std::string DiskBackendPath(size_t index) {
+  return absl::StrCat("/machine/peripheral/", DiskDevice(index), "/virtio-backend");
+}
+
+}  // namespace still::session

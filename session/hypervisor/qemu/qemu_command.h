@@ -1,0 +1,49 @@
+// From a VmConfig to QEMU's command line: readable, and the same for the same configuration, because a saved machine
+// must be started again with the same devices at the same places.
+//
+// Nothing here touches the host, except that a disk is looked at once to tell a block device from a file.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "session/hypervisor/hypervisor.h"
+
+namespace still::session {
+
+// Names of the main memory block. A snapshot made with one way of providing RAM loads with any other because all of
+// them are given this same name.
+inline constexpr char kRamBlock[] = "pc.ram";
+inline constexpr char kDefaultMachineType[] = "pc-q35-7.2";
+
+// PCI slots are fixed by kind and position, so that adding a card moves no disk.
+inline constexpr size_t kMaxNics = 4;
+inline constexpr size_t kMaxDisks = 16;
+
+// Descriptors that the process inherits, under these numbers.
+struct QemuDescriptors {
+  int qmp = -1;      // Connected socket that QEMU serves QMP on.
+  int console = -1;  // Connected socket that gets what the guest writes to its first serial port.
+};
+
+// INVALID_ARGUMENT with one line that says what to change; checks form, not the existence of files.
+absl::Status CheckVmConfig(const VmConfig& config);
+
+// "qboot" or "seabios", or a path. qboot starts a kernel without the seconds that SeaBIOS takes under emulation; only
+// SeaBIOS can boot a disk.
+std::string FirmwareOf(const VmConfig& config);
+std::string MachineTypeOf(const VmConfig& config);
+std::string CpuModelOf(const VmConfig& config);
+
+// `config` has passed CheckVmConfig.
+std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& config,
+                                     const QemuDescriptors& descriptors);
+
+// Names of the block nodes and devices of disk number `index` (from 0).
+std::string DiskNode(size_t index);         // "disk0": the format node that the guest's device uses.
+std::string DiskDevice(size_t index);       // "disk0-dev"
+std::string DiskBackendPath(size_t index);  // The object whose property `drive` is the node under the device.
+
+}  // namespace still::session

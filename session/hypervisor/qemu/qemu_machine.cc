@@ -1,0 +1,38 @@
+#include "session/hypervisor/qemu/qemu_machine.h"
+
+#include "absl/strings/match.h"
+#include "base/clock.h"
+
+namespace still::session {
+namespace {
+
+using nlohmann::json;
+
+constexpr absl::Duration kResumeDeadline = absl::Seconds(5);
+constexpr absl::Duration kResumeRetry = absl::Milliseconds(2);
+
+}  // namespace
+
+absl::StatusOr<bool> QueryPaused(QmpClient& qmp) {
+  STILL_ASSIGN_OR_RETURN(json status, qmp.Execute("query-status", json::object(), kCommandDeadline));
+  const json& running = Member(status, "running");
+  if (!running.is_boolean()) return absl::InternalError("query-status: the answer has no run state");
+  return !running.get<bool>();
+}
+
+absl::Status ResumeVcpus(QmpClient& qmp) {
+  absl::Duration deadline = Clock::Real().Monotonic() + kResumeDeadline;
+  for (;;) {
+    absl::Status status = qmp.Run("cont", json::object(), kResumeDeadline);
+    if (status.ok() || !absl::StrContains(status.message(), "not finalized")) return status;
+    if (Clock::Real().Monotonic() > deadline) return status;
+    Clock::Real().Sleep(kResumeRetry);
+  }
+}
+
+absl::Status SetMigrationCapability(QmpClient& qmp, const std::string& name, bool on) {
+  json capability = {{"capability", name}, {"state", on}};
+  return qmp.Run("migrate-set-capabilities", {{"capabilities", json::array({capability})}}, kCommandDeadline);
+}
+
+}  // namespace still::session

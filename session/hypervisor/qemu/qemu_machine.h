@@ -1,0 +1,36 @@
+// QemuMachine: what a running QEMU is to the parts of this folder: its control socket, its disks, where its files lie,
+// and what it can do. Made by StartQemu, shared by the Vm and its captures.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "base/status.h"
+#include "session/hypervisor/hypervisor.h"
+#include "session/hypervisor/qemu/qmp_client.h"
+
+namespace still::session {
+
+// For commands outside the pause: they wait for nothing but QEMU's main loop.
+inline constexpr absl::Duration kCommandDeadline = absl::Seconds(10);
+
+struct QemuMachine {
+  std::unique_ptr<QmpClient> qmp;
+  std::vector<DiskConfig> disks;  // In the order of DiskNode(index).
+  std::string directory;
+  Capabilities capabilities;
+  std::atomic<bool> capture_active = false;
+};
+
+absl::StatusOr<bool> QueryPaused(QmpClient& qmp);
+
+// `cont`, repeated while QEMU says that a migration "is not finalized yet" (the thread of the last one is still to be
+// joined). OK when the vcpus run, also when they ran before.
+absl::Status ResumeVcpus(QmpClient& qmp);
+
+absl::Status SetMigrationCapability(QmpClient& qmp, const std::string& name, bool on);
+
+}  // namespace still::session

@@ -1,0 +1,252 @@
+#include "session/hypervisor/qemu/qemu_vm.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/unix_socket.h"
+#include "session/hypervisor/qemu/qemu_capture.h"
+#include "session/hypervisor/qemu/qemu_command.h"
+#include "session/hypervisor/qemu/qemu_machine.h"
+#include "session/hypervisor/qemu/qemu_process.h"
+
+namespace still::session {
+namespace {
+
+using nlohmann::json;
+
+constexpr absl::Duration kHandshakeDeadline = absl::Seconds(20);
+constexpr absl::Duration kIncomingDeadline = absl::Seconds(60);
+constexpr absl::Duration kLastWordsDeadline = absl::Seconds(2);  // For QEMU's exit after its socket has closed.
+constexpr absl::Duration kQuitGrace = absl::Seconds(2);          // Closing qcow2 files stores their bitmaps.
+constexpr char kIncomingFd[] = "still-incoming";
+
+class QemuVm : public Vm {
+ public:
+  QemuVm(std::unique_ptr<QemuProcess> process, std::shared_ptr<QemuMachine> machine, VmDescription description,
+         std::shared_ptr<std::atomic<bool>> guest_shut_down, std::vector<std::string> nics)
+      : machine_(std::move(machine)),
+        description_(std::move(description)),
+        nics_(std::move(nics)),
+        guest_shut_down_(std::move(guest_shut_down)),
+        process_(std::move(process)) {}
+  ~QemuVm() override {
+    Kill();
+    (void)process_->Wait(absl::InfiniteDuration());
+  }
+
+  const Capabilities& capabilities() const override { return machine_->capabilities; }
+  const VmDescription& description() const override { return description_; }
+  absl::StatusOr<bool> IsPaused() override { return QueryPaused(*machine_->qmp); }
+  absl::Status Resume() override { return ResumeVcpus(*machine_->qmp); }
+
+  absl::Status SetLink(const std::string& nic, bool up) override {
+    if (std::find(nics_.begin(), nics_.end(), nic) == nics_.end()) {
+      return absl::NotFoundError(absl::StrCat("no network card ", nic));
+    }
+    return machine_->qmp->Run("set_link", {{"name", nic}, {"up", up}}, kCommandDeadline);
+  }
+
+  absl::StatusOr<std::unique_ptr<VmCapture>> PrepareCapture(const CaptureOptions& options,
+                                                            OwnedFd memory_sink) override {
+    return PrepareQemuCapture(machine_, options, std::move(memory_sink));
+  }
+
+  void Kill() override {
+    process_->KillAfter(kQuitGrace);
+    machine_->qmp->Post("quit");
+  }
+
+  ProcessExit WaitForExit() override { return process_->Wait(absl::InfiniteDuration()).value_or(ProcessExit{}); }
+  bool guest_shut_down() const override { return *guest_shut_down_; }
+
+ private:
+  const std::shared_ptr<QemuMachine> machine_;
+  const VmDescription description_;
+  const std::vector<std::string> nics_;
+  const std::shared_ptr<std::atomic<bool>> guest_shut_down_;  // Shared with the QMP reader, which may live longer.
+  const std::unique_ptr<QemuProcess> process_;
+};
+
+// Files that QEMU would complain about less clearly.
+absl::Status CheckFiles(const VmConfig& config) {
+  struct Wanted {
+    std::string what;
+    std::string path;
+    int flags;
+  };
+  std::vector<Wanted> files;
+  if (!config.kernel.empty()) files.push_back({"kernel", config.kernel, O_RDONLY});
+  if (!config.initrd.empty()) files.push_back({"initrd", config.initrd, O_RDONLY});
+  for (const DiskConfig& disk : config.disks) {
+    files.push_back({absl::StrCat("disk ", disk.name), disk.path, disk.read_only ? O_RDONLY : O_RDWR});
+  }
+  for (const Wanted& file : files) {
+    struct stat info {};
+    if (::stat(file.path.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) {
+      return absl::InvalidArgumentError(absl::StrCat(file.what, ": ", file.path, " is a directory"));
+    }
+    if (auto opened = OpenFile(file.path, file.flags | O_NONBLOCK); !opened.ok()) {
+      return Annotate(opened.status(), file.what);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// The line of QEMU's last words that says what was wrong, without its program name and options.
+absl::Status StatusOfLastWords(absl::string_view tail, const absl::Status& otherwise) {
+  std::string reason;
+  for (absl::string_view line : absl::StrSplit(tail, '\n', absl::SkipWhitespace())) {
+    if (!absl::StrContains(line, "warning:")) reason = std::string(absl::StripAsciiWhitespace(line));
+  }
+  if (reason.empty()) return otherwise;
+  absl::string_view text = reason;
+  if (size_t colon = text.find(": "); colon != absl::string_view::npos && absl::StrContains(text.substr(0, colon), "qemu")) {
+    text.remove_prefix(colon + 2);
+  }
+  if (absl::StrContains(text, "Failed to get \"write\" lock") || absl::StrContains(text, "Failed to get shared")) {
+    return absl::FailedPreconditionError(absl::StrCat("a disk is in use by another process (", text, ")"));
+  }
+  return absl::FailedPreconditionError(absl::StrCat("QEMU did not start: ", text));
+}
+
+absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
+  VmDescription description{.hypervisor = "qemu",
+                            .machine_type = MachineTypeOf(config),
+                            .cpu_model = CpuModelOf(config),
+                            .accelerator = config.accelerator,
+                            .firmware = FirmwareOf(config),
+                            .ram_block = kRamBlock,
+                            .device_state_format = "qemu-migration-3"};
+  STILL_ASSIGN_OR_RETURN(json version, qmp.Execute("query-version", json::object(), kCommandDeadline));
+  const json& numbers = Member(version, "qemu");
+  description.version = absl::StrCat(Member(numbers, "major").dump(), ".", Member(numbers, "minor").dump(), ".",
+                                     Member(numbers, "micro").dump());
+  // An alias ("q35") stands for another machine in the next version.
+  STILL_ASSIGN_OR_RETURN(
+      json type, qmp.Execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, kCommandDeadline));
+  if (type.is_string()) {
+    description.machine_type = std::string(absl::StripSuffix(type.get<std::string>(), "-machine"));
+  }
+  return description;
+}
+
+// Why QEMU refused background-snapshot, and what would change it.
+std::string ExplainRefusal(const absl::Status& refused) {
+  if (!absl::StrContains(refused.message(), "host kernel")) return std::string(refused.message());
+  auto allowed = ReadFile("/proc/sys/vm/unprivileged_userfaultfd", 16);
+  if (::geteuid() != 0 && allowed.ok() && absl::StartsWith(*allowed, "0")) {
+    return "userfaultfd is not permitted: run as root, or set the sysctl vm.unprivileged_userfaultfd=1";
+  }
+  return "this kernel has no userfaultfd write protection (Linux 5.7 or newer is needed)";
+}
+
+absl::Status QueryCapabilities(QemuMachine& machine) {
+  machine.capabilities = {.memory = true, .disk_pin = true, .incremental_disk = true};
+  absl::Status accepted = SetMigrationCapability(*machine.qmp, "background-snapshot", true);
+  if (!machine.qmp->connected()) return accepted;
+  machine.capabilities.background_memory = accepted.ok();
+  if (!accepted.ok()) machine.capabilities.background_memory_reason = ExplainRefusal(accepted);
+  return absl::OkStatus();
+}
+
+absl::Status LoadIncoming(QmpClient& qmp, const IncomingState& incoming) {
+  int fd = incoming.device_state.get();
+  if (::lseek(fd, 0, SEEK_SET) != 0) return ErrnoStatus(errno, "rewind the device state");
+  QmpSubscription migration = qmp.Subscribe({"MIGRATION"});
+  STILL_RETURN_IF_ERROR(qmp.RunWithFd("getfd", {{"fdname", kIncomingFd}}, fd, kCommandDeadline));
+  STILL_RETURN_IF_ERROR(
+      qmp.Run("migrate-incoming", {{"uri", absl::StrCat("fd:", kIncomingFd)}}, kCommandDeadline));
+  for (;;) {
+    STILL_ASSIGN_OR_RETURN(QmpEvent event, migration.Next(kIncomingDeadline));
+    std::string status = TextAt(event.data, "status");
+    if (status == "completed") return absl::OkStatus();
+    if (status == "failed") return absl::DataLossError("QEMU could not load the saved device state");
+  }
+}
+
+absl::Status FinishStart(QemuMachine& machine, const VmConfig& config) {
+  STILL_RETURN_IF_ERROR(SetMigrationCapability(*machine.qmp, "events", true));
+  if (config.incoming.has_value()) STILL_RETURN_IF_ERROR(LoadIncoming(*machine.qmp, *config.incoming));
+  STILL_RETURN_IF_ERROR(QueryCapabilities(machine));
+  bool held = false;
+  for (const NicConfig& nic : config.nics) {
+    if (nic.link_up) continue;
+    STILL_RETURN_IF_ERROR(machine.qmp->Run("set_link", {{"name", nic.name}, {"up", false}}, kCommandDeadline));
+    held = true;
+  }
+  if (held && !config.incoming.has_value()) return ResumeVcpus(*machine.qmp);
+  return absl::OkStatus();
+}
+
+std::string QemuBinary() {
+  const char* chosen = std::getenv("STILL_QEMU");
+  return chosen != nullptr && *chosen != '\0' ? chosen : "qemu-system-x86_64";
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config) {
+  STILL_RETURN_IF_ERROR(CheckVmConfig(config));
+  STILL_RETURN_IF_ERROR(CheckFiles(config));
+  STILL_ASSIGN_OR_RETURN(SocketPair qmp, MakeSocketPair());
+  STILL_ASSIGN_OR_RETURN(SocketPair console, MakeSocketPair());
+
+  QemuProcess::Options options{.console = std::move(console.first),
+                               .console_log = JoinPath(config.directory, "console.log"),
+                               .stderr_log = JoinPath(config.directory, "qemu.log")};
+  std::vector<std::string> command =
+      QemuCommand(QemuBinary(), config, {.qmp = qmp.second.get(), .console = console.second.get()});
+  options.process.argv = command;
+  options.process.inherited_fds = {qmp.second.get(), console.second.get()};
+  if (config.incoming.has_value()) options.process.inherited_fds.push_back(config.incoming->ram.get());
+  if (config.vsock.has_value()) {
+    if (config.vsock->vhost_fd >= 0) options.process.inherited_fds.push_back(config.vsock->vhost_fd);
+    options.process.environment = config.vsock->environment;
+  }
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(options)));
+  // From here on only QEMU holds its ends, so that its death is our end of file.
+  qmp.second.Reset();
+  console.second.Reset();
+
+  auto machine = std::make_shared<QemuMachine>();
+  machine->disks = config.disks;
+  machine->directory = config.directory;
+  auto guest_shut_down = std::make_shared<std::atomic<bool>>(false);
+  auto on_event = [guest_shut_down](const QmpEvent& event) {
+    if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) *guest_shut_down = true;
+  };
+  auto connect = [&]() -> absl::StatusOr<VmDescription> {
+    STILL_ASSIGN_OR_RETURN(machine->qmp, QmpClient::Connect(std::move(qmp.first),
+                                                            {.handshake_deadline = kHandshakeDeadline,
+                                                             .on_event = on_event}));
+    STILL_RETURN_IF_ERROR(FinishStart(*machine, config));
+    return Describe(*machine->qmp, config);
+  };
+  absl::StatusOr<VmDescription> description = connect();
+  if (!description.ok()) {
+    // When it ended, its last words are the better explanation.
+    if (description.status().code() != absl::StatusCode::kUnavailable) return description.status();
+    (void)process->Wait(kLastWordsDeadline);
+    return StatusOfLastWords(process->stderr_tail(), description.status());
+  }
+  description->pid = process->pid();
+  description->command = std::move(command);
+  std::vector<std::string> nics;
+  for (const NicConfig& nic : config.nics) nics.push_back(nic.name);
+  return std::unique_ptr<Vm>(std::make_unique<QemuVm>(std::move(process), std::move(machine), *std::move(description),
+                                                      std::move(guest_shut_down), std::move(nics)));
+}
+
+}  // namespace still::session

@@ -1,0 +1,19 @@
+// Starts QEMU and drives it as a Vm.
+#pragma once
+
+#include <memory>
+
+#include "base/status.h"
+#include "session/hypervisor/hypervisor.h"
+
+namespace still::session {
+
+// Starts the VM that `config` describes; with incoming state it is loaded when this returns, and paused. Blocks up to
+// some 20 s for a hypervisor that does not come up. The binary is $STILL_QEMU, else qemu-system-x86_64 of the PATH.
+// Uses `qemu.log`, `console.log` and files named after captures in config.directory.
+//
+// NOT_FOUND, PERMISSION_DENIED: a file of the configuration. INVALID_ARGUMENT: the configuration. FAILED_PRECONDITION:
+// QEMU refused, in its words.
+absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config);
+
+}  // namespace still::session
