@@ -222,14 +222,15 @@ absl::StatusOr<std::string> Splitter::Name() {
 absl::Status Splitter::Keep(absl::string_view bytes) {
   report_.device_state_bytes += bytes.size();
   if (report_.device_state_bytes > options_.max_device_state_bytes) {
-    return absl::DataLossError(absl::StrCat("memory stream broken: more than ", options_.max_device_state_bytes,
-                                            " bytes of device state"));
+    return absl::DataLossError(
+        absl::StrCat("memory stream broken: more than ", options_.max_device_state_bytes, " bytes of device state"));
   }
   return receiver_.OnDeviceState(bytes);
 }
 
 absl::Status Splitter::CheckLength() const {
-  if (window_.consumed() <= options_.max_device_state_bytes + kMaxPasses * report_.memory_bytes) return absl::OkStatus();
+  if (window_.consumed() <= options_.max_device_state_bytes + kMaxPasses * report_.memory_bytes)
+    return absl::OkStatus();
   return Broken("it does not end", window_.consumed());
 }
 
@@ -419,8 +420,8 @@ absl::Status Splitter::KeptPage(uint64_t address, uint64_t flags) {
   STILL_RETURN_IF_ERROR(FlushRun());
   size_t size = flags == kPage ? kPageBytes : 1;
   STILL_ASSIGN_OR_RETURN(std::string content, Bytes(size));
-  return Keep(
-      absl::StrCat(std::exchange(pending_header_, {}), BigEndian64(address | flags), Prefixed(current_block_), content));
+  return Keep(absl::StrCat(std::exchange(pending_header_, {}), BigEndian64(address | flags), Prefixed(current_block_),
+                           content));
 }
 
 absl::Status Splitter::FlushRun() {

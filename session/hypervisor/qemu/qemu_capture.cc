@@ -98,10 +98,8 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
 
 absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {
   STILL_RETURN_IF_ERROR(SetMigrationCapability(qmp(), "background-snapshot", background_));
-  STILL_RETURN_IF_ERROR(
-      qmp().Run("migrate-set-parameters", {{"max-bandwidth", kNoBandwidthLimit}}, kCommandDeadline));
-  STILL_RETURN_IF_ERROR(
-      qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, memory_sink.get(), kCommandDeadline));
+  STILL_RETURN_IF_ERROR(qmp().Run("migrate-set-parameters", {{"max-bandwidth", kNoBandwidthLimit}}, kCommandDeadline));
+  STILL_RETURN_IF_ERROR(qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, memory_sink.get(), kCommandDeadline));
   // QEMU holds the sink alone from here on: its death or its end of the stream is the reader's end of file.
   sink_passed_ = true;
   return absl::OkStatus();
@@ -194,8 +192,7 @@ absl::Status QemuCapture::StartMigration() {
   ++commands_in_pause_;
   migration_ = Migration::kActive;
   sink_passed_ = false;  // The migration owns it now, and closes it in any case.
-  absl::Status started =
-      qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, options_.command_deadline);
+  absl::Status started = qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, options_.command_deadline);
   return Annotate(started, "save the memory");
 }
 

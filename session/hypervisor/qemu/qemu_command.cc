@@ -55,11 +55,10 @@ void AddMachine(const VmConfig& config, std::vector<std::string>& argv) {
   if (config.incoming.has_value()) {
     // The saved RAM is mapped; without these two the block would be called after the object's path and no stream of
     // ours would find it.
-    argv.insert(argv.end(),
-                {"-object",
-                 absl::StrCat("memory-backend-file,id=", kRamBlock, ",x-use-canonical-path-for-ramblock-id=off,size=",
-                              mebibytes, "M,share=", config.incoming->share_ram ? "on" : "off",
-                              ",mem-path=/proc/self/fd/", config.incoming->ram.get())});
+    argv.insert(argv.end(), {"-object", absl::StrCat("memory-backend-file,id=", kRamBlock,
+                                                     ",x-use-canonical-path-for-ramblock-id=off,size=", mebibytes,
+                                                     "M,share=", config.incoming->share_ram ? "on" : "off",
+                                                     ",mem-path=/proc/self/fd/", config.incoming->ram.get())});
     absl::StrAppend(&machine, ",memory-backend=", kRamBlock);
   }
   argv.insert(argv.end(), {"-machine", machine});
@@ -106,8 +105,8 @@ void AddDisk(const DiskConfig& disk, size_t index, std::vector<std::string>& arg
 
 void AddNic(const NicConfig& nic, size_t index, std::vector<std::string>& argv) {
   // A hub of its own with nothing else on it is a card without a network.
-  std::string netdev = nic.kind == "user" ? absl::StrCat("user,id=", nic.name)
-                                          : absl::StrCat("hubport,id=", nic.name, ",hubid=", index);
+  std::string netdev =
+      nic.kind == "user" ? absl::StrCat("user,id=", nic.name) : absl::StrCat("hubport,id=", nic.name, ",hubid=", index);
   // Without romfile= the card's boot ROM would be one more block of memory in every snapshot.
   std::string device = absl::StrFormat("virtio-net-pci,id=nic%d-dev,netdev=%s,romfile=,bus=pcie.0,addr=0x%x", index,
                                        nic.name, kFirstNicSlot + static_cast<int>(index));
@@ -164,8 +163,8 @@ absl::Status CheckNics(const VmConfig& config) {
   std::set<std::string> names;
   for (const NicConfig& nic : config.nics) {
     if (!IsName(nic.name) || !absl::ascii_islower(static_cast<unsigned char>(nic.name[0]))) {
-      return absl::InvalidArgumentError(absl::StrCat("network card \"", nic.name,
-                                                     "\": use 1 to 32 lower-case letters and digits, a letter first"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("network card \"", nic.name, "\": use 1 to 32 lower-case letters and digits, a letter first"));
     }
     if (!names.insert(nic.name).second) {
       return absl::InvalidArgumentError(absl::StrCat("network card ", nic.name, " is given twice"));
@@ -228,8 +227,7 @@ std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& 
                                      const QemuDescriptors& descriptors) {
   std::vector<std::string> argv = {binary, "-name", absl::StrCat("guest=", Escaped(config.name), ",debug-threads=on")};
   argv.insert(argv.end(), {"-no-user-config", "-nodefaults", "-display", "none"});
-  argv.insert(argv.end(),
-              {"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
+  argv.insert(argv.end(), {"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   // A reset ends the VM: a session that reboots would silently become another machine.
   argv.push_back("-no-reboot");
   if (!config.generation_id.empty()) argv.insert(argv.end(), {"-uuid", config.generation_id});

@@ -84,7 +84,8 @@ absl::Status DiskPins::Describe(const Options& options) {
     const json& size = Member(Member(*node, "image"), "virtual-size");
     if (!size.is_number_unsigned()) return absl::InternalError(absl::StrCat("disk ", pin.disk->name, " has no size"));
     pin.size = size.get<uint64_t>();
-    pin.fleece_path = JoinPath(machine_.directory, absl::StrCat("capture-", capture_id_, "-", pin.disk->name, ".fleece"));
+    pin.fleece_path =
+        JoinPath(machine_.directory, absl::StrCat("capture-", capture_id_, "-", pin.disk->name, ".fleece"));
     for (const auto& [disk, bitmap] : options.base_bitmaps) {
       if (disk != pin.disk->name) continue;
       pin.full_read_reason = WhyUnusable(*node, bitmap);
@@ -112,16 +113,16 @@ absl::Status DiskPins::BeginBitmap(PinnedDisk& pin) {
 }
 
 absl::Status DiskPins::AddFilter(PinnedDisk& pin, absl::Duration deadline) {
-  json fleece = {{"driver", "file"},      {"node-name", FleeceNode(pin.index)}, {"filename", pin.fleece_path},
-                 {"discard", "unmap"}, {"locking", "off"}};
+  json fleece = {{"driver", "file"},
+                 {"node-name", FleeceNode(pin.index)},
+                 {"filename", pin.fleece_path},
+                 {"discard", "unmap"},
+                 {"locking", "off"}};
   STILL_RETURN_IF_ERROR(machine_.qmp->Run("blockdev-add", fleece, deadline));
   pin.has_fleece = true;
-  json filter = {{"driver", "copy-before-write"},
-                 {"node-name", FilterNode(pin.index)},
-                 {"file", DiskNode(pin.index)},
-                 {"target", FleeceNode(pin.index)},
-                 {"on-cbw-error", "break-snapshot"},
-                 {"cbw-timeout", kCopyTimeoutSeconds}};
+  json filter = {{"driver", "copy-before-write"},    {"node-name", FilterNode(pin.index)},
+                 {"file", DiskNode(pin.index)},      {"target", FleeceNode(pin.index)},
+                 {"on-cbw-error", "break-snapshot"}, {"cbw-timeout", kCopyTimeoutSeconds}};
   STILL_RETURN_IF_ERROR(machine_.qmp->Run("blockdev-add", filter, deadline));
   pin.has_filter = true;
   return absl::OkStatus();
@@ -139,8 +140,7 @@ absl::StatusOr<uint32_t> DiskPins::Pin(absl::Duration command_deadline) {
       ++commands;
       // Assumed to have happened even when the answer is late: it is undone either way.
       pin.inserted = true;
-      STILL_RETURN_IF_ERROR(
-          machine_.qmp->Run("qom-set", SetDrive(pin.index, FilterNode(pin.index)), command_deadline));
+      STILL_RETURN_IF_ERROR(machine_.qmp->Run("qom-set", SetDrive(pin.index, FilterNode(pin.index)), command_deadline));
     }
     return absl::OkStatus();
   };
@@ -158,11 +158,10 @@ absl::Status DiskPins::StartServer() {
   socket_path_ = JoinPath(machine_.directory, "nbd.sock");
   // We bind: QEMU's own addresses end at 107 bytes, and its socket would be world-connectable for a moment.
   STILL_ASSIGN_OR_RETURN(OwnedFd listening, ListenUnix(socket_path_));
-  STILL_RETURN_IF_ERROR(
-      machine_.qmp->RunWithFd("getfd", {{"fdname", kServerFd}}, listening.get(), kCommandDeadline));
+  STILL_RETURN_IF_ERROR(machine_.qmp->RunWithFd("getfd", {{"fdname", kServerFd}}, listening.get(), kCommandDeadline));
   json address = {{"type", "fd"}, {"data", {{"str", kServerFd}}}};
-  STILL_RETURN_IF_ERROR(machine_.qmp->Run(
-      "nbd-server-start", {{"addr", address}, {"max-connections", kMaxConnections}}, kCommandDeadline));
+  STILL_RETURN_IF_ERROR(machine_.qmp->Run("nbd-server-start", {{"addr", address}, {"max-connections", kMaxConnections}},
+                                          kCommandDeadline));
   serving_ = true;
   return absl::OkStatus();
 }
@@ -184,8 +183,11 @@ absl::StatusOr<std::vector<PinnedDiskExport>> DiskPins::Export() {
 }
 
 absl::Status DiskPins::ExportOne(PinnedDisk& pin) {
-  json arguments = {{"type", "nbd"},       {"id", pin.disk->name}, {"node-name", DiskNode(pin.index)},
-                    {"name", pin.disk->name}, {"writable", false}};
+  json arguments = {{"type", "nbd"},
+                    {"id", pin.disk->name},
+                    {"node-name", DiskNode(pin.index)},
+                    {"name", pin.disk->name},
+                    {"writable", false}};
   if (pin.inserted) {
     // Read-only, or QEMU would refuse to export a bitmap that is still recording with it.
     json snapshot = {{"driver", "snapshot-access"},
@@ -222,14 +224,12 @@ absl::Status DiskPins::Withdraw(PinnedDisk& pin) {
   if (std::exchange(pin.exported, false)) {
     QmpSubscription deleted = qmp.Subscribe({"BLOCK_EXPORT_DELETED"});
     // "hard": a client that does not read must not keep the export.
-    absl::Status asked =
-        qmp.Run("block-export-del", {{"id", pin.disk->name}, {"mode", "hard"}}, kCommandDeadline);
+    absl::Status asked = qmp.Run("block-export-del", {{"id", pin.disk->name}, {"mode", "hard"}}, kCommandDeadline);
     if (asked.ok()) asked = deleted.Next(kCommandDeadline).status();
     result = FirstError(result, asked);
   }
   if (std::exchange(pin.has_snapshot, false)) {
-    result = FirstError(result,
-                        qmp.Run("blockdev-del", {{"node-name", SnapshotNode(pin.index)}}, kCommandDeadline));
+    result = FirstError(result, qmp.Run("blockdev-del", {{"node-name", SnapshotNode(pin.index)}}, kCommandDeadline));
   }
   if (std::exchange(pin.inserted, false)) {
     result = FirstError(result, qmp.Run("qom-set", SetDrive(pin.index, DiskNode(pin.index)), kCommandDeadline));

@@ -133,10 +133,8 @@ void QemuProcess::KeepUntilExit(ChildProcess& child, Options& options, int stder
     if (stderr_tail_.size() > kStderrTailBytes) stderr_tail_.erase(0, stderr_tail_.size() - kStderrTailBytes);
   };
   enum { kExit, kWake, kStderr, kConsole, kCount };
-  pollfd fds[kCount] = {{child.pidfd(), POLLIN, 0},
-                        {wake_.get(), POLLIN, 0},
-                        {stderr_fd, POLLIN, 0},
-                        {options.console.get(), POLLIN, 0}};
+  pollfd fds[kCount] = {
+      {child.pidfd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}, {stderr_fd, POLLIN, 0}, {options.console.get(), POLLIN, 0}};
   while ((fds[kExit].revents & POLLIN) == 0) {
     absl::Duration wait = KillIfDue(child);
     int ready = ::poll(fds, kCount, static_cast<int>(absl::ToInt64Milliseconds(wait)) + 1);

@@ -112,7 +112,8 @@ absl::Status StatusOfLastWords(absl::string_view tail, const absl::Status& other
   }
   if (reason.empty()) return otherwise;
   absl::string_view text = reason;
-  if (size_t colon = text.find(": "); colon != absl::string_view::npos && absl::StrContains(text.substr(0, colon), "qemu")) {
+  if (size_t colon = text.find(": ");
+      colon != absl::string_view::npos && absl::StrContains(text.substr(0, colon), "qemu")) {
     text.remove_prefix(colon + 2);
   }
   if (absl::StrContains(text, "Failed to get \"write\" lock") || absl::StrContains(text, "Failed to get shared")) {
@@ -134,8 +135,8 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
   description.version = absl::StrCat(Member(numbers, "major").dump(), ".", Member(numbers, "minor").dump(), ".",
                                      Member(numbers, "micro").dump());
   // An alias ("q35") stands for another machine in the next version.
-  STILL_ASSIGN_OR_RETURN(
-      json type, qmp.Execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, kCommandDeadline));
+  STILL_ASSIGN_OR_RETURN(json type,
+                         qmp.Execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, kCommandDeadline));
   if (type.is_string()) {
     description.machine_type = std::string(absl::StripSuffix(type.get<std::string>(), "-machine"));
   }
@@ -166,8 +167,7 @@ absl::Status LoadIncoming(QmpClient& qmp, const IncomingState& incoming) {
   if (::lseek(fd, 0, SEEK_SET) != 0) return ErrnoStatus(errno, "rewind the device state");
   QmpSubscription migration = qmp.Subscribe({"MIGRATION"});
   STILL_RETURN_IF_ERROR(qmp.RunWithFd("getfd", {{"fdname", kIncomingFd}}, fd, kCommandDeadline));
-  STILL_RETURN_IF_ERROR(
-      qmp.Run("migrate-incoming", {{"uri", absl::StrCat("fd:", kIncomingFd)}}, kCommandDeadline));
+  STILL_RETURN_IF_ERROR(qmp.Run("migrate-incoming", {{"uri", absl::StrCat("fd:", kIncomingFd)}}, kCommandDeadline));
   for (;;) {
     STILL_ASSIGN_OR_RETURN(QmpEvent event, migration.Next(kIncomingDeadline));
     std::string status = TextAt(event.data, "status");
@@ -212,7 +212,9 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config) {
   options.process.inherited_fds = {qmp.second.get(), console.second.get()};
   if (config.incoming.has_value()) options.process.inherited_fds.push_back(config.incoming->ram.get());
   if (config.vsock.has_value()) {
-    if (config.vsock->vhost_fd >= 0) options.process.inherited_fds.push_back(config.vsock->vhost_fd);
+    std::vector<int>& fds = options.process.inherited_fds;
+    if (config.vsock->vhost_fd >= 0) fds.push_back(config.vsock->vhost_fd);
+    fds.insert(fds.end(), config.vsock->inherited_fds.begin(), config.vsock->inherited_fds.end());
     options.process.environment = config.vsock->environment;
   }
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(options)));
@@ -228,9 +230,9 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config) {
     if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) *guest_shut_down = true;
   };
   auto connect = [&]() -> absl::StatusOr<VmDescription> {
-    STILL_ASSIGN_OR_RETURN(machine->qmp, QmpClient::Connect(std::move(qmp.first),
-                                                            {.handshake_deadline = kHandshakeDeadline,
-                                                             .on_event = on_event}));
+    STILL_ASSIGN_OR_RETURN(
+        machine->qmp,
+        QmpClient::Connect(std::move(qmp.first), {.handshake_deadline = kHandshakeDeadline, .on_event = on_event}));
     STILL_RETURN_IF_ERROR(FinishStart(*machine, config));
     return Describe(*machine->qmp, config);
   };
