@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
-#include "guest-agent/recovery.h"
 
 namespace still::agent {
 namespace {
@@ -84,6 +83,7 @@ struct FreezeController::Run {
 };
 
 FreezeController::FreezeController(Parts parts) : parts_(std::move(parts)) {
+  last_thaw_.set_cause(pb::NOT_FROZEN);
   parts_.timer.OnFire([this] { OnTimer(); });
 }
 
@@ -213,8 +213,8 @@ absl::Status FreezeController::RunFreezeHooks(Run& run) {
 }
 
 absl::Status FreezeController::FreezeOpened(std::vector<FrozenFileSystem> opened, Run& run) {
-  std::vector<PlannedFileSystem::Mount> marked;
-  for (const FrozenFileSystem& fs : opened) marked.push_back(fs.reached);
+  MarkedFreeze marked{run.token, {}};
+  for (const FrozenFileSystem& fs : opened) marked.mounts.push_back(fs.reached);
   STILL_RETURN_IF_ERROR(Annotate(parts_.marker.Write(marked), "freeze marker"));
   parts_.set_quiet(true);
   {
@@ -230,7 +230,7 @@ absl::Status FreezeController::FreezeOpened(std::vector<FrozenFileSystem> opened
       // One file system that cannot freeze does not fail the others. A freeze of somebody else's is not ours to thaw,
       // not even by a successor that finds the marker.
       AddSkipped(fs, error == EBUSY ? pb::SkippedMount::ALREADY_FROZEN : pb::SkippedMount::NOT_SUPPORTED, run.response);
-      std::erase_if(marked, [&fs](const auto& mount) { return mount.mount_id == fs.reached.mount_id; });
+      std::erase_if(marked.mounts, [&fs](const auto& mount) { return mount.mount_id == fs.reached.mount_id; });
       STILL_RETURN_IF_ERROR(Annotate(parts_.marker.Write(marked), "freeze marker"));
       continue;
     }
@@ -318,13 +318,13 @@ void FreezeController::Finish(Run& run) {
   mutex_.Lock();
   for (pb::HookResult& result : results) *run.thaw.add_hooks() = std::move(result);
   LogInfo("thawed", {{"token", run.token}, {"cause", CauseName(run.cause)}, {"file_systems", run.thaw.thawed()}});
+  last_thaw_ = run.thaw;
   Remember(run.token, std::move(run.thaw));
   run_.reset();
   state_ = pb::THAWED;
 }
 
 void FreezeController::Remember(const std::string& token, pb::ThawResponse thaw) {
-  last_thaw_ = thaw;
   past_.emplace_back(token, std::move(thaw));
   if (past_.size() > kRememberedTokens) past_.pop_front();
 }
@@ -368,7 +368,7 @@ absl::StatusOr<pb::ThawResponse> FreezeController::Thaw(const pb::ThawRequest& r
       const std::string in_force = run_->token;
       Cancel(*run_, pb::REQUESTED);
       response = WaitUntilOver(in_force);
-    } else if (const pb::ThawResponse* past = PastThaw(token)) {
+    } else if (const pb::ThawResponse* past = token.empty() ? nullptr : PastThaw(token)) {
       return *past;
     } else if (run_ != nullptr) {
       return absl::FailedPreconditionError("thaw: a freeze with another token is in force");
@@ -431,9 +431,11 @@ void FreezeController::ThawBeforeExit() {
   }
 }
 
-void FreezeController::Recovered(pb::ThawResponse thaw) {
+void FreezeController::Recovered(const RecoveredFreeze& recovered) {
   absl::MutexLock lock(&mutex_);
-  last_thaw_ = std::move(thaw);
+  last_token_ = recovered.token;
+  last_thaw_ = recovered.thaw;
+  Remember(recovered.token, recovered.thaw);
 }
 
 bool FreezeController::gated() {

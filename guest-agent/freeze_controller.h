@@ -32,6 +32,7 @@
 #include "guest-agent/frozen_file_system.h"
 #include "guest-agent/hooks.h"
 #include "guest-agent/lease_timer.h"
+#include "guest-agent/recovery.h"
 #include "proto/guest.pb.h"
 
 namespace still::agent {
@@ -65,8 +66,8 @@ class FreezeController {
   void Abandon(const std::string& token);
   // Thaws a freeze that came from this connection and whose answer was never confirmed by a RenewQuiesce.
   void ConnectionLost(absl::string_view connection);
-  // What was thawed after a predecessor's death (recovery.h), for QuiesceStatus.
-  void Recovered(pb::ThawResponse thaw);
+  // What was thawed after a predecessor's death, so that its token is known.
+  void Recovered(const RecoveredFreeze& recovered);
   // SIGTERM: thaws, waiting as Thaw does.
   void ThawBeforeExit();
   // True from the begin of a freeze to its end: only a few calls are allowed then.

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -16,7 +17,7 @@
 namespace still::agent {
 namespace {
 
-constexpr absl::string_view kFirstLine = "still-freeze 1";
+constexpr absl::string_view kMagic = "still-freeze 1 ";
 constexpr size_t kMaxMarkerBytes = 4 << 20;
 
 }  // namespace
@@ -37,9 +38,9 @@ absl::Status FreezeMarker::CheckOutside(const MountSurvey& survey, const FreezeP
   return absl::OkStatus();
 }
 
-absl::Status FreezeMarker::Write(const std::vector<PlannedFileSystem::Mount>& mounts) const {
-  std::string content = absl::StrCat(kFirstLine, "\n");
-  for (const auto& mount : mounts) {
+absl::Status FreezeMarker::Write(const MarkedFreeze& freeze) const {
+  std::string content = absl::StrCat(kMagic, absl::CEscape(freeze.token), "\n");
+  for (const auto& mount : freeze.mounts) {
     absl::StrAppend(&content, mount.mount_id, " ", absl::CEscape(mount.mount_point), "\n");
   }
   return WriteFileAtomically(path_, content);
@@ -49,20 +50,24 @@ absl::Status FreezeMarker::Remove() const { return RemoveFile(path_); }
 
 bool FreezeMarker::Exists() const { return PathExists(path_); }
 
-absl::StatusOr<std::vector<PlannedFileSystem::Mount>> FreezeMarker::Read() const {
+absl::StatusOr<MarkedFreeze> FreezeMarker::Read() const {
   STILL_ASSIGN_OR_RETURN(std::string content, ReadFile(path_, kMaxMarkerBytes));
+  const absl::Status damaged = absl::DataLossError(absl::StrCat(path_, ": not a freeze marker"));
+  if (!absl::EndsWith(content, "\n")) return damaged;
   std::vector<absl::string_view> lines = absl::StrSplit(content, '\n', absl::SkipEmpty());
-  if (lines.empty() || lines[0] != kFirstLine) return absl::DataLossError(absl::StrCat(path_, ": no freeze marker"));
-  std::vector<PlannedFileSystem::Mount> mounts;
+  MarkedFreeze freeze;
+  if (lines.empty() || !absl::ConsumePrefix(&lines[0], kMagic) || !absl::CUnescape(lines[0], &freeze.token)) {
+    return damaged;
+  }
   for (absl::string_view line : absl::MakeConstSpan(lines).subspan(1)) {
     std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(line, absl::MaxSplits(' ', 1));
     PlannedFileSystem::Mount mount;
     if (!absl::SimpleAtoi(parts.first, &mount.mount_id) || !absl::CUnescape(parts.second, &mount.mount_point)) {
-      return absl::DataLossError(absl::StrCat(path_, ": damaged"));
+      return damaged;
     }
-    mounts.push_back(std::move(mount));
+    freeze.mounts.push_back(std::move(mount));
   }
-  return mounts;
+  return freeze;
 }
 
 }  // namespace still::agent

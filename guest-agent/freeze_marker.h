@@ -2,7 +2,7 @@
 // until after the last FITHAW. An agent that finds it at its start knows that its predecessor died while the guest was
 // frozen, and which mounts it has to thaw.
 //
-// Lines: "still-freeze 1", then for each mount "<mount id> <mount point, C-escaped>".
+// Lines: "still-freeze 1 <token, C-escaped>", then for each mount "<mount id> <mount point, C-escaped>".
 #pragma once
 
 #include <string>
@@ -13,6 +13,11 @@
 
 namespace still::agent {
 
+struct MarkedFreeze {
+  std::string token;
+  std::vector<PlannedFileSystem::Mount> mounts;  // In freezing order.
+};
+
 class FreezeMarker {
  public:
   explicit FreezeMarker(std::string path) : path_(std::move(path)) {}
@@ -20,11 +25,12 @@ class FreezeMarker {
   // Makes its directory. FAILED_PRECONDITION when the marker would lie on one of the file systems to be frozen: then
   // neither it nor its removal could be written.
   absl::Status CheckOutside(const MountSurvey& survey, const FreezePlan& plan) const;
-  absl::Status Write(const std::vector<PlannedFileSystem::Mount>& mounts) const;
+  // Replaces what it said before, in one step.
+  absl::Status Write(const MarkedFreeze& freeze) const;
   absl::Status Remove() const;
   bool Exists() const;
   // DATA_LOSS when it is damaged: then anything may be frozen.
-  absl::StatusOr<std::vector<PlannedFileSystem::Mount>> Read() const;
+  absl::StatusOr<MarkedFreeze> Read() const;
   const std::string& path() const { return path_; }
 
  private:

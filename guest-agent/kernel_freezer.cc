@@ -79,9 +79,10 @@ absl::StatusOr<std::unique_ptr<FileSystemHandle>> KernelFreezer::Open(int mount_
 }
 
 void KernelFreezer::PinMemory() {
-  // The program's pages now, and what is touched later when it is touched. Without it a page of ours that was reclaimed
-  // would be read back through a frozen file system: reading works, but it may queue behind I/O that does not.
-  if (::mlockall(MCL_CURRENT | MCL_FUTURE) != 0) {
+  // Without it a page of ours that was reclaimed would be read back through a frozen file system: reading works, but it
+  // may queue behind I/O that does not. What exists now is made resident (MCL_CURRENT), what is mapped later when it is
+  // touched; one call with both flags would do the one or the other for both.
+  if (::mlockall(MCL_CURRENT) != 0 || ::mlockall(MCL_FUTURE | MCL_ONFAULT) != 0) {
     LogWarning("cannot lock memory", {{"error", std::strerror(errno)}});
   }
 }

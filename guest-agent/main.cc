@@ -11,7 +11,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-#include <thread>
+#include <optional>
 
 #include "absl/strings/strip.h"
 #include "base/check.h"
@@ -59,23 +59,31 @@ void BoundMemory() {
   ::mallopt(M_ARENA_MAX, 2);
 }
 
-// The out-of-memory killer must not choose the one process that can thaw the guest. Children get the usual score.
-void ResistOomKiller() {
+// While frozen the out-of-memory killer must not choose the one process that can thaw the guest; at other times the
+// programs that it starts must not inherit the protection.
+void ProtectFromOomKiller(bool on) {
   absl::StatusOr<OwnedFd> fd = OpenFile("/proc/self/oom_score_adj", O_WRONLY);
-  if (fd.ok()) (void)WriteAll(fd->get(), "-900", 4, "oom_score_adj");
+  if (fd.ok()) (void)WriteAll(fd->get(), on ? "-900" : "0", on ? 4 : 1, "oom_score_adj");
 }
 
-absl::StatusOr<pb::ThawResponse> RecoverFrozenGuest(const Options& options) {
+// What the guardian keeps between two lives of the agent.
+struct Inheritance {
+  Options options;
+  std::optional<RecoveredFreeze> recovered;
+};
+
+void Recover(Inheritance& inheritance) {
   KernelFreezer freezer;
-  HookPrograms hooks(options.hooks);
-  return ThawAfterAgentDeath(freezer, FreezeMarker(options.marker), hooks, kThawHookTimeout);
+  HookPrograms hooks(inheritance.options.hooks);
+  auto recovered =
+      ThawAfterAgentDeath(freezer, FreezeMarker(inheritance.options.marker), hooks, Clock::Real(), kThawHookTimeout);
+  if (!recovered.ok()) LogError("cannot thaw", {{"error", recovered.status().ToString()}});
+  if (recovered.ok() && recovered->has_value()) inheritance.recovered = **recovered;
 }
 
 void RecoverInGuardian(void* context) {
   LogError("the agent died, starting it again");
-  if (absl::Status status = RecoverFrozenGuest(*static_cast<Options*>(context)).status(); !status.ok()) {
-    LogError("cannot thaw", {{"error", status.ToString()}});
-  }
+  Recover(*static_cast<Inheritance*>(context));
 }
 
 // Waits, and tells whether it may go on.
@@ -108,12 +116,11 @@ absl::Status AcceptForEver(GuestServer& server, absl::string_view address, int s
   return absl::OkStatus();
 }
 
-absl::Status RunAgent(const Options& options) {
+absl::Status RunAgent(Inheritance& inheritance) {
+  const Options& options = inheritance.options;
   BoundMemory();
-  ResistOomKiller();
   // First of all: nobody may wait for us longer than needed.
-  absl::StatusOr<pb::ThawResponse> recovered = RecoverFrozenGuest(options);
-  if (!recovered.ok()) LogError("cannot thaw", {{"error", recovered.status().ToString()}});
+  Recover(inheritance);
 
   ::signal(SIGPIPE, SIG_IGN);
   sigset_t ending;
@@ -133,8 +140,11 @@ absl::Status RunAgent(const Options& options) {
                                .marker = FreezeMarker(options.marker),
                                .timer = *timer,
                                .clock = Clock::Real(),
-                               .set_quiet = [](bool quiet) { TheLog().SetQuiet(quiet); }});
-  if (recovered.ok()) controller.Recovered(*recovered);
+                               .set_quiet = [](bool quiet) {
+                                 ProtectFromOomKiller(quiet);
+                                 TheLog().SetQuiet(quiet);
+                               }});
+  if (inheritance.recovered) controller.Recovered(*inheritance.recovered);
   KernelPower power;
   GuestService service(controller, power, Clock::Real());
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<GuestServer> server, GuestServer::Start(service));
@@ -170,8 +180,9 @@ int Main(const std::vector<std::string>& arguments) {
   if (options->off) return 0;
   // A guest's first program may have no environment at all.
   ::setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 0);
-  if (options->guardian) SplitGuardian(RecoverInGuardian, &*options);
-  absl::Status status = RunAgent(*options);
+  Inheritance inheritance{*std::move(options), std::nullopt};
+  if (inheritance.options.guardian) SplitGuardian(RecoverInGuardian, &inheritance);
+  absl::Status status = RunAgent(inheritance);
   if (!status.ok()) LogError("ending", {{"error", status.ToString()}});
   return ExitCode(status);
 }

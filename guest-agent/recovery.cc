@@ -3,24 +3,22 @@
 #include <cstring>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "guest-agent/frozen_file_system.h"
 
 namespace still::agent {
 namespace {
 
-absl::StatusOr<std::vector<FrozenFileSystem>> OpenMarked(Freezer& freezer, const FreezeMarker& marker) {
-  absl::StatusOr<std::vector<PlannedFileSystem::Mount>> mounts = marker.Read();
-  if (!mounts.ok()) {
-    LogWarning("freeze marker unreadable, thawing everything", {{"error", mounts.status().ToString()}});
-    STILL_ASSIGN_OR_RETURN(MountSurvey survey, freezer.Survey());
-    STILL_ASSIGN_OR_RETURN(FreezePlan plan, MakeFreezePlan(survey, {}));
-    pb::QuiesceResponse unused;
-    return OpenPlanned(freezer, plan, unused);
-  }
+absl::StatusOr<std::vector<FrozenFileSystem>> OpenEverything(Freezer& freezer) {
+  STILL_ASSIGN_OR_RETURN(MountSurvey survey, freezer.Survey());
+  STILL_ASSIGN_OR_RETURN(FreezePlan plan, MakeFreezePlan(survey, {}));
+  pb::QuiesceResponse unused;
+  return OpenPlanned(freezer, plan, unused);
+}
+
+std::vector<FrozenFileSystem> OpenMarked(Freezer& freezer, const MarkedFreeze& marked) {
   std::vector<FrozenFileSystem> opened;
-  for (const PlannedFileSystem::Mount& mount : *mounts) {
+  for (const PlannedFileSystem::Mount& mount : marked.mounts) {
     auto handle = freezer.Open(mount.mount_id, mount.mount_point);
     if (!handle.ok()) {
       // Unmounted since, so nobody waits for it; or covered, which the operator must see.
@@ -51,28 +49,33 @@ absl::Status ThawAll(std::vector<FrozenFileSystem>& opened, pb::ThawResponse& re
 
 }  // namespace
 
-absl::StatusOr<pb::ThawResponse> ThawAfterAgentDeath(Freezer& freezer, const FreezeMarker& marker, Hooks& hooks,
-                                                     absl::Duration hook_timeout) {
-  pb::ThawResponse response;
-  response.set_cause(pb::NOT_FROZEN);
-  if (!marker.Exists()) return response;
-  STILL_ASSIGN_OR_RETURN(std::vector<FrozenFileSystem> opened, OpenMarked(freezer, marker));
-  STILL_RETURN_IF_ERROR(ThawAll(opened, response));
-  response.set_cause(pb::AGENT_RESTARTED);
-  response.set_thawed_at_ns(static_cast<uint64_t>(absl::ToInt64Nanoseconds(Clock::Real().Monotonic())));
+absl::StatusOr<std::optional<RecoveredFreeze>> ThawAfterAgentDeath(Freezer& freezer, const FreezeMarker& marker,
+                                                                   Hooks& hooks, Clock& clock,
+                                                                   absl::Duration hook_timeout) {
+  if (!marker.Exists()) return std::nullopt;
+  RecoveredFreeze recovered;
+  std::vector<FrozenFileSystem> opened;
+  if (absl::StatusOr<MarkedFreeze> marked = marker.Read(); marked.ok()) {
+    recovered.token = marked->token;
+    opened = OpenMarked(freezer, *marked);
+  } else {
+    LogWarning("freeze marker unreadable, thawing everything", {{"error", marked.status().ToString()}});
+    STILL_ASSIGN_OR_RETURN(opened, OpenEverything(freezer));
+  }
+  STILL_RETURN_IF_ERROR(ThawAll(opened, recovered.thaw));
+  recovered.thaw.set_cause(pb::AGENT_RESTARTED);
+  recovered.thaw.set_thawed_at_ns(static_cast<uint64_t>(absl::ToInt64Nanoseconds(clock.Monotonic())));
   STILL_RETURN_IF_ERROR(marker.Remove());
+  // Which hooks had run is not known; a thaw hook must bear being called without its freeze.
   std::vector<std::string> paths = hooks.List();
   for (auto path = paths.rbegin(); path != paths.rend(); ++path) {
-    *response.add_hooks() = hooks.Run(*path, "thaw", hook_timeout, [] { return false; });
+    *recovered.thaw.add_hooks() = hooks.Run(*path, "thaw", hook_timeout, [] { return false; });
   }
-  return response;
+  return recovered;
 }
 
 absl::Status ThawForeignFreezes(Freezer& freezer, pb::ThawResponse& response) {
-  STILL_ASSIGN_OR_RETURN(MountSurvey survey, freezer.Survey());
-  STILL_ASSIGN_OR_RETURN(FreezePlan plan, MakeFreezePlan(survey, {}));
-  pb::QuiesceResponse unused;
-  std::vector<FrozenFileSystem> opened = OpenPlanned(freezer, plan, unused);
+  STILL_ASSIGN_OR_RETURN(std::vector<FrozenFileSystem> opened, OpenEverything(freezer));
   uint32_t before = response.thawed();
   STILL_RETURN_IF_ERROR(ThawAll(opened, response));
   if (response.thawed() != before) response.set_cause(pb::REQUESTED);

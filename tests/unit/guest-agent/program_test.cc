@@ -93,7 +93,7 @@ TEST_F(ProgramTest, AnAgentThatIsKilledIsStartedAgainByItsGuardian) {
   EXPECT_NE(std::stoi(Exec({"sh", "-c", "echo $PPID"})), agent);
 }
 
-TEST_F(ProgramTest, ThePortComesFromTheKernelCommandLine) {
+TEST_F(ProgramTest, TheKernelCommandLineCanSwitchItOff) {
   auto output = RunCommand({.argv = {STILL_AGENT, "--cmdline", "/dev/null", "--version"}}, absl::Seconds(20));
   ASSERT_TRUE(output.ok());
   EXPECT_EQ(output->stdout_text, "still-agent " STILL_VERSION "\n");
