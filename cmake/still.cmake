@@ -9,7 +9,7 @@ target_compile_options(still_flags INTERFACE
 target_compile_definitions(still_flags INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64 STILL_VERSION="${PROJECT_VERSION}")
 if(STILL_SANITIZE)
   target_compile_options(still_flags INTERFACE -fsanitize=${STILL_SANITIZE} -fno-sanitize-recover=all
-    -fno-omit-frame-pointer -Wno-maybe-uninitialized -Wno-tsan)
+    -fno-omit-frame-pointer $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>)
   target_link_options(still_flags INTERFACE -fsanitize=${STILL_SANITIZE})
 endif()
 
@@ -31,6 +31,9 @@ function(still_program name)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
 endfunction()
 
+# The unit and contract tests: what the sanitizer builds need of everything.
+add_custom_target(library_tests)
+
 # still_test(NAME SRCS ... DEPS ... [LABELS unit|contract|kernel|crash|e2e ...] [TIMEOUT seconds]): one GoogleTest program,
 # one ctest entry. The default label is unit: no privileges, no VM, seconds.
 function(still_test name)
@@ -45,19 +48,34 @@ function(still_test name)
   target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT})
+  if("${arg_LABELS}" MATCHES "unit|contract")
+    add_dependencies(library_tests ${name})
+  endif()
+  if("${arg_LABELS}" MATCHES "e2e")  # Emulated machines starve each other: one at a time.
+    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK virtual-machine)
+  endif()
 endfunction()
 
 # still_fuzz(NAME SRCS ... DEPS ... CORPUS dir): a libFuzzer target with -DSTILL_FUZZ=ON. Without it the same file is linked
 # with a main() that replays the corpus, so that the regressions of every build run what the fuzzer once found.
+# `tools/dev fuzz` reads build/fuzz/fuzzers.txt: name, program and corpus of each.
+if(STILL_FUZZ)
+  add_custom_target(fuzzers)
+  file(WRITE ${PROJECT_BINARY_DIR}/fuzzers.txt "")
+endif()
 function(still_fuzz name)
   cmake_parse_arguments(arg "" "CORPUS" "SRCS;DEPS" ${ARGN})
   if(STILL_FUZZ)
     add_executable(${name} ${arg_SRCS})
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+    file(APPEND ${PROJECT_BINARY_DIR}/fuzzers.txt "${name}\t${PROJECT_BINARY_DIR}/bin/${name}\t${arg_CORPUS}\n")
+    add_dependencies(fuzzers ${name})
   else()
     add_executable(${name} ${arg_SRCS} ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.cc)
     add_test(NAME ${name} COMMAND ${name} ${arg_CORPUS})
     set_tests_properties(${name} PROPERTIES LABELS "unit" TIMEOUT 120)
+    add_dependencies(library_tests ${name})
   endif()
   target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS})
 endfunction()
