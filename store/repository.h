@@ -26,6 +26,7 @@
 #include "base/file_system.h"
 #include "base/status.h"
 #include "proto/manifest.pb.h"
+#include "store/crypto/key_ring.h"
 #include "store/image/image_reader.h"
 #include "store/image/image_writer.h"
 #include "store/maintenance.h"
@@ -45,6 +46,7 @@ struct RepositoryOptions {
   Credentials credentials;  // Empty: a repository without encryption; one with encryption then does not open.
   // Threads that hash, compress and decompress; 0: one for each CPU.
   int workers = 0;
+  KeyCost key_cost;  // For Init: what guessing a passphrase costs.
   // Seams for tests; must outlive the repository.
   FileSystem* file_system = nullptr;  // nullptr: the machine's.
   Clock* clock = nullptr;
@@ -116,8 +118,9 @@ class Repository {
   virtual absl::Status RebuildCatalog() = 0;
 
   // Passphrases and key files that open this repository; encrypted ones only (FAILED_PRECONDITION).
-  virtual absl::StatusOr<std::vector<std::string>> ListKeys() = 0;
-  virtual absl::StatusOr<std::string> AddKey(const Credentials& credentials) = 0;
+  virtual absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() = 0;
+  // Gives the key's id.
+  virtual absl::StatusOr<std::string> AddKey(const Credentials& credentials, const std::string& label) = 0;
   // The last one cannot be removed (FAILED_PRECONDITION).
   virtual absl::Status RemoveKey(absl::string_view key_id) = 0;
 };

@@ -1,0 +1,174 @@
+#include "store/block/frame.h"
+
+#define XXH_STATIC_LINKING_ONLY  // For a state on the stack.
+#include <xxhash.h>
+#include <zstd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "store/block/bytes.h"
+
+namespace still::store {
+namespace {
+
+constexpr char kMagic[] = "SPF1";
+constexpr uint8_t kVersion = 1;
+constexpr uint8_t kCompressed = 1;
+constexpr uint8_t kEncrypted = 2;
+constexpr size_t kChecksumAt = 16;
+constexpr size_t kMaxDataFrame = 256 * 1024 + 64;
+constexpr size_t kMaxOtherFrame = 16 * 1024 * 1024;
+
+absl::Status Damaged(absl::string_view what) { return absl::DataLossError(absl::StrCat("frame: ", what)); }
+
+SealedKind SealedKindOf(FrameKind kind) {
+  switch (kind) {
+    case FrameKind::kGroup:
+    case FrameKind::kNodes:
+    case FrameKind::kFooter:
+      return SealedKind::kPack;
+    case FrameKind::kManifest:
+      return SealedKind::kManifest;
+    case FrameKind::kConfig:
+    case FrameKind::kCondemned:
+      return SealedKind::kState;
+  }
+  STILL_CHECK(false);
+}
+
+std::string AssociatedData(absl::string_view header, const FrameSeal& seal) {
+  std::string data(header.substr(0, kChecksumAt));
+  AppendInt<uint64_t>(data, seal.position);
+  data.append(seal.object.data(), seal.object.size());
+  return data;
+}
+
+uint64_t Checksum(absl::string_view frame) {
+  // One state a thread: XXH3_createState would allocate for every frame. The state is aligned as xxhash wants it.
+  alignas(64) thread_local XXH3_state_t state;
+  XXH3_64bits_reset(&state);
+  XXH3_64bits_update(&state, frame.data(), kChecksumAt);
+  XXH3_64bits_update(&state, frame.data() + kFrameHeaderSize, frame.size() - kFrameHeaderSize);
+  return XXH3_64bits_digest(&state);
+}
+
+}  // namespace
+
+size_t MaxPlainSize(FrameKind kind) {
+  return kind == FrameKind::kGroup || kind == FrameKind::kNodes ? kMaxDataFrame : kMaxOtherFrame;
+}
+
+absl::StatusOr<FrameHeader> ParseFrameHeader(FrameKind kind, absl::string_view header) {
+  if (header.size() < kFrameHeaderSize) return Damaged("shorter than its header");
+  if (header.substr(0, 4) != kMagic) return Damaged("no magic number where a frame should begin");
+  if (header[4] != static_cast<char>(kind)) {
+    return Damaged(absl::StrCat("of kind ", static_cast<int>(header[4]), " instead of ", static_cast<int>(kind)));
+  }
+  if (static_cast<uint8_t>(header[5]) > kVersion) {
+    return absl::FailedPreconditionError("frame: written by a newer version of this program; update it");
+  }
+  auto flags = static_cast<uint8_t>(header[6]);
+  if (header[5] != kVersion || (flags & ~(kCompressed | kEncrypted)) != 0 || header[7] != 0) {
+    return Damaged("impossible header");
+  }
+  FrameHeader parsed = {.kind = kind,
+                        .compressed = (flags & kCompressed) != 0,
+                        .encrypted = (flags & kEncrypted) != 0,
+                        .stored_size = LoadInt<uint32_t>(header.data() + 8),
+                        .plain_size = LoadInt<uint32_t>(header.data() + 12)};
+  const size_t extra = parsed.encrypted ? RepositoryKeys::kSealedExtra : 0;
+  if (parsed.plain_size > MaxPlainSize(kind) || parsed.stored_size < extra ||
+      parsed.stored_size > parsed.plain_size + extra ||
+      (!parsed.compressed && parsed.stored_size != parsed.plain_size + extra)) {
+    return Damaged("impossible size");
+  }
+  return parsed;
+}
+
+FrameCodec::FrameCodec(int level) : level_(level), compressor_(ZSTD_createCCtx()), decompressor_(ZSTD_createDCtx()) {
+  STILL_CHECK(compressor_ != nullptr && decompressor_ != nullptr);
+}
+
+FrameCodec::~FrameCodec() {
+  ZSTD_freeCCtx(compressor_);
+  ZSTD_freeDCtx(decompressor_);
+}
+
+void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::string_view payload, std::string& out) {
+  STILL_CHECK(payload.size() <= MaxPlainSize(kind));
+  const bool encrypt = seal.keys != nullptr;
+  const size_t extra = encrypt ? RepositoryKeys::kSealedExtra : 0;
+  const size_t begin = out.size();
+  out.resize(begin + kFrameHeaderSize + payload.size() + extra);
+  char* header = out.data() + begin;
+  char* body = header + kFrameHeaderSize;
+  absl::string_view stored = payload;
+  if (compress && !payload.empty()) {
+    if (encrypt) inner_.resize(std::max(inner_.size(), payload.size()));
+    char* to = encrypt ? inner_.data() : body;
+    // No room for more than one byte less: zstd then gives up where it would not pay.
+    size_t size = ZSTD_compressCCtx(compressor_, to, payload.size() - 1, payload.data(), payload.size(), level_);
+    if (!ZSTD_isError(size)) stored = {to, size};
+  }
+  const bool compressed = stored.data() != payload.data();
+  const auto stored_size = static_cast<uint32_t>(stored.size() + extra);
+  const auto plain_size = static_cast<uint32_t>(payload.size());
+  std::memcpy(header, kMagic, 4);
+  header[4] = static_cast<char>(kind);
+  header[5] = kVersion;
+  header[6] = static_cast<char>((compressed ? kCompressed : 0) | (encrypt ? kEncrypted : 0));
+  header[7] = 0;
+  std::memcpy(header + 8, &stored_size, sizeof(stored_size));
+  std::memcpy(header + 12, &plain_size, sizeof(plain_size));
+  if (encrypt) {
+    seal.keys->Seal(SealedKindOf(kind), AssociatedData({header, kChecksumAt}, seal), stored,
+                    absl::MakeSpan(body, stored_size));
+  } else if (!compressed) {
+    stored.copy(body, stored.size());
+  }
+  out.resize(begin + kFrameHeaderSize + stored_size);
+  const uint64_t checksum = Checksum({out.data() + begin, out.size() - begin});
+  std::memcpy(out.data() + begin + kChecksumAt, &checksum, sizeof(checksum));
+}
+
+absl::Status FrameCodec::Decode(FrameKind kind, FrameSeal seal, absl::string_view frame, absl::Span<char> out) {
+  STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(kind, frame));
+  if (frame.size() != kFrameHeaderSize + header.stored_size) return Damaged("not as long as its header says");
+  if (out.size() != header.plain_size) return Damaged("not of the size that was expected");
+  if (Checksum(frame) != LoadInt<uint64_t>(frame.data() + kChecksumAt)) return Damaged("checksum does not match");
+  if (header.encrypted != (seal.keys != nullptr)) {
+    return Damaged(header.encrypted ? "encrypted in a repository without encryption" : "not encrypted");
+  }
+  absl::string_view stored = frame.substr(kFrameHeaderSize);
+  if (header.encrypted) {
+    const size_t size = stored.size() - RepositoryKeys::kSealedExtra;
+    if (header.compressed) inner_.resize(std::max(inner_.size(), size));
+    absl::Span<char> opened = header.compressed ? absl::MakeSpan(inner_).first(size) : out;
+    STILL_RETURN_IF_ERROR(seal.keys->Open(SealedKindOf(kind), AssociatedData(frame, seal), stored, opened));
+    if (!header.compressed) return absl::OkStatus();
+    stored = {opened.data(), opened.size()};
+  }
+  if (header.compressed) return Decompress(stored, out);
+  stored.copy(out.data(), out.size());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> FrameCodec::Decode(FrameKind kind, FrameSeal seal, absl::string_view frame) {
+  STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(kind, frame));
+  // Not before it is known that the frame really is that long: a header alone must not make us allocate.
+  if (frame.size() != kFrameHeaderSize + header.stored_size) return Damaged("not as long as its header says");
+  std::string out(header.plain_size, '\0');
+  STILL_RETURN_IF_ERROR(Decode(kind, seal, frame, absl::MakeSpan(out)));
+  return out;
+}
+
+absl::Status FrameCodec::Decompress(absl::string_view stored, absl::Span<char> out) {
+  size_t result = ZSTD_decompressDCtx(decompressor_, out.data(), out.size(), stored.data(), stored.size());
+  if (ZSTD_isError(result) || result != out.size()) return Damaged("does not decompress to what was stored");
+  return absl::OkStatus();
+}
+
+}  // namespace still::store

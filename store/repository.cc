@@ -1,0 +1,218 @@
+#include "store/repository.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/random.h"
+#include "store/image/diff.h"
+#include "store/image/image_reader_impl.h"
+#include "store/object/directory_store.h"
+#include "store/repository_impl.h"
+#include "store/snapshot_reference.h"
+#include "store/snapshot_writer_impl.h"
+
+namespace still::store {
+namespace {
+
+constexpr uint64_t kMaxConfigObject = 4096;
+constexpr size_t kIdBytes = 16;
+constexpr size_t kIdSecretBytes = 32;
+
+absl::StatusOr<KeySecret> SecretOf(const Credentials& credentials) {
+  if (!credentials.passphrase.empty()) return KeySecret::Passphrase(credentials.passphrase);
+  return KeySecret::KeyFile(credentials.key_file);
+}
+
+absl::StatusOr<std::unique_ptr<DirectoryObjectStore>> OpenObjects(const RepositoryOptions& options) {
+  return DirectoryObjectStore::Open(options.path,
+                                    options.file_system != nullptr ? *options.file_system : FileSystem::Real());
+}
+
+absl::StatusOr<const manifest::Image*> ImageOf(const manifest::Snapshot& snapshot, absl::string_view name) {
+  for (const manifest::Image& image : snapshot.images()) {
+    if (image.name() != name) continue;
+    if (image.root().size() != NodeId::size() || image.size() > kMaxImageSize) {
+      return absl::DataLossError(absl::StrCat("image ", name, ": impossible root or size"));
+    }
+    return &image;
+  }
+  return absl::NotFoundError(absl::StrCat("snapshot ", snapshot.id(), ": has no image \"", name, "\""));
+}
+
+}  // namespace
+
+absl::Status Repository::Init(const RepositoryOptions& options) {
+  STILL_RETURN_IF_ERROR(MakeDirectories(options.path));
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> there, ListDirectory(options.path));
+  if (std::find(there.begin(), there.end(), kConfigObject) != there.end()) {
+    return absl::FailedPreconditionError(absl::StrCat(options.path, ": is a repository already"));
+  }
+  // Leftovers of an init that was interrupted are no obstacle; somebody's files are.
+  for (const std::string& name : there) {
+    if (name == ".writing" || name == "keys") continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.path, ": not empty (", name, "); choose another directory"));
+  }
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<DirectoryObjectStore> objects, OpenObjects(options));
+  Clock& clock = options.clock != nullptr ? *options.clock : Clock::Real();
+  RepositoryConfig config = {
+      .encrypted = !options.credentials.empty(), .created = clock.Now(), .id = std::string(kIdBytes, '\0')};
+  RandomBytes(config.id.data(), config.id.size());
+  if (config.encrypted) {
+    STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> stale_keys, objects->List("keys/"));
+    for (const ObjectInfo& key : stale_keys) STILL_RETURN_IF_ERROR(objects->Delete(key.name));
+    STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(options.credentials));
+    NewKeyOptions key = {.label = "init", .cost = options.key_cost, .clock = &clock};
+    STILL_RETURN_IF_ERROR(CreateKeyRing(*objects, secret, key).status());
+  } else {
+    config.id_secret = SecretBytes::Random(kIdSecretBytes);
+  }
+  // Last: with it the directory becomes a repository.
+  return objects->Put(kConfigObject, EncodeConfig(config));
+}
+
+absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOptions& options) {
+  auto opened = OpenObjects(options);
+  if (absl::IsNotFound(opened.status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.path, ": no repository there; make one with \"still init\""));
+  }
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<DirectoryObjectStore> objects, std::move(opened));
+  auto object = objects->Get(kConfigObject, kMaxConfigObject);
+  if (absl::IsNotFound(object.status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.path, ": no repository there; make one with \"still init\""));
+  }
+  if (!object.ok()) return object.status();
+  auto config = ParseConfig(*object);
+  if (!config.ok()) return Annotate(config.status(), options.path);
+  std::optional<RepositoryKeys> keys;
+  if (config->encrypted) {
+    if (options.credentials.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(options.path, ": encrypted; give its passphrase or key file"));
+    }
+    STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(options.credentials));
+    auto ring = OpenKeyRing(*objects, secret);
+    if (!ring.ok()) return Annotate(ring.status(), options.path);
+    keys = std::move(ring->keys);
+  } else if (!options.credentials.empty()) {
+    // Somebody may have put a plain repository in the place of the encrypted one.
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.path, ": not encrypted, but a passphrase or key file was given"));
+  }
+  Clock& clock = options.clock != nullptr ? *options.clock : Clock::Real();
+  auto state = std::make_unique<RepositoryState>(options.path, clock, std::move(objects), *std::move(config),
+                                                 std::move(keys), options.workers);
+  STILL_RETURN_IF_ERROR(state->OpenCatalog());
+  return std::make_unique<RepositoryImpl>(std::move(state));
+}
+
+absl::StatusOr<std::unique_ptr<SnapshotWriter>> RepositoryImpl::BeginSnapshot(const SnapshotOptions& options) {
+  return SnapshotWriterImpl::Begin(*state_, options, nullptr);
+}
+
+absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() {
+  STILL_ASSIGN_OR_RETURN(std::vector<CatalogSnapshot> rows, state_->catalog().ListSnapshots());
+  std::vector<manifest::Snapshot> snapshots;
+  snapshots.reserve(rows.size());
+  for (const CatalogSnapshot& row : rows) {
+    if (!snapshots.emplace_back().ParseFromString(row.manifest)) {
+      return absl::DataLossError(
+          absl::StrCat("catalog: snapshot ", row.id, " is damaged; run \"still repair catalog\""));
+    }
+  }
+  return snapshots;
+}
+
+absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_view reference) {
+  STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> snapshots, ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(size_t index, ResolveSnapshot(snapshots, reference, state_->clock.Now()));
+  return std::move(snapshots[index]);
+}
+
+absl::StatusOr<std::unique_ptr<ImageReader>> RepositoryImpl::OpenImage(const manifest::Snapshot& snapshot,
+                                                                       absl::string_view image) {
+  STILL_ASSIGN_OR_RETURN(const manifest::Image* entry, ImageOf(snapshot, image));
+  std::string what =
+      absl::StrCat("snapshot ", snapshot.name().empty() ? snapshot.id() : snapshot.name(), ", image ", entry->name());
+  return std::make_unique<ImageReaderImpl>(state_->pool, state_->nodes, NodeId::FromBytes(entry->root()), entry->size(),
+                                           std::move(what), nullptr);
+}
+
+absl::StatusOr<std::vector<ImageRange>> RepositoryImpl::Diff(const manifest::Snapshot& a, const manifest::Snapshot& b,
+                                                             absl::string_view image) {
+  STILL_ASSIGN_OR_RETURN(const manifest::Image* image_a, ImageOf(a, image));
+  STILL_ASSIGN_OR_RETURN(const manifest::Image* image_b, ImageOf(b, image));
+  TreeReader tree_a(state_->nodes, NodeId::FromBytes(image_a->root()), image_a->size());
+  TreeReader tree_b(state_->nodes, NodeId::FromBytes(image_b->root()), image_b->size());
+  std::shared_ptr<Scratch> scratch = state_->pool.Borrow();
+  return DiffTrees(state_->packs, tree_a, tree_b, *scratch);
+}
+
+absl::Status RepositoryImpl::Forget(const std::vector<std::string>& ids) {
+  for (const std::string& id : ids) {
+    STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
+    if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
+  }
+  std::vector<std::string> objects;
+  auto remove_rows = [&]() -> absl::Status {
+    STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_->catalog().Begin());
+    for (const std::string& id : ids) STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
+    return change.Commit();
+  };
+  STILL_RETURN_IF_ERROR(remove_rows());
+  for (const std::string& id : ids) objects.push_back(SnapshotObject(id));
+  STILL_RETURN_IF_ERROR(state_->objects->Delete(objects));
+  // Another process that opened the repository in between may have found the manifests and listed them again.
+  return remove_rows();
+}
+
+absl::StatusOr<RepositoryStats> RepositoryImpl::Stats() {
+  RepositoryStats stats;
+  STILL_RETURN_IF_ERROR(state_->catalog().ForEachPack(false, [&](const CatalogPack& row) {
+    ++stats.packs;
+    if (row.condemned) ++stats.condemned_packs;
+    stats.stored_bytes += row.size;
+    stats.bookkeeping_bytes += row.overhead;
+    stats.unique_blocks += row.blocks;
+  }));
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> manifests, state_->objects->List("snapshots/"));
+  stats.snapshots = manifests.size();
+  STILL_ASSIGN_OR_RETURN(uint64_t others, state_->catalog().FileBytes());
+  for (const ObjectInfo& object : manifests) others += object.size;
+  stats.stored_bytes += others;
+  stats.bookkeeping_bytes += others;
+  return stats;
+}
+
+absl::StatusOr<VerifyReport> RepositoryImpl::Verify(const VerifyOptions&) { return absl::UnimplementedError("verify"); }
+absl::StatusOr<RepairReport> RepositoryImpl::Repair(const RepairOptions&) { return absl::UnimplementedError("repair"); }
+absl::StatusOr<PruneReport> RepositoryImpl::Prune(const PruneOptions&) { return absl::UnimplementedError("prune"); }
+
+absl::Status RepositoryImpl::RebuildCatalog() { return state_->RebuildCatalog(); }
+
+absl::Status RepositoryImpl::RequireEncryption() const {
+  if (encrypted()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(state_->path, ": not encrypted, so it has no keys"));
+}
+
+absl::StatusOr<std::vector<KeySlotInfo>> RepositoryImpl::ListKeys() {
+  STILL_RETURN_IF_ERROR(RequireEncryption());
+  return still::ListKeys(*state_->objects, *state_->keys);
+}
+
+absl::StatusOr<std::string> RepositoryImpl::AddKey(const Credentials& credentials, const std::string& label) {
+  STILL_RETURN_IF_ERROR(RequireEncryption());
+  STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(credentials));
+  return still::AddKey(*state_->objects, *state_->keys, secret, {.label = label, .clock = &state_->clock});
+}
+
+absl::Status RepositoryImpl::RemoveKey(absl::string_view key_id) {
+  STILL_RETURN_IF_ERROR(RequireEncryption());
+  return RevokeKey(*state_->objects, *state_->keys, key_id);
+}
+
+}  // namespace still::store

@@ -1,0 +1,45 @@
+// The Repository: opens the parts and hands each call to the file that does it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "store/repository.h"
+#include "store/repository_state.h"
+
+namespace still::store {
+
+class RepositoryImpl final : public Repository {
+ public:
+  explicit RepositoryImpl(std::unique_ptr<RepositoryState> state) : state_(std::move(state)) {
+    id_ = state_->config.hex_id();
+  }
+
+  const std::string& id() const override { return id_; }
+  bool encrypted() const override { return state_->config.encrypted; }
+  absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot(const SnapshotOptions& options) override;
+  absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() override;
+  absl::StatusOr<manifest::Snapshot> FindSnapshot(absl::string_view reference) override;
+  absl::StatusOr<std::unique_ptr<ImageReader>> OpenImage(const manifest::Snapshot& snapshot,
+                                                         absl::string_view image) override;
+  absl::StatusOr<std::vector<ImageRange>> Diff(const manifest::Snapshot& a, const manifest::Snapshot& b,
+                                               absl::string_view image) override;
+  absl::StatusOr<RepositoryStats> Stats() override;
+  absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override;
+  absl::StatusOr<RepairReport> Repair(const RepairOptions& options) override;
+  absl::Status Forget(const std::vector<std::string>& ids) override;
+  absl::StatusOr<PruneReport> Prune(const PruneOptions& options) override;
+  absl::Status RebuildCatalog() override;
+  absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() override;
+  absl::StatusOr<std::string> AddKey(const Credentials& credentials, const std::string& label) override;
+  absl::Status RemoveKey(absl::string_view key_id) override;
+
+ private:
+  absl::Status RequireEncryption() const;
+
+  const std::unique_ptr<RepositoryState> state_;
+  std::string id_;
+};
+
+}  // namespace still::store

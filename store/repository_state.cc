@@ -1,0 +1,160 @@
+#include "store/repository_state.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "base/check.h"
+#include "base/log.h"
+#include "store/block/bytes.h"
+#include "store/crypto/derive.h"
+
+namespace still::store {
+namespace {
+
+namespace manifest = ::stillpoint::manifest::v1;
+
+constexpr size_t kFrameCacheBytes = 32 * 1024 * 1024;
+constexpr uint64_t kMaxManifestObject = 16 * 1024 * 1024 + 4096;
+constexpr uint64_t kMaxNoteObject = 4096;
+constexpr char kIdInfo[] = "stillpoint ids 1";
+
+SecretBytes PlainHashKey(const RepositoryConfig& config) {
+  return config.encrypted ? SecretBytes() : DeriveKey(config.id_secret.view(), config.id, kIdInfo);
+}
+
+}  // namespace
+
+RepositoryState::RepositoryState(std::string path_in, Clock& clock_in, std::unique_ptr<ObjectStore> objects_in,
+                                 RepositoryConfig config_in, std::optional<RepositoryKeys> keys_in, int workers)
+    : path(std::move(path_in)),
+      clock(clock_in),
+      objects(std::move(objects_in)),
+      config(std::move(config_in)),
+      keys(std::move(keys_in)),
+      plain_hash_key(PlainHashKey(config)),
+      pool(workers, keys ? keys->id_key() : plain_hash_key.view()),
+      packs(*objects, sealing_keys()),
+      frames(packs, kFrameCacheBytes),
+      nodes(packs, frames, *this) {}
+
+absl::StatusOr<std::vector<NodeAddress>> RepositoryState::FindNode(const NodeId& id) {
+  STILL_ASSIGN_OR_RETURN(std::vector<NodePlace> places, catalog_->FindNode(id.view()));
+  if (places.empty()) {
+    return absl::DataLossError(
+        absl::StrCat("tree node ", absl::BytesToHexString(id.view().substr(0, 8)), "... is in no pack"));
+  }
+  std::vector<NodeAddress> addresses;
+  addresses.reserve(places.size());
+  for (const NodePlace& place : places) {
+    addresses.push_back({.pack = PackName::FromBytes(place.pack), .node = place.ordinal});
+  }
+  return addresses;
+}
+
+CatalogPack ToRow(const PackSummary& pack) {
+  CatalogPack row = {.name = std::string(pack.name.view()),
+                     .kind = static_cast<int>(pack.kind),
+                     .size = pack.size,
+                     .created_unix_ns = pack.created_unix_ns,
+                     .blocks = pack.blocks,
+                     .nodes = static_cast<uint32_t>(pack.nodes.size()),
+                     .overhead = pack.overhead};
+  for (uint64_t hook : pack.hooks) AppendInt(row.hooks, hook);
+  return row;
+}
+
+std::vector<CatalogNode> ToNodeRows(const PackSummary& pack) {
+  std::vector<CatalogNode> rows;
+  rows.reserve(pack.nodes.size());
+  for (uint32_t i = 0; i < pack.nodes.size(); ++i) {
+    rows.push_back({.id = std::string(pack.nodes[i].view()), .ordinal = i});
+  }
+  return rows;
+}
+
+CatalogSnapshot ToRow(const manifest::Snapshot& snapshot) {
+  CatalogSnapshot row = {.id = snapshot.id(),
+                         .name = snapshot.name(),
+                         .session = snapshot.session(),
+                         .session_id = snapshot.session_id(),
+                         .point_unix_ns = snapshot.point_unix_ns(),
+                         .committed_unix_ns = snapshot.committed_unix_ns(),
+                         .kind = snapshot.kind(),
+                         .manifest = snapshot.SerializeAsString(),
+                         .labels = {snapshot.labels().begin(), snapshot.labels().end()}};
+  for (const manifest::Image& image : snapshot.images()) {
+    row.images.push_back({.name = image.name(),
+                          .role = image.role(),
+                          .size = image.size(),
+                          .root = image.root(),
+                          .bitmap = image.bitmap()});
+  }
+  std::sort(row.images.begin(), row.images.end(),
+            [](const CatalogImage& a, const CatalogImage& b) { return a.name < b.name; });
+  return row;
+}
+
+std::vector<uint64_t> HooksOf(const CatalogPack& pack) {
+  std::vector<uint64_t> hooks(pack.hooks.size() / sizeof(uint64_t));
+  for (size_t i = 0; i < hooks.size(); ++i) hooks[i] = LoadInt<uint64_t>(pack.hooks.data() + i * sizeof(uint64_t));
+  return hooks;
+}
+
+PackName NameOf(const CatalogPack& pack) { return PackName::FromBytes(pack.name); }
+
+std::string SnapshotObject(absl::string_view id) { return absl::StrCat("snapshots/", id); }
+
+std::string EncodeManifest(const RepositoryState& state, const manifest::Snapshot& snapshot) {
+  std::string object;
+  const std::string name = SnapshotObject(snapshot.id());
+  FrameCodec().Encode(FrameKind::kManifest, {.keys = state.sealing_keys(), .object = name}, true,
+                      snapshot.SerializeAsString(), object);
+  return object;
+}
+
+absl::StatusOr<manifest::Snapshot> ReadManifest(const RepositoryState& state, absl::string_view id) {
+  const std::string name = SnapshotObject(id);
+  STILL_ASSIGN_OR_RETURN(std::string object, state.objects->Get(name, kMaxManifestObject));
+  auto payload = FrameCodec().Decode(FrameKind::kManifest, {.keys = state.sealing_keys(), .object = name}, object);
+  if (!payload.ok()) return Annotate(payload.status(), name);
+  manifest::Snapshot snapshot;
+  if (!snapshot.ParseFromString(*payload) || snapshot.id() != id) {
+    return absl::DataLossError(absl::StrCat(name, ": not the manifest of this snapshot"));
+  }
+  for (const manifest::Image& image : snapshot.images()) {
+    if (image.root().size() != NodeId::size() || image.size() > kMaxImageSize) {
+      return absl::DataLossError(absl::StrCat(name, ": image ", image.name(), " is impossible"));
+    }
+  }
+  return snapshot;
+}
+
+std::string CondemnedObject(const PackName& pack) {
+  return absl::StrCat("condemned/", absl::BytesToHexString(pack.view()));
+}
+
+absl::Status Condemn(RepositoryState& state, const PackName& pack, absl::Time when) {
+  const std::string name = CondemnedObject(pack);
+  std::string payload;
+  AppendInt<int64_t>(payload, absl::ToUnixNanos(when));
+  std::string object;
+  FrameCodec().Encode(FrameKind::kCondemned, {.keys = state.sealing_keys(), .object = name}, false, payload, object);
+  STILL_RETURN_IF_ERROR(state.objects->Put(name, object, {.mode = PutMode::kReplace}));
+  STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state.catalog().Begin());
+  STILL_RETURN_IF_ERROR(change.SetCondemned(pack.view(), when));
+  return change.Commit();
+}
+
+absl::Status Acquit(RepositoryState& state, const PackName& pack) {
+  STILL_RETURN_IF_ERROR(state.objects->Delete(CondemnedObject(pack)));
+  STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state.catalog().Begin());
+  STILL_RETURN_IF_ERROR(change.SetCondemned(pack.view(), std::nullopt));
+  return change.Commit();
+}
+
+}  // namespace still::store

@@ -1,0 +1,81 @@
+// RepositoryState: the open parts of a repository, for the folders that work on all of it (snapshots, gc/, verify/).
+//
+// Parts are made in the order of the members; each may use those above it. Thread-safe as its parts are.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "proto/manifest.pb.h"
+#include "store/block/worker_pool.h"
+#include "store/catalog/catalog.h"
+#include "store/config.h"
+#include "store/image/tree_reader.h"
+#include "store/object/object_store.h"
+#include "store/pack/frame_cache.h"
+#include "store/pack/pack_set.h"
+#include "store/pack/pack_writer.h"
+
+namespace still::store {
+
+class RepositoryState final : public NodeFinder {
+ public:
+  RepositoryState(std::string path, Clock& clock, std::unique_ptr<ObjectStore> objects, RepositoryConfig config,
+                  std::optional<RepositoryKeys> keys, int workers);
+
+  const std::string path;
+  Clock& clock;
+  const std::unique_ptr<ObjectStore> objects;
+  const RepositoryConfig config;
+  const std::optional<RepositoryKeys> keys;  // With encryption.
+  const SecretBytes plain_hash_key;          // Without.
+  WorkerPool pool;
+  PackSet packs;
+  FrameCache frames;
+  NodeStore nodes;
+
+  const RepositoryKeys* sealing_keys() const { return keys ? &*keys : nullptr; }
+  Catalog& catalog() { return *catalog_; }
+  CatalogOptions catalog_options() const;
+
+  // Opens the catalog and brings it up to what is stored: what is there but not known is read, what is known but not
+  // there is dropped.
+  absl::Status OpenCatalog();
+  absl::Status SyncCatalog();
+  // Replaces the catalog by what packs and manifests say.
+  absl::Status RebuildCatalog();
+
+  absl::StatusOr<std::vector<NodeAddress>> FindNode(const NodeId& id) override;
+
+ private:
+  absl::Status SyncPacks();
+  absl::Status SyncCondemned();
+  absl::Status SyncSnapshots();
+
+  std::string catalog_path_;
+  std::unique_ptr<Catalog> catalog_;
+};
+
+// Manifests.
+std::string SnapshotObject(absl::string_view id);
+std::string EncodeManifest(const RepositoryState& state, const stillpoint::manifest::v1::Snapshot& snapshot);
+// DATA_LOSS if it is damaged or not this snapshot's.
+absl::StatusOr<stillpoint::manifest::v1::Snapshot> ReadManifest(const RepositoryState& state, absl::string_view id);
+
+// Notes of prune that a pack is unused (docs/format/repository.md).
+std::string CondemnedObject(const PackName& pack);
+absl::Status Condemn(RepositoryState& state, const PackName& pack, absl::Time when);
+absl::Status Acquit(RepositoryState& state, const PackName& pack);
+
+// Rows of the catalog.
+CatalogPack ToRow(const PackSummary& pack);
+std::vector<CatalogNode> ToNodeRows(const PackSummary& pack);
+CatalogSnapshot ToRow(const stillpoint::manifest::v1::Snapshot& snapshot);
+std::vector<uint64_t> HooksOf(const CatalogPack& pack);
+PackName NameOf(const CatalogPack& pack);
+
+}  // namespace still::store
