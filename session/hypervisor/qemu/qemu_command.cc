@@ -81,7 +81,8 @@ void AddBoot(const VmConfig& config, std::vector<std::string>& argv) {
   if (!config.cmdline.empty()) argv.insert(argv.end(), {"-append", config.cmdline});
 }
 
-void AddDisk(const DiskConfig& disk, size_t index, std::vector<std::string>& argv) {
+// `boot`: the firmware starts from it; with a kernel of our own QEMU takes that place itself.
+void AddDisk(const DiskConfig& disk, size_t index, bool boot, std::vector<std::string>& argv) {
   struct stat info {};
   bool block_device = ::stat(disk.path.c_str(), &info) == 0 && S_ISBLK(info.st_mode);
   std::string file_node = absl::StrCat(DiskNode(index), "-file");
@@ -99,7 +100,7 @@ void AddDisk(const DiskConfig& disk, size_t index, std::vector<std::string>& arg
   std::string device = absl::StrFormat("virtio-blk-pci,id=%s,drive=%s,bus=pcie.0,addr=0x%x", DiskDevice(index),
                                        DiskNode(index), kFirstDiskSlot + static_cast<int>(index));
   if (!disk.serial.empty()) absl::StrAppend(&device, ",serial=", Escaped(disk.serial));
-  if (index == 0) absl::StrAppend(&device, ",bootindex=0");
+  if (boot) absl::StrAppend(&device, ",bootindex=0");
   argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format), "-device", device});
 }
 
@@ -127,7 +128,7 @@ void AddDevices(const VmConfig& config, std::vector<std::string>& argv) {
     argv.insert(argv.end(), {"-device", absl::StrCat("vmgenid,id=generation,guid=", config.generation_id)});
   }
   for (size_t i = 0; i < config.nics.size(); ++i) AddNic(config.nics[i], i, argv);
-  for (size_t i = 0; i < config.disks.size(); ++i) AddDisk(config.disks[i], i, argv);
+  for (size_t i = 0; i < config.disks.size(); ++i) AddDisk(config.disks[i], i, i == 0 && config.kernel.empty(), argv);
 }
 
 absl::Status CheckDisks(const VmConfig& config) {

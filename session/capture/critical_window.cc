@@ -1,0 +1,256 @@
+#include "session/capture/critical_window.h"
+
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+
+namespace still::session {
+namespace {
+
+// What the lease must still hold when the pause begins: a stopped vcpu runs no timer, so only the way from the recheck
+// to the stop counts; measured at 1-60 ms (docs/qemu.md), with room for a host under load.
+constexpr absl::Duration kLeaseMargin = absl::Milliseconds(1500);
+constexpr absl::Duration kThawTimeout = absl::Seconds(30);
+// A guest can have any number of mounts; the manifest keeps this many of each kind and says how many there were.
+constexpr int kMaxMountsKept = 256;
+constexpr int kMaxHooksKept = 64;
+
+class LinkFreezeGuard final : public FreezeGuard {
+ public:
+  explicit LinkFreezeGuard(FrozenGuest frozen) : frozen_(std::move(frozen)) {}
+  const guestpb::QuiesceResponse& report() const override { return frozen_.report(); }
+  absl::Status Recheck(absl::Duration margin) override { return frozen_.Recheck(margin); }
+  absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout) override { return frozen_.Thaw(timeout); }
+
+ private:
+  FrozenGuest frozen_;
+};
+
+uint64_t Micros(absl::Duration duration) { return static_cast<uint64_t>(absl::ToInt64Microseconds(duration)); }
+
+std::string Lowercase(std::string name) {
+  for (char& c : name) c = c == '_' ? ' ' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+void KeepHooks(const google::protobuf::RepeatedPtrField<guestpb::HookResult>& hooks, manifestpb::Consistency& out) {
+  for (const guestpb::HookResult& hook : hooks) {
+    if (out.hooks_size() >= kMaxHooksKept) return;
+    manifestpb::Consistency::Hook& kept = *out.add_hooks();
+    kept.set_path(hook.path());
+    kept.set_verb(hook.verb());
+    kept.set_exit_code(hook.exit_code());
+    kept.set_duration_us(hook.duration_us());
+  }
+}
+
+}  // namespace
+
+Freezer MakeGuestFreezer(GuestLink& link) {
+  return [&link](const FreezeOptions& options) -> absl::StatusOr<std::unique_ptr<FreezeGuard>> {
+    STILL_ASSIGN_OR_RETURN(FrozenGuest frozen, FrozenGuest::Freeze(link, options));
+    return std::make_unique<LinkFreezeGuard>(std::move(frozen));
+  };
+}
+
+CriticalWindow::CriticalWindow(Clock& clock, VmCapture& capture, Freezer freezer, WindowOptions options,
+                               WindowObserver observer)
+    : clock_(clock),
+      capture_(capture),
+      freezer_(std::move(freezer)),
+      options_(std::move(options)),
+      observer_(std::move(observer)) {}
+
+absl::StatusOr<WindowReport> CriticalWindow::Run() {
+  // Always, newest first: resume, then thaw.
+  absl::Cleanup end_of_window = [this] {
+    paused_.reset();
+    frozen_.reset();
+  };
+  report_.consistency.set_level(manifestpb::Consistency::CRASH);
+  STILL_RETURN_IF_ERROR(RunStep("quiesce", &CriticalWindow::Quiesce));
+  STILL_RETURN_IF_ERROR(RunStep("recheck", &CriticalWindow::Recheck));
+  STILL_RETURN_IF_ERROR(RunStep("pause", &CriticalWindow::Pause));
+  STILL_RETURN_IF_ERROR(RunStep("pin_disks", &CriticalWindow::PinDisks));
+  STILL_RETURN_IF_ERROR(RunStep("save_state", &CriticalWindow::SaveState));
+  STILL_RETURN_IF_ERROR(RunStep("thaw", &CriticalWindow::Thaw));
+  return std::move(report_);
+}
+
+absl::Status CriticalWindow::RunStep(const char* name, Step step) {
+  observer_.on_start(name, clock_.Monotonic());
+  if (observer_.cancelled()) return absl::CancelledError(absl::StrCat("capture cancelled before step ", name));
+  WindowPhase phase{.name = name, .start = clock_.Monotonic()};
+  absl::Status status = (this->*step)();
+  phase.end = clock_.Monotonic();
+  if (!status.ok()) return Annotate(status, absl::StrCat("step ", name));
+  manifestpb::Windows::Phase& kept = *report_.windows.add_phases();
+  kept.set_name(name);
+  kept.set_duration_us(Micros(phase.end - phase.start));
+  observer_.on_end(phase);
+  return absl::OkStatus();
+}
+
+// Needs            nothing; an agent makes it worth more.
+// Does             asks the agent to write back, run hooks and freeze; keeps its report.
+// Undo             frozen_ thaws.
+// If we crash here the guest's lease ends the freeze.
+// Time bound       the lease, which is also the call's deadline.
+absl::Status CriticalWindow::Quiesce() {
+  freeze_started_ = clock_.Monotonic();
+  if (options_.quiesce == sessionpb::QUIESCE_OFF) {
+    Downgrade("quiesce is off");
+    return absl::OkStatus();
+  }
+  if (freezer_ == nullptr) {
+    return RequireOrDowngrade(absl::FailedPreconditionError("the session has no vsock, so no agent"), "not frozen");
+  }
+  absl::StatusOr<std::unique_ptr<FreezeGuard>> frozen = freezer_(options_.freeze);
+  if (!frozen.ok()) return RequireOrDowngrade(frozen.status(), "not frozen");
+  frozen_ = *std::move(frozen);
+  ReportFreeze(frozen_->report());
+  return absl::OkStatus();
+}
+
+// Needs            what Quiesce left.
+// Does             asks the agent, immediately before the pause, whether the freeze has held and holds long enough.
+// Undo             none; it changes nothing but the lease, which starts anew.
+// If we crash here as in Quiesce.
+// Time bound       2 s.
+absl::Status CriticalWindow::Recheck() {
+  if (frozen_ == nullptr) return absl::OkStatus();
+  recheck_started_ = clock_.Monotonic();
+  absl::Status status = frozen_->Recheck(kLeaseMargin);
+  if (status.ok()) return status;
+  report_.consistency.set_level(manifestpb::Consistency::CRASH);
+  return RequireOrDowngrade(status, "the freeze ended before the pause");
+}
+
+// Needs            nothing; everything that can be prepared is prepared (VmCapture).
+// Does             stops the vcpus: this is the point.
+// Undo             paused_ resumes.
+// If we crash here the hypervisor ends with this process (docs/ARCHITECTURE.md, Processes): never left paused.
+// Time bound       the capture's command deadline.
+absl::Status CriticalWindow::Pause() {
+  STILL_ASSIGN_OR_RETURN(PausedVm paused, capture_.Pause());
+  paused_.emplace(std::move(paused));
+  report_.point = clock_.Now();
+  // The lease was renewed after recheck_started_ and no vcpu runs any more: within the margin it cannot have ended
+  // before.
+  held_at_pause_ = clock_.Monotonic() - recheck_started_ < kLeaseMargin;
+  return absl::OkStatus();
+}
+
+// Needs            the pause, by proof.
+// Does             pins every disk at this instant.
+// Undo             VmCapture::Release.
+// If we crash here as in Pause.
+// Time bound       the capture's command deadline for each command.
+absl::Status CriticalWindow::PinDisks() { return capture_.PinDisks(*paused_); }
+
+// Needs            the pause; the pins, so that memory and disks are of one instant.
+// Does             starts the memory stream and ends the pause.
+// Undo             VmCapture::Release; the guard has been handed over and resumes.
+// If we crash here as in Pause.
+// Time bound       the capture's command deadline; without background saving as long as the memory takes.
+absl::Status CriticalWindow::SaveState() {
+  PausedVm paused = *std::move(paused_);
+  paused_.reset();
+  STILL_ASSIGN_OR_RETURN(PauseReport report, capture_.SaveStateAndResume(std::move(paused)));
+  report_.windows.set_pause_us(Micros(report.paused));
+  report_.windows.set_commands_in_pause(report.commands_in_pause);
+  report_.windows.set_memory_method(report.memory_method);
+  return absl::OkStatus();
+}
+
+// Needs            a running VM.
+// Does             thaws and compares the answer with the freeze: what was not proven is not claimed.
+// Undo             none; it is itself one.
+// If we crash here the guest's lease ends the freeze.
+// Time bound       30 s; then the capture fails and the lease ends the freeze.
+absl::Status CriticalWindow::Thaw() {
+  if (frozen_ == nullptr) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thaw, frozen_->Thaw(kThawTimeout));
+  report_.windows.set_freeze_us(Micros(clock_.Monotonic() - freeze_started_));
+  ReportThaw(thaw);
+  frozen_.reset();
+  if (options_.quiesce == sessionpb::QUIESCE_REQUIRE &&
+      report_.consistency.level() < manifestpb::Consistency::FILESYSTEM) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the freeze was not proven: ", report_.consistency.downgrades(0)));
+  }
+  return absl::OkStatus();
+}
+
+void CriticalWindow::ReportFreeze(const guestpb::QuiesceResponse& report) {
+  manifestpb::Consistency& out = report_.consistency;
+  for (const guestpb::FrozenMount& mount : report.frozen()) {
+    if (out.frozen_size() >= kMaxMountsKept) break;
+    manifestpb::Consistency::Mount& kept = *out.add_frozen();
+    kept.set_mount_point(mount.mount_point());
+    kept.set_fs_type(mount.fs_type());
+    kept.set_freeze_us(mount.freeze_us());
+  }
+  for (const guestpb::SkippedMount& mount : report.skipped()) {
+    if (out.skipped_size() >= kMaxMountsKept) break;
+    manifestpb::Consistency::Mount& kept = *out.add_skipped();
+    kept.set_mount_point(mount.mount_point());
+    kept.set_fs_type(mount.fs_type());
+    kept.set_reason(Lowercase(guestpb::SkippedMount::Reason_Name(mount.reason())));
+  }
+  KeepHooks(report.hooks(), out);
+  report_.windows.set_guest_presync_us(report.presync_us());
+  report_.windows.set_guest_freeze_us(report.freeze_us());
+
+  frozen_count_ = static_cast<uint32_t>(report.frozen_size());
+  out.set_level(manifestpb::Consistency::FILESYSTEM);
+  if (report.frozen().empty()) Downgrade("the guest has no freezable file system");
+  for (const guestpb::SkippedMount& mount : report.skipped()) {
+    if (mount.reason() == guestpb::SkippedMount::ALREADY_FROZEN ||
+        mount.reason() == guestpb::SkippedMount::UNREACHABLE) {
+      Downgrade(absl::StrCat(mount.mount_point(),
+                             " was not frozen by us: ", Lowercase(guestpb::SkippedMount::Reason_Name(mount.reason()))));
+    }
+  }
+  if (report.hooks().empty() || out.level() < manifestpb::Consistency::FILESYSTEM) return;
+  for (const guestpb::HookResult& hook : report.hooks()) {
+    if (hook.exit_code() != 0) {
+      out.add_downgrades(absl::StrCat("hook ", hook.path(), " ended with ", hook.exit_code()));
+      return;
+    }
+  }
+  out.set_level(manifestpb::Consistency::APPLICATION);
+}
+
+void CriticalWindow::ReportThaw(const guestpb::ThawResponse& thaw) {
+  manifestpb::Consistency& out = report_.consistency;
+  out.set_thawed(thaw.thawed());
+  out.set_thaw_cause(Lowercase(guestpb::ThawCause_Name(thaw.cause())));
+  KeepHooks(thaw.hooks(), out);
+  if (out.level() < manifestpb::Consistency::FILESYSTEM) return;
+  if (thaw.cause() == guestpb::LEASE_EXPIRED && held_at_pause_) return;  // After the resume: the point was frozen.
+  if (thaw.cause() != guestpb::REQUESTED) {
+    Downgrade(absl::StrCat("the guest was thawed early: ", out.thaw_cause()));
+  } else if (thaw.thawed_early_size() > 0) {
+    Downgrade(absl::StrCat(thaw.thawed_early(0), " was thawed early by somebody else"));
+  } else if (thaw.thawed() < frozen_count_) {
+    Downgrade(
+        absl::StrCat("only ", thaw.thawed(), " of ", frozen_count_, " file systems were still frozen at the thaw"));
+  }
+}
+
+void CriticalWindow::Downgrade(std::string reason) {
+  report_.consistency.set_level(manifestpb::Consistency::CRASH);
+  report_.consistency.add_downgrades(std::move(reason));
+}
+
+absl::Status CriticalWindow::RequireOrDowngrade(const absl::Status& status, absl::string_view what) {
+  if (options_.quiesce == sessionpb::QUIESCE_REQUIRE) return status;
+  LogWarning("capture goes on without a proven freeze", {{"reason", status.ToString()}});
+  Downgrade(absl::StrCat(what, ": ", status.message()));
+  return absl::OkStatus();
+}
+
+}  // namespace still::session

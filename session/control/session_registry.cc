@@ -1,0 +1,202 @@
+#include "session/control/session_registry.h"
+
+#include <fcntl.h>
+#include <google/protobuf/util/json_util.h>
+#include <grpcpp/grpcpp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/process.h"
+#include "base/undo.h"
+#include "base/unix_socket.h"
+#include "session/session_config.h"
+
+namespace still::session {
+namespace {
+
+constexpr size_t kMaxConfigBytes = 1 << 20;
+
+template <typename Message>
+absl::StatusOr<Message> ReadJson(const std::string& path) {
+  STILL_ASSIGN_OR_RETURN(std::string text, ReadFile(path, kMaxConfigBytes));
+  Message message;
+  google::protobuf::util::JsonParseOptions options;
+  options.ignore_unknown_fields = true;
+  if (auto status = google::protobuf::util::JsonStringToMessage(text, &message, options); !status.ok()) {
+    return absl::DataLossError(absl::StrCat(path, ": ", status.ToString()));
+  }
+  return message;
+}
+
+template <typename Message>
+absl::Status WriteJson(const std::string& path, const Message& message) {
+  std::string text;
+  google::protobuf::util::JsonPrintOptions options;
+  options.add_whitespace = true;
+  options.preserve_proto_field_names = true;
+  if (auto status = google::protobuf::util::MessageToJsonString(message, &text, options); !status.ok()) {
+    return absl::InternalError(absl::StrCat(path, ": ", status.ToString()));
+  }
+  return WriteFileAtomically(path, text);
+}
+
+bool IsAlive(const std::string& directory) { return ConnectUnix(JoinPath(directory, "control.sock")).ok(); }
+
+// The child's last word on the pipe: "ready", or "error CODE MESSAGE".
+absl::Status ParseReport(absl::string_view report, const std::string& log) {
+  std::vector<absl::string_view> parts = absl::StrSplit(absl::StripSuffix(report, "\n"), absl::MaxSplits(' ', 2));
+  if (parts.size() == 1 && parts[0] == "ready") return absl::OkStatus();
+  int code = 0;
+  if (parts.size() == 3 && parts[0] == "error" && absl::SimpleAtoi(parts[1], &code)) {
+    return absl::Status(static_cast<absl::StatusCode>(code), parts[2]);
+  }
+  return absl::InternalError(absl::StrCat("still-session ended without a word; look at ", log));
+}
+
+}  // namespace
+
+std::string SessionRegistry::Directory(const std::string& name) const {
+  return absl::StrCat(root_, "/sessions/", name);
+}
+
+absl::StatusOr<std::string> SessionRegistry::Create(const std::string& name) const {
+  STILL_RETURN_IF_ERROR(ValidateSessionName(name));
+  STILL_RETURN_IF_ERROR(MakeDirectories(absl::StrCat(root_, "/sessions")));
+  std::string directory = Directory(name);
+  if (::mkdir(directory.c_str(), 0700) == 0) return directory;
+  if (errno != EEXIST) return ErrnoStatus(errno, absl::StrCat("mkdir ", directory));
+  if (IsAlive(directory)) {
+    return absl::AlreadyExistsError(absl::StrCat("session ", name, " is running; choose another name"));
+  }
+  return absl::AlreadyExistsError(absl::StrCat("session ", name,
+                                               " has ended but keeps its directory; remove it with `still rm ", name,
+                                               "`, or choose another name"));
+}
+
+absl::StatusOr<std::vector<SessionEntry>> SessionRegistry::List() const {
+  std::vector<SessionEntry> entries;
+  std::string directory = absl::StrCat(root_, "/sessions");
+  if (!PathExists(directory)) return entries;
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> names, ListDirectory(directory));
+  for (const std::string& name : names) {
+    absl::StatusOr<SessionEntry> entry = Find(name);
+    if (entry.ok()) entries.push_back(*std::move(entry));  // One that is just being made has no session.json yet.
+  }
+  return entries;
+}
+
+absl::StatusOr<SessionEntry> SessionRegistry::Find(const std::string& name) const {
+  STILL_RETURN_IF_ERROR(ValidateSessionName(name));
+  std::string directory = Directory(name);
+  absl::StatusOr<sessionpb::SessionConfig> config = ReadSessionConfig(directory);
+  if (absl::IsNotFound(config.status())) {
+    std::vector<std::string> names;
+    if (absl::StatusOr<std::vector<std::string>> listed = ListDirectory(absl::StrCat(root_, "/sessions"));
+        listed.ok()) {
+      names = *std::move(listed);
+    }
+    return absl::NotFoundError(absl::StrCat("no session \"", name, "\"; there ",
+                                            names.empty() ? "is none" : "are: ", absl::StrJoin(names, ", ")));
+  }
+  if (!config.ok()) return config.status();
+  SessionEntry entry{.name = name, .directory = directory, .config = *std::move(config), .alive = IsAlive(directory)};
+  if (!entry.alive) {
+    if (auto end = ReadJson<sessionpb::SessionEnd>(JoinPath(directory, "end.json")); end.ok()) entry.end = *end;
+  }
+  return entry;
+}
+
+absl::Status SessionRegistry::Remove(const std::string& name) const {
+  STILL_RETURN_IF_ERROR(ValidateSessionName(name));
+  std::string directory = Directory(name);
+  if (!PathExists(directory)) return Find(name).status();
+  if (IsAlive(directory)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("session ", name, " is running; stop it first: still stop ", name));
+  }
+  return RemoveTree(directory);
+}
+
+absl::StatusOr<std::unique_ptr<sessionpb::SessionControl::Stub>> SessionRegistry::Connect(
+    const std::string& name) const {
+  STILL_ASSIGN_OR_RETURN(SessionEntry entry, Find(name));
+  if (!entry.alive) {
+    return absl::UnavailableError(
+        absl::StrCat("session ", name, " is not running", entry.end.has_value() ? ": " + DescribeEnd(*entry.end) : ""));
+  }
+  return sessionpb::SessionControl::NewStub(grpc::CreateChannel(
+      absl::StrCat("unix:", JoinPath(Directory(name), "control.sock")), grpc::InsecureChannelCredentials()));
+}
+
+absl::Status SessionRegistry::Launch(const sessionpb::SessionConfig& config, OwnedFd ram,
+                                     absl::Duration timeout) const {
+  std::string directory = Directory(config.name());
+  STILL_RETURN_IF_ERROR(WriteJson(JoinPath(directory, "session.json"), config));
+  STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("still-session", "STILL_SESSION_PROGRAM"));
+  std::string log_path = JoinPath(directory, "session.log");
+  STILL_ASSIGN_OR_RETURN(OwnedFd log, OpenFile(log_path, O_WRONLY | O_CREAT | O_APPEND));
+  int pipe_fds[2];
+  if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
+  OwnedFd report_read(pipe_fds[0]);
+  OwnedFd report_write(pipe_fds[1]);
+
+  ProcessOptions options;
+  options.argv = {program, "--directory", directory, "--report-fd", absl::StrCat(report_write.get())};
+  options.inherited_fds = {report_write.get()};
+  if (ram.valid()) {
+    options.argv.insert(options.argv.end(), {"--ram-fd", absl::StrCat(ram.get())});
+    options.inherited_fds.push_back(ram.get());
+  }
+  options.working_directory = "/";
+  options.stderr_fd = log.get();
+  options.new_session = true;
+  STILL_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Start(options));
+  report_write.Reset();
+
+  std::string report;
+  const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+  char buffer[4096];
+  for (;;) {
+    STILL_RETURN_IF_ERROR(
+        WaitReadable(report_read.get(), deadline - Clock::Real().Monotonic(), "still-session's report"));
+    ssize_t got = ::read(report_read.get(), buffer, sizeof buffer);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    report.append(buffer, static_cast<size_t>(got));
+  }
+  STILL_RETURN_IF_ERROR(ParseReport(report, log_path));
+  child.Release();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<sessionpb::SessionConfig> ReadSessionConfig(const std::string& directory) {
+  return ReadJson<sessionpb::SessionConfig>(JoinPath(directory, "session.json"));
+}
+
+absl::Status WriteSessionEnd(const std::string& directory, const sessionpb::SessionEnd& end) {
+  return WriteJson(JoinPath(directory, "end.json"), end);
+}
+
+absl::StatusOr<std::string> FindSibling(const std::string& program, const char* environment) {
+  if (const char* path = std::getenv(environment); path != nullptr && *path != '\0') return std::string(path);
+  std::error_code error;
+  std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error) return ErrnoStatus(error.value(), "readlink /proc/self/exe");
+  std::filesystem::path beside = self.parent_path() / program;
+  if (::access(beside.c_str(), X_OK) == 0) return beside.string();
+  return absl::NotFoundError(
+      absl::StrCat(program, " is not beside ", self.string(), "; reinstall, or name it in ", environment));
+}
+
+}  // namespace still::session

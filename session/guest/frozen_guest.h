@@ -1,0 +1,55 @@
+// FrozenGuest: the guest's file systems are frozen, or may be. Whoever holds it ends it with Thaw(); the destructor
+// thaws as a logged safety net, and behind both stands the guest's own timer, which thaws when the lease runs out.
+//
+// Not thread-safe. Move-only.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "base/status.h"
+#include "proto/aliases.h"
+#include "proto/guest.pb.h"
+#include "session/guest/guest_link.h"
+
+namespace still::session {
+
+struct FreezeOptions {
+  absl::Duration lease = absl::Seconds(10);
+  absl::Duration hook_timeout = absl::Seconds(10);
+  guestpb::HookPolicy hook_policy = guestpb::HOOK_FAIL;
+  bool skip_presync = false;
+};
+
+class FrozenGuest {
+ public:
+  // Asks the agent to freeze. On an error nothing stays frozen: what could not be learned is thawed by token, and where
+  // even that cannot be delivered the lease ends it. `link` must outlive the guard.
+  static absl::StatusOr<FrozenGuest> Freeze(GuestLink& link, const FreezeOptions& options);
+
+  FrozenGuest(FrozenGuest&& other) noexcept;
+  FrozenGuest& operator=(FrozenGuest&&) = delete;
+  FrozenGuest(const FrozenGuest&) = delete;
+  ~FrozenGuest();
+
+  const guestpb::QuiesceResponse& report() const { return report_; }
+
+  // Renews the lease. OK: frozen without a gap since Freeze, and for `margin` longer. FAILED_PRECONDITION otherwise.
+  absl::Status Recheck(absl::Duration margin);
+  // Thaws. The answer says whether it was this call that did it: only cause REQUESTED with as many file systems as were
+  // frozen proves that the freeze held from the beginning to the end. Tries again over a new connection until
+  // `timeout`.
+  absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout);
+
+ private:
+  FrozenGuest(GuestLink& link, std::string token, absl::Duration lease)
+      : link_(&link), token_(std::move(token)), lease_(lease) {}
+
+  GuestLink* link_;  // Null: moved from or thawed.
+  std::string token_;
+  absl::Duration lease_;
+  guestpb::QuiesceResponse report_;
+};
+
+}  // namespace still::session

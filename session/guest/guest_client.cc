@@ -1,0 +1,126 @@
+#include "session/guest/guest_client.h"
+
+#include <fcntl.h>
+#include <grpcpp/create_channel_posix.h>
+#include <grpcpp/grpcpp.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/memory/memory.h"
+#include "absl/time/clock.h"
+#include "proto/grpc_status.h"
+
+namespace still::session {
+namespace {
+
+// An answer of the agent: the largest is Quiesce over a guest with thousands of mounts.
+constexpr int kMaxAnswerBytes = 4 << 20;
+// What Exec may take beyond the program's own time limit: starting it, killing it, the way there and back.
+constexpr absl::Duration kExecMargin = absl::Seconds(15);
+constexpr uint32_t kDefaultExecTimeoutMs = 60'000;
+
+void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+}
+
+absl::Status Result(const grpc::Status& status, absl::string_view call) {
+  return Annotate(FromGrpc(status), absl::StrCat("guest agent, ", call));
+}
+
+}  // namespace
+
+GuestClient::GuestClient(std::shared_ptr<grpc::Channel> channel) : stub_(guestpb::Guest::NewStub(channel)) {}
+
+absl::StatusOr<std::unique_ptr<GuestClient>> GuestClient::Connect(OwnedFd connection, const GuestHello& hello,
+                                                                  absl::Duration timeout) {
+  // gRPC wants a non-blocking descriptor and owns it from here on.
+  int flags = ::fcntl(connection.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(connection.get(), F_SETFL, flags | O_NONBLOCK) < 0) return ErrnoStatus(errno, "fcntl");
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxAnswerBytes);
+  // A channel made from a descriptor is bound to it, but channels with equal arguments may share subchannels: not ours.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  auto client = absl::WrapUnique(
+      new GuestClient(grpc::CreateCustomInsecureChannelFromFd("guest", connection.Release(), arguments)));
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::InitRequest request;
+  request.set_session(hello.session);
+  request.set_restore_id(hello.restore_id);
+  STILL_RETURN_IF_ERROR(Result(client->stub_->Init(&context, request, &client->init_), "Init"));
+  return client;
+}
+
+absl::Status GuestClient::Ping(absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::PingResponse response;
+  return Result(stub_->Ping(&context, {}, &response), "Ping");
+}
+
+absl::Status GuestClient::Shutdown(absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::ShutdownResponse response;
+  return Result(stub_->Shutdown(&context, {}, &response), "Shutdown");
+}
+
+absl::StatusOr<guestpb::QuiesceResponse> GuestClient::Quiesce(const guestpb::QuiesceRequest& request,
+                                                              absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::QuiesceResponse response;
+  STILL_RETURN_IF_ERROR(Result(stub_->Quiesce(&context, request, &response), "Quiesce"));
+  return response;
+}
+
+absl::StatusOr<uint32_t> GuestClient::RenewQuiesce(const std::string& token, absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::RenewQuiesceRequest request;
+  request.set_token(token);
+  guestpb::RenewQuiesceResponse response;
+  STILL_RETURN_IF_ERROR(Result(stub_->RenewQuiesce(&context, request, &response), "RenewQuiesce"));
+  return response.remaining_ms();
+}
+
+absl::StatusOr<guestpb::ThawResponse> GuestClient::Thaw(const std::string& token, absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::ThawRequest request;
+  request.set_token(token);
+  guestpb::ThawResponse response;
+  STILL_RETURN_IF_ERROR(Result(stub_->Thaw(&context, request, &response), "Thaw"));
+  return response;
+}
+
+absl::StatusOr<guestpb::QuiesceStatusResponse> GuestClient::QuiesceStatus(absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::QuiesceStatusResponse response;
+  STILL_RETURN_IF_ERROR(Result(stub_->QuiesceStatus(&context, {}, &response), "QuiesceStatus"));
+  return response;
+}
+
+absl::StatusOr<guestpb::ExecExit> GuestClient::Exec(const guestpb::ExecRequest& request, const ExecSink& sink) {
+  grpc::ClientContext context;
+  uint32_t timeout_ms = request.timeout_ms() != 0 ? request.timeout_ms() : kDefaultExecTimeoutMs;
+  SetDeadline(context, absl::Milliseconds(timeout_ms) + kExecMargin);
+  std::unique_ptr<grpc::ClientReader<guestpb::ExecOutput>> reader = stub_->Exec(&context, request);
+  guestpb::ExecOutput output;
+  guestpb::ExecExit exit;
+  bool ended = false;
+  while (reader->Read(&output)) {
+    if (output.has_exit()) {
+      exit = output.exit();
+      ended = true;
+    }
+    if (!sink(output)) context.TryCancel();
+  }
+  STILL_RETURN_IF_ERROR(Result(reader->Finish(), "Exec"));
+  if (!ended) return absl::UnavailableError("guest agent, Exec: the stream ended without an exit status");
+  return exit;
+}
+
+}  // namespace still::session

@@ -1,0 +1,54 @@
+// GuestClient: the `Guest` service (proto/guest.proto) over one connection that the guest's agent made.
+//
+// The guest is hostile: every call has a deadline, every answer a size limit, and what it says is data, never a path or
+// a command. Thread-safe. All calls block. Errors: UNAVAILABLE when the connection is gone (wait for the agent to dial
+// again), DEADLINE_EXCEEDED, or what the agent answered.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "base/fd.h"
+#include "base/status.h"
+#include "proto/aliases.h"
+#include "proto/guest.grpc.pb.h"
+
+namespace still::session {
+
+struct GuestHello {
+  std::string session;     // Our name for it.
+  std::string restore_id;  // Empty after a plain boot.
+};
+
+class GuestClient {
+ public:
+  // Takes the connection and calls Init. `timeout` covers both.
+  static absl::StatusOr<std::unique_ptr<GuestClient>> Connect(OwnedFd connection, const GuestHello& hello,
+                                                              absl::Duration timeout);
+
+  const guestpb::InitResponse& init() const { return init_; }
+
+  absl::Status Ping(absl::Duration timeout);
+  absl::Status Shutdown(absl::Duration timeout);
+  absl::StatusOr<guestpb::QuiesceResponse> Quiesce(const guestpb::QuiesceRequest& request, absl::Duration timeout);
+  // Milliseconds left.
+  absl::StatusOr<uint32_t> RenewQuiesce(const std::string& token, absl::Duration timeout);
+  absl::StatusOr<guestpb::ThawResponse> Thaw(const std::string& token, absl::Duration timeout);
+  absl::StatusOr<guestpb::QuiesceStatusResponse> QuiesceStatus(absl::Duration timeout);
+
+  // `sink` gets each part as it comes and returns false to cancel (the program in the guest is then killed). The
+  // returned exit is also passed to it. The time limit of the program is in the request; ours is that plus a margin.
+  using ExecSink = std::function<bool(const guestpb::ExecOutput&)>;
+  absl::StatusOr<guestpb::ExecExit> Exec(const guestpb::ExecRequest& request, const ExecSink& sink);
+
+ private:
+  GuestClient(std::shared_ptr<grpc::Channel> channel);
+
+  std::unique_ptr<guestpb::Guest::Stub> stub_;
+  guestpb::InitResponse init_;
+};
+
+}  // namespace still::session

@@ -1,0 +1,282 @@
+#include "session/session.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "session/session_config.h"
+
+namespace still::session {
+namespace {
+
+constexpr absl::Duration kAgentCallTimeout = absl::Seconds(10);
+constexpr absl::Duration kThawTimeout = absl::Seconds(30);
+constexpr size_t kMaxPayloadBytes = 16 << 20;
+constexpr size_t kMaxStderrBytes = 1 << 20;
+
+SessionEnd MakeEnd(SessionEnd::Kind kind) {
+  SessionEnd end;
+  end.set_kind(kind);
+  return end;
+}
+
+void AppendBounded(std::string& out, absl::string_view data, size_t limit, bool& truncated) {
+  size_t room = limit - std::min(limit, out.size());
+  truncated |= data.size() > room;
+  absl::StrAppend(&out, data.substr(0, room));
+}
+
+}  // namespace
+
+absl::StatusOr<Response> SessionClient::Request(const Action& action) const {
+  if (link_ == nullptr) return absl::FailedPreconditionError("the session has no vsock, so no agent to ask");
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link_->Client(kAgentCallTimeout));
+  Response response;
+  auto keep = [&response](const guestpb::ExecOutput& output) {
+    ResponseHeader& header = response.header;
+    if (output.has_stdout_data()) {
+      AppendBounded(response.payload, output.stdout_data(), kMaxPayloadBytes, header.truncated);
+    } else if (output.has_stderr_data()) {
+      AppendBounded(header.stderr_text, output.stderr_data(), kMaxStderrBytes, header.truncated);
+    }
+    return true;
+  };
+  STILL_ASSIGN_OR_RETURN(response.header.exit, client->Exec(action.exec, keep));
+  return response;
+}
+
+Session::Session(sessionpb::SessionConfig config, StartOptions options)
+    : config_(std::move(config)),
+      directory_(std::move(options.directory)),
+      clock_(*options.clock),
+      start_vm_(std::move(options.start_vm)),
+      started_(clock_.Now()) {}
+
+absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::SessionConfig& config, StartOptions options) {
+  STILL_RETURN_IF_ERROR(ValidateConfig(config, /*has_ram=*/options.ram.valid()));
+  OwnedFd ram = std::move(options.ram);
+  auto session = absl::WrapUnique(new Session(config, std::move(options)));
+  STILL_RETURN_IF_ERROR(session->StartVsock());
+  STILL_ASSIGN_OR_RETURN(VmConfig vm_config, session->MakeVmConfig(std::move(ram)));
+  session->cmdline_ = vm_config.cmdline;
+  STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
+  session->FillMachine();
+  {
+    absl::MutexLock lock(&session->end_->mutex);
+    session->end_->vm = session->vm_.get();
+  }
+  session->exit_watcher_ = std::thread([s = session.get()] { s->WatchExit(); });
+  if (config.time_limit_s() > 0)
+    session->time_limit_watcher_ = std::thread([s = session.get()] { s->WatchTimeLimit(); });
+  return session;
+}
+
+Session::~Session() {
+  if (vm_ != nullptr) {
+    EndWith(*end_, MakeEnd(SessionEnd::STOPPED));
+    if (exit_watcher_.joinable()) exit_watcher_.join();
+    if (time_limit_watcher_.joinable()) time_limit_watcher_.join();
+    absl::MutexLock lock(&end_->mutex);
+    end_->vm = nullptr;
+  }
+  if (link_ != nullptr) link_->Shutdown();
+}
+
+absl::Status Session::StartVsock() {
+  VsockBackend backend = VsockBackend::kAutomatic;
+  switch (config_.vsock_backend()) {
+    case sessionpb::SessionConfig::OFF:
+      return absl::OkStatus();
+    case sessionpb::SessionConfig::KERNEL:
+      backend = VsockBackend::kKernel;
+      break;
+    case sessionpb::SessionConfig::USERSPACE:
+      backend = VsockBackend::kUserspace;
+      break;
+    default:
+      break;
+  }
+  STILL_ASSIGN_OR_RETURN(
+      std::unique_ptr<VsockHost> vsock,
+      VsockHost::Create({.directory = directory_, .port = config_.machine().vsock_port(), .backend = backend}));
+  link_ = std::make_shared<GuestLink>(
+      std::move(vsock), GuestHello{.session = config_.name(), .restore_id = config_.restore().restore_id()});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<VmConfig> Session::MakeVmConfig(OwnedFd ram) {
+  STILL_ASSIGN_OR_RETURN(VmConfig vm, BaseVmConfig(config_, directory_));
+  if (link_ != nullptr) vm.vsock = link_->vsock().attachment();
+  if (config_.machine().direct_kernel()) vm.cmdline = AssembleCmdline(config_, vsock_port());
+  if (start_vm_ == nullptr) {
+    STILL_ASSIGN_OR_RETURN(start_vm_, HypervisorStarter(config_.machine().hypervisor()));
+  }
+  if (config_.has_restore()) {
+    IncomingState incoming;
+    incoming.ram = std::move(ram);
+    STILL_ASSIGN_OR_RETURN(incoming.device_state, OpenFile(config_.restore().device_state(), O_RDONLY));
+    incoming.share_ram = true;
+    vm.incoming = std::move(incoming);
+  }
+  return vm;
+}
+
+void Session::FillMachine() {
+  const VmDescription& description = vm_->description();
+  machine_ = config_.machine();
+  machine_.set_hypervisor(description.hypervisor);
+  machine_.set_hypervisor_version(description.version);
+  machine_.set_machine_type(description.machine_type);
+  machine_.set_cpu_model(description.cpu_model);
+  machine_.set_accelerator(description.accelerator);
+  machine_.set_firmware(description.firmware);
+  machine_.set_ram_block(description.ram_block);
+  machine_.set_device_state_format(description.device_state_format);
+  machine_.set_vsock(link_ != nullptr);
+  machine_.set_vsock_port(vsock_port().value_or(0));
+}
+
+std::optional<uint32_t> Session::vsock_port() const {
+  if (link_ == nullptr) return std::nullopt;
+  return link_->vsock().port();
+}
+
+void Session::EndWith(End& end, SessionEnd how) {
+  absl::MutexLock lock(&end.mutex);
+  if (!end.end.has_value()) end.end = std::move(how);
+  if (end.vm != nullptr) end.vm->Kill();
+}
+
+void Session::WatchExit() {
+  ProcessExit exit = vm_->WaitForExit();
+  SessionEnd how;
+  if (vm_->guest_shut_down() || exit.ok()) {
+    how.set_kind(SessionEnd::EXITED);
+    how.set_exit_code(exit.exit_code);
+  } else {
+    how.set_kind(SessionEnd::ERROR);
+    how.set_error(absl::StrCat("the hypervisor ended by itself: ", exit.ToString()));
+  }
+  EndWith(*end_, std::move(how));
+}
+
+void Session::WatchTimeLimit() {
+  if (WaitFor(absl::Seconds(config_.time_limit_s())).has_value()) return;
+  EndWith(*end_, MakeEnd(SessionEnd::TIMED_OUT));
+}
+
+SessionEnd Session::Wait() {
+  // Recorded is not over: the VM may still be on its way out.
+  (void)vm_->WaitForExit();
+  return *WaitFor(absl::InfiniteDuration());
+}
+
+std::optional<SessionEnd> Session::WaitFor(absl::Duration timeout) {
+  absl::MutexLock lock(&end_->mutex);
+  auto ended = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(end_->mutex) { return end_->end.has_value(); };
+  end_->mutex.AwaitWithTimeout(absl::Condition(&ended), timeout);
+  return end_->end;
+}
+
+void Session::Stop(absl::Duration grace) {
+  if (grace > absl::ZeroDuration() && link_ != nullptr && !WaitFor(absl::ZeroDuration()).has_value()) {
+    absl::Duration deadline = clock_.Monotonic() + grace;
+    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(grace, kAgentCallTimeout));
+    absl::Status asked = client.ok() ? (*client)->Shutdown(kAgentCallTimeout) : client.status();
+    if (asked.ok()) {
+      WaitFor(std::max(absl::ZeroDuration(), deadline - clock_.Monotonic()));
+    } else {
+      LogWarning("the guest could not be asked to power off", {{"error", asked.ToString()}});
+    }
+  }
+  EndWith(*end_, MakeEnd(SessionEnd::STOPPED));
+}
+
+std::function<void()> Session::stop_handle() const {
+  return [end = end_] { EndWith(*end, MakeEnd(SessionEnd::STOPPED)); };
+}
+
+absl::Status Session::WaitForAgent(absl::Duration timeout) {
+  if (link_ == nullptr) return absl::FailedPreconditionError("the session has no vsock, so no agent");
+  absl::Duration deadline = clock_.Monotonic() + timeout;
+  for (;;) {
+    // In slices, so that a VM that dies while we wait is noticed at once.
+    absl::Duration left = deadline - clock_.Monotonic();
+    absl::StatusOr<std::shared_ptr<GuestClient>> client =
+        link_->Client(std::clamp(left, absl::ZeroDuration(), absl::Seconds(1)));
+    if (client.ok()) return absl::OkStatus();
+    if (std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration())) {
+      return absl::AbortedError(absl::StrCat("the session ended before its agent answered: ", DescribeEnd(*end)));
+    }
+    if (left <= absl::ZeroDuration()) {
+      return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
+                                                      "; look at ", JoinPath(directory_, "console.log")));
+    }
+  }
+}
+
+absl::Status Session::Continue(absl::Duration agent_timeout) {
+  absl::Status status = executor_.Run([this] { return vm_->Resume(); });
+  if (status.ok() && config_.restore().thaw()) {
+    status = WaitForAgent(agent_timeout);
+    if (status.ok()) {
+      absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(kAgentCallTimeout);
+      status = client.ok() ? (*client)->Thaw("", kThawTimeout).status() : client.status();
+    }
+  }
+  if (!status.ok()) Stop();
+  return Annotate(status, "continue the restored memory");
+}
+
+sessionpb::DescribeResponse Session::Describe() {
+  sessionpb::DescribeResponse out;
+  out.set_name(config_.name());
+  out.set_id(config_.id());
+  *out.mutable_machine() = machine_;
+  const VmDescription& description = vm_->description();
+  out.set_hypervisor(absl::StrCat(description.hypervisor, " ", description.version));
+  out.set_accelerator(description.accelerator);
+  out.set_pid(description.pid);
+  out.mutable_hypervisor_command()->Assign(description.command.begin(), description.command.end());
+  out.set_cmdline(cmdline_);
+  out.set_console_log(JoinPath(directory_, "console.log"));
+  out.set_started_unix_ns(absl::ToUnixNanos(started_));
+  out.set_restored_from(config_.origin_snapshot());
+  const Capabilities& capabilities = vm_->capabilities();
+  out.mutable_capabilities()->set_memory(capabilities.memory);
+  out.mutable_capabilities()->set_background_memory(capabilities.background_memory);
+  out.mutable_capabilities()->set_background_memory_reason(capabilities.background_memory_reason);
+  out.mutable_capabilities()->set_disk_pin(capabilities.disk_pin);
+  out.mutable_capabilities()->set_incremental_disk(capabilities.incremental_disk);
+  out.set_vsock_backend("off");
+  if (link_ != nullptr) {
+    out.set_vsock_port(link_->vsock().port());
+    out.set_guest_cid(link_->vsock().guest_cid());
+    out.set_vsock_backend(std::string(link_->vsock().backend()));
+  }
+  if (std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration())) {
+    out.set_state(sessionpb::DescribeResponse::ENDED);
+    *out.mutable_end() = *end;
+    return out;
+  }
+  absl::StatusOr<bool> paused = vm_->IsPaused();
+  out.set_state(paused.ok() && *paused ? sessionpb::DescribeResponse::PAUSED : sessionpb::DescribeResponse::RUNNING);
+  if (link_ == nullptr || !link_->ever_connected()) return out;
+  absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(absl::Seconds(1));
+  if (!client.ok()) return out;
+  out.mutable_agent()->set_connected(true);
+  out.mutable_agent()->set_version((*client)->init().agent_version());
+  out.mutable_agent()->set_hostname((*client)->init().hostname());
+  if (auto quiesce = (*client)->QuiesceStatus(absl::Seconds(2)); quiesce.ok()) {
+    out.mutable_agent()->set_quiesce_state(quiesce->state());
+  }
+  return out;
+}
+
+}  // namespace still::session

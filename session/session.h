@@ -1,0 +1,140 @@
+// Session: a booted VM and everything that must outlive it being started: its hypervisor process, its vsock listener,
+// the connection to its agent, the leases of a capture.
+//
+//   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, Session::Start(config, {}));
+//   SessionEnd end = session->Wait();
+//
+// Thread-safe. What drives the VM runs on the session's own serial executor, one operation after the other; Stop() does
+// not queue, because it must work when an operation hangs. Destroying a session ends its VM.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/fd.h"
+#include "base/serial_executor.h"
+#include "base/status.h"
+#include "proto/aliases.h"
+#include "proto/session.pb.h"
+#include "session/capture/critical_window.h"
+#include "session/guest/guest_link.h"
+#include "session/hypervisor/hypervisor.h"
+#include "session/vsock/vsock_host.h"
+
+namespace still::session {
+
+using SessionEnd = sessionpb::SessionEnd;
+
+// A request to the guest's agent. Exec is the only action there is; desktop actions will be declared when they work.
+struct Action {
+  guestpb::ExecRequest exec;
+};
+struct ResponseHeader {
+  guestpb::ExecExit exit;
+  std::string stderr_text;  // Up to 1 MiB.
+  bool truncated = false;   // The guest wrote more than we keep.
+};
+struct Response {
+  ResponseHeader header;
+  std::string payload;  // Exec: standard output, up to 16 MiB.
+};
+
+// Runs actions from any thread, also after the Session that made it is gone (then UNAVAILABLE). Cheap to copy: it
+// shares the agent connection with the Session, which closes with its last holder.
+class SessionClient {
+ public:
+  explicit SessionClient(std::shared_ptr<GuestLink> link) : link_(std::move(link)) {}
+  absl::StatusOr<Response> Request(const Action& action) const;
+
+ private:
+  std::shared_ptr<GuestLink> link_;  // Null: vsock is off.
+};
+
+struct StartOptions {
+  std::string directory;  // The session's: exists, mode 0700. Sockets and logs are made in it.
+  OwnedFd ram;            // With config.restore: the memory image, writable, consumed.
+  Clock* clock = &Clock::Real();
+  // The hypervisor; empty: chosen by config.machine.hypervisor.
+  std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&)> start_vm;
+};
+
+class Session {
+ public:
+  // Returns once the VM has been asked to start; the boot goes on. A restored VM is left paused: see Continue().
+  // INVALID_ARGUMENT for a configuration that can never work; other errors name what is missing.
+  static absl::StatusOr<std::unique_ptr<Session>> Start(const sessionpb::SessionConfig& config, StartOptions options);
+  ~Session();
+
+  const sessionpb::SessionConfig& config() const { return config_; }
+  // Resolved once, also for an automatic port; nothing when vsock is off.
+  std::optional<uint32_t> vsock_port() const;
+  // The kernel command line as assembled; empty when the firmware boots a disk.
+  const std::string& cmdline() const { return cmdline_; }
+
+  // Blocks until the session has ended and says how: the first end that was recorded, for ever, to every caller.
+  SessionEnd Wait();
+  std::optional<SessionEnd> WaitFor(absl::Duration timeout);
+  // Ends the VM and unblocks Wait. With a grace period the guest is asked to power off first. No-op when it has ended.
+  void Stop(absl::Duration grace = absl::ZeroDuration());
+  // Stops the session from anywhere, also when the Session is gone by then.
+  std::function<void()> stop_handle() const;
+
+  absl::StatusOr<Response> Request(const Action& action) const { return client().Request(action); }
+  SessionClient client() const { return SessionClient(link_); }
+
+  // Waits until the agent answers. FAILED_PRECONDITION without vsock, ABORTED when the session ends first.
+  absl::Status WaitForAgent(absl::Duration timeout);
+  // Of a restored session, once: runs the VM, waits for the agent, thaws, brings the network up. An error has stopped
+  // the session: a VM with frozen file systems is never offered as running.
+  absl::Status Continue(absl::Duration agent_timeout);
+
+  sessionpb::DescribeResponse Describe();
+
+  // For the control service, which runs captures. The VM stays valid as long as the session.
+  Vm& vm() { return *vm_; }
+  GuestLink* link() const { return link_.get(); }
+  SerialExecutor& executor() { return executor_; }
+  manifestpb::Machine machine() const { return machine_; }
+  const std::string& directory() const { return directory_; }
+
+ private:
+  // The end and who waits for it; shared with stop handles, which may outlive the session.
+  struct End {
+    absl::Mutex mutex;
+    std::optional<SessionEnd> end ABSL_GUARDED_BY(mutex);
+    Vm* vm ABSL_GUARDED_BY(mutex) = nullptr;  // Null when it must no longer be touched.
+  };
+
+  Session(sessionpb::SessionConfig config, StartOptions options);
+  absl::Status StartVsock();
+  absl::StatusOr<VmConfig> MakeVmConfig(OwnedFd ram);
+  void FillMachine();
+  void WatchExit();
+  void WatchTimeLimit();
+  // Records an end unless there is one, and ends the VM.
+  static void EndWith(End& end, SessionEnd how);
+
+  sessionpb::SessionConfig config_;
+  const std::string directory_;
+  Clock& clock_;
+  std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&)> start_vm_;
+  std::string cmdline_;
+  manifestpb::Machine machine_;
+  absl::Time started_;
+  SerialExecutor executor_{"session"};
+  std::unique_ptr<VsockHost> vsock_;
+  std::shared_ptr<GuestLink> link_;  // Shared with SessionClients.
+  std::unique_ptr<Vm> vm_;
+  std::shared_ptr<End> end_ = std::make_shared<End>();
+  std::thread exit_watcher_;
+  std::thread time_limit_watcher_;
+};
+
+}  // namespace still::session

@@ -1,0 +1,36 @@
+// What a SessionConfig must be, and how it becomes a VmConfig. Pure functions, but for looking whether files exist.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/status.h"
+#include "proto/aliases.h"
+#include "proto/session.pb.h"
+#include "session/hypervisor/hypervisor.h"
+
+namespace still::session {
+
+// Session names appear in paths, host names and on command lines: [a-z0-9][a-z0-9-]{0,62}, as a DNS label.
+absl::Status ValidateSessionName(const std::string& name);
+
+// INVALID_ARGUMENT or NOT_FOUND naming the field and the file. A configuration that restores memory needs its RAM.
+absl::Status ValidateConfig(const sessionpb::SessionConfig& config, bool has_ram);
+
+// Everything but vsock, command line and incoming state.
+absl::StatusOr<VmConfig> BaseVmConfig(const sessionpb::SessionConfig& config, const std::string& directory);
+
+// "console=ttyS0 panic=-1 [still.port=N] <machine.cmdline>": ours first, so that the user's words win.
+std::string AssembleCmdline(const sessionpb::SessionConfig& config, std::optional<uint32_t> vsock_port);
+
+// The function that starts a VM of that kind; empty: "qemu". NOT_FOUND names what there is.
+absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&)>> HypervisorStarter(
+    const std::string& hypervisor);
+
+// "exited with code 0", "stopped", "timed out", or the error.
+std::string DescribeEnd(const sessionpb::SessionEnd& end);
+
+}  // namespace still::session
