@@ -1,0 +1,138 @@
+// still-session: owns one VM. Started by `still run` and `still restore` (SessionRegistry::Launch), serves
+// SessionControl in its session's directory, and ends when the VM does.
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/fd.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "session/control/control_service.h"
+#include "session/control/session_registry.h"
+#include "session/session.h"
+
+namespace still {
+namespace {
+
+using session::Session;
+
+struct Arguments {
+  std::string directory;
+  int report_fd = -1;
+  int ram_fd = -1;
+};
+
+// Tells whoever started us, once, and closes the pipe.
+void Report(OwnedFd& pipe, const absl::Status& status) {
+  if (!pipe.valid()) return;
+  std::string line =
+      status.ok() ? "ready\n" : absl::StrCat("error ", static_cast<int>(status.code()), " ", status.message(), "\n");
+  if (absl::Status written = WriteAll(pipe.get(), line.data(), line.size(), "report pipe"); !written.ok()) {
+    LogWarning("nobody waits for this session any more", {{"error", written.ToString()}});
+  }
+  pipe.Reset();
+}
+
+// Fault tests name a step and a delay: STILL_FAULT_STEP_DELAY=pin_disks:1500 (milliseconds).
+void ApplyFaults(session::CaptureService& captures) {
+  const char* text = std::getenv("STILL_FAULT_STEP_DELAY");
+  if (text == nullptr) return;
+  std::pair<std::string, std::string> fault = absl::StrSplit(text, absl::MaxSplits(':', 1));
+  int milliseconds = 0;
+  if (absl::SimpleAtoi(fault.second, &milliseconds)) captures.DelayStep(fault.first, absl::Milliseconds(milliseconds));
+}
+
+// SIGTERM and SIGINT stop the session. Blocked in every thread and taken by one, so that nothing runs in a handler.
+class StopSignals {
+ public:
+  StopSignals() {
+    ::sigemptyset(&set_);
+    ::sigaddset(&set_, SIGTERM);
+    ::sigaddset(&set_, SIGINT);
+    ::pthread_sigmask(SIG_BLOCK, &set_, nullptr);
+  }
+  void Watch(std::function<void()> stop) {
+    std::thread([set = set_, stop = std::move(stop)] {
+      int signal = 0;
+      ::sigwait(&set, &signal);
+      LogInfo("stopping on a signal", {{"signal", signal}});
+      stop();
+    }).detach();
+  }
+
+ private:
+  sigset_t set_;
+};
+
+absl::Status MakeReady(Session& session) {
+  const sessionpb::SessionConfig& config = session.config();
+  absl::Duration timeout = absl::Seconds(config.agent_deadline_s());
+  if (config.has_restore()) return session.Continue(timeout);
+  if (config.agent_deadline_s() == 0) return absl::OkStatus();
+  return session.WaitForAgent(timeout);
+}
+
+absl::Status Run(const Arguments& arguments, OwnedFd& report) {
+  StopSignals signals;
+  STILL_ASSIGN_OR_RETURN(sessionpb::SessionConfig config, session::ReadSessionConfig(arguments.directory));
+  session::StartOptions options;
+  options.directory = arguments.directory;
+  options.ram = OwnedFd(arguments.ram_fd);
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, Session::Start(config, std::move(options)));
+  signals.Watch(session->stop_handle());
+
+  session::ControlService service(*session);
+  ApplyFaults(service.captures());
+  absl::Status ready = MakeReady(*session);
+  std::unique_ptr<grpc::Server> server;
+  if (ready.ok()) {
+    absl::StatusOr<std::unique_ptr<grpc::Server>> served =
+        session::ServeControl(service, JoinPath(arguments.directory, "control.sock"));
+    ready = served.status();
+    if (served.ok()) server = *std::move(served);
+  }
+  if (!ready.ok()) session->Stop();
+  Report(report, ready);
+
+  session::SessionEnd end = session->Wait();
+  LogInfo("session ended", {{"session", config.name()}, {"end", end.ShortDebugString()}});
+  service.captures().Abort();
+  // Callers of Wait and Stop get their answers; what hangs is cut off.
+  if (server != nullptr) server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  absl::Status recorded = session::WriteSessionEnd(arguments.directory, end);
+  absl::Status removed = RemoveFile(JoinPath(arguments.directory, "control.sock"));
+  return FirstError(ready, FirstError(recorded, removed));
+}
+
+}  // namespace
+}  // namespace still
+
+int main(int argc, char** argv) {
+  CLI::App app("Owns one VM of Stillpoint. Started by `still run` and `still restore`, not by hand.", "still-session");
+  still::Arguments arguments;
+  app.add_option("--directory", arguments.directory, "The session's directory, with its session.json")->required();
+  app.add_option("--report-fd", arguments.report_fd, "Descriptor for one line: ready, or the error");
+  app.add_option("--ram-fd", arguments.ram_fd, "Descriptor of the memory image to continue");
+  CLI11_PARSE(app, argc, argv);
+  still::SetLogLevel(still::LogLevel::kInfo);
+  ::signal(SIGPIPE, SIG_IGN);
+  still::OwnedFd report(arguments.report_fd);
+  if (report.valid()) ::fcntl(report.get(), F_SETFD, FD_CLOEXEC);
+  absl::Status status = still::Run(arguments, report);
+  if (!status.ok()) {
+    still::LogError("session failed", {{"error", status.ToString()}});
+    still::Report(report, status);
+  }
+  return still::ExitCode(status);
+}
