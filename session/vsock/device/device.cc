@@ -28,9 +28,14 @@ void VsockDevice::SetGuestCid(uint64_t cid) {
 
 bool VsockDevice::Start(bool event_index, uint64_t now_us) {
   broken_ = false;
+  bool interrupted = to_guest_.stop_requested();
   if (!to_guest_.Start(event_index) || !from_guest_.Start(event_index)) {
     Stop();
     return false;
+  }
+  if (interrupted) {
+    // The packet that was under way is lost, or will be taken a second time: no stream can be trusted any more.
+    while (!connections_.empty()) Reset(connections_.begin()->second.get());
   }
   // The time a machine was stopped is not the guest's fault.
   for (auto& [id, connection] : connections_) {

@@ -80,7 +80,8 @@ VhostVsock::VhostVsock(const Options& options, int epoll_fd, int wake_fd)
     : epoll_fd_(epoll_fd),
       wake_fd_(wake_fd),
       bridge_(epoll_fd, options.listener_fd, options.directory_fd),
-      device_(options.limits, &bridge_, options.port_seed) {
+      device_(options.limits, &bridge_, options.port_seed),
+      control_patience_us_(options.control_patience_us) {
   bridge_.Attach(&device_);
 }
 
@@ -198,7 +199,7 @@ int VhostVsock::Ioctl(unsigned long request, void* argument) {
       break;
   }
   if (_IOC_TYPE(request) != VHOST_VIRTIO) return -ENOTTY;
-  if (!baton_.TakeForControl(abandoned_ ? 0 : kControlPatienceUs)) return -EBUSY;
+  if (!baton_.TakeForControl(abandoned_ ? 0 : control_patience_us_)) return -EBUSY;
   abandoned_ = false;
   int result = Control(request, argument);
   baton_.Give();
@@ -206,7 +207,7 @@ int VhostVsock::Ioctl(unsigned long request, void* argument) {
 }
 
 int VhostVsock::SetRunning(bool run) {
-  if (!baton_.TakeForControl(abandoned_ ? 0 : kControlPatienceUs)) {
+  if (!baton_.TakeForControl(abandoned_ ? 0 : control_patience_us_)) {
     if (run) return -EBUSY;
     // Our thread sits in a write to a page that a stuck snapshot holds. The machine must stop all the same; the thread
     // takes and completes nothing more when it comes back.

@@ -49,6 +49,7 @@ class VhostVsock {
     int directory_fd = -1;
     uint32_t port_seed = 0;  // Random for each instance: see VsockDevice.
     Limits limits;
+    uint64_t control_patience_us = kControlPatienceUs;
   };
 
   // Null when descriptors are exhausted. Call StartThread before anything can move.
@@ -102,6 +103,7 @@ class VhostVsock {
 
   Interrupt interrupts_[2];
   // The controlling thread's own.
+  const uint64_t control_patience_us_;
   bool abandoned_ = false;  // A stop did not get the baton: see SetRunning.
   uint16_t base_given_[2] = {0, 0};
   bool base_given_valid_[2] = {false, false};

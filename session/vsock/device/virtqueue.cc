@@ -43,7 +43,7 @@ bool Virtqueue::Start(bool event_index) {
   used_index_ = Load(&used_->idx);
   // Chains are completed in order and one by one, so the two indices differ only when a stop caught us between the
   // used ring's write and our own count (RequestStop): that chain is the driver's again.
-  if (stop_requested_.load() && static_cast<uint16_t>(used_index_ - base()) == 1) SetBase(used_index_);
+  if (stop_requested() && static_cast<uint16_t>(used_index_ - base()) == 1) SetBase(used_index_);
   stop_requested_.store(false);
   signalled_valid_ = false;
   completed_ = false;

@@ -63,10 +63,11 @@ class Virtqueue {
   // False when the ring does not lie in guest memory, or has no size or layout.
   bool Start(bool event_index);
   void Stop() { running_ = false; }
-  bool running() const { return running_ && !stop_requested_.load(std::memory_order_acquire); }
+  bool running() const { return running_ && !stop_requested(); }
   // From another thread: nothing is taken or completed from now on, whatever the thread that owns us is in the midst
   // of. It may still end a write to guest memory that it has begun.
   void RequestStop() { stop_requested_.store(true, std::memory_order_release); }
+  bool stop_requested() const { return stop_requested_.load(std::memory_order_acquire); }
 
   // The next chain, which stays available until Complete.
   Next Peek(Chain* chain);
