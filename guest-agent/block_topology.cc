@@ -1,11 +1,17 @@
 #include "guest-agent/block_topology.h"
 
+#include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+
+#include <algorithm>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/file.h"
 #include "guest-agent/freeze_plan.h"
@@ -28,7 +34,8 @@ bool ReadDevice(const std::string& path, DeviceId& device) {
 
 class Topology {
  public:
-  Topology(const std::string& sysfs, const std::vector<MountEntry>& mounts) : sysfs_(sysfs), mounts_(mounts) {}
+  Topology(const TopologySources& sources, const std::vector<MountEntry>& mounts)
+      : sources_(sources), sysfs_(sources.sysfs), mounts_(mounts) {}
 
   // Adds the superblock devices under block device `device`.
   void Collect(const DeviceId& device, std::set<DeviceId>& found, int depth) const {
@@ -37,6 +44,11 @@ class Topology {
     for (const DeviceId& lower : LowerDevices(directory)) Collect(lower, found, depth + 1);
     absl::StatusOr<std::string> backing = ReadFile(JoinPath(directory, "loop/backing_file"), kMaxAttributeBytes);
     if (!backing.ok()) return;
+    std::optional<DeviceId> below = sources_.loop_backing(device);
+    if (below && IsMounted(*below)) {
+      found.insert(*below);
+      return;
+    }
     // A deleted file keeps its last name, with a note behind it.
     std::string path(absl::StripSuffix(absl::StripSuffix(*backing, "\n"), " (deleted)"));
     const MountEntry* mount = MountOfPath(mounts_, path);
@@ -64,6 +76,11 @@ class Topology {
   }
 
  private:
+  // Not so for a btrfs subvolume, whose files have a device number of their own.
+  bool IsMounted(const DeviceId& device) const {
+    return std::any_of(mounts_.begin(), mounts_.end(), [&device](const MountEntry& m) { return m.device == device; });
+  }
+
   std::set<DeviceId> LowerDevices(const std::string& directory) const {
     std::set<DeviceId> lower;
     DeviceId device;
@@ -78,15 +95,30 @@ class Topology {
     return lower;
   }
 
+  const TopologySources& sources_;
   const std::string& sysfs_;
   const std::vector<MountEntry>& mounts_;
 };
 
 }  // namespace
 
-std::map<DeviceId, std::set<DeviceId>> FindDependencies(const std::string& sysfs,
-                                                        const std::vector<MountEntry>& mounts) {
-  Topology topology(sysfs, mounts);
+std::optional<DeviceId> TopologySources::AskLoopDriver(const DeviceId& loop) {
+  // Opening it for reading has no effects, and the ioctl reports the device of the file that it uses.
+  absl::StatusOr<std::string> event = ReadFile(absl::StrCat("/sys/dev/block/", loop.ToString(), "/uevent"), 4096);
+  if (!event.ok()) return std::nullopt;
+  for (absl::string_view line : absl::StrSplit(*event, '\n')) {
+    if (!absl::ConsumePrefix(&line, "DEVNAME=")) continue;
+    absl::StatusOr<OwnedFd> fd = OpenFile(JoinPath("/dev", line), O_RDONLY | O_NONBLOCK);
+    loop_info64 info{};
+    if (!fd.ok() || ::ioctl(fd->get(), LOOP_GET_STATUS64, &info) != 0) return std::nullopt;
+    return DeviceId{major(info.lo_device), minor(info.lo_device)};
+  }
+  return std::nullopt;
+}
+
+std::map<DeviceId, std::set<DeviceId>> FindDependencies(const std::vector<MountEntry>& mounts,
+                                                        const TopologySources& sources) {
+  Topology topology(sources, mounts);
   std::map<DeviceId, std::set<DeviceId>> result;
   for (const MountEntry& mount : mounts) {
     if (result.contains(mount.device) || !absl::StartsWith(mount.source, "/")) continue;

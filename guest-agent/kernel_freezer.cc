@@ -60,7 +60,7 @@ absl::StatusOr<MountSurvey> KernelFreezer::Survey() {
   STILL_ASSIGN_OR_RETURN(std::string text, ReadFile("/proc/self/mountinfo", kMaxMountTableBytes));
   MountSurvey survey;
   STILL_ASSIGN_OR_RETURN(survey.mounts, ParseMountTable(text));
-  survey.lies_on = FindDependencies("/sys", survey.mounts);
+  survey.lies_on = FindDependencies(survey.mounts);
   return survey;
 }
 

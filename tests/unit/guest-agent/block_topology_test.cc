@@ -19,8 +19,10 @@ class BlockTopologyTest : public ::testing::Test {
   std::set<DeviceId> LiesOn(const std::string& table, DeviceId device) {
     auto mounts = ParseMountTable(table);
     EXPECT_TRUE(mounts.ok()) << mounts.status();
-    return FindDependencies(directory_.path(), *mounts)[device];
+    TopologySources sources{.sysfs = directory_.path(), .loop_backing = [this](const DeviceId&) { return backing_; }};
+    return FindDependencies(*mounts, sources)[device];
   }
+  std::optional<DeviceId> backing_;  // What the loop driver says.
   TempDir directory_;
 };
 
@@ -39,6 +41,16 @@ TEST_F(BlockTopologyTest, ALoopDeviceLiesOnTheFileSystemOfItsFile) {
 TEST_F(BlockTopologyTest, ADeletedBackingFileStillNamesItsFileSystem) {
   Put("dev/block/7:0/loop/backing_file", "/images/gone.img (deleted)\n");
   EXPECT_EQ(LiesOn(kTable, {7, 0}), (std::set<DeviceId>{{8, 2}}));
+}
+
+TEST_F(BlockTopologyTest, WhatTheDriverSaysCountsMoreThanAName) {
+  Put("dev/block/7:0/loop/backing_file", "/disk.img\n");
+  EXPECT_EQ(LiesOn(kTable, {7, 0}), (std::set<DeviceId>{{8, 1}}));
+  backing_ = DeviceId{8, 2};
+  EXPECT_EQ(LiesOn(kTable, {7, 0}), (std::set<DeviceId>{{8, 2}}));
+  // The device number of a btrfs subvolume is in no mount table.
+  backing_ = DeviceId{0, 77};
+  EXPECT_EQ(LiesOn(kTable, {7, 0}), (std::set<DeviceId>{{8, 1}}));
 }
 
 TEST_F(BlockTopologyTest, MappingsOverPartitionsOfLoopsAreFollowedDown) {
