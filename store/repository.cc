@@ -92,7 +92,7 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   std::optional<RepositoryKeys> keys;
   if (config->encrypted) {
     if (options.credentials.empty()) {
-      return absl::FailedPreconditionError(absl::StrCat(options.path, ": encrypted; give its passphrase or key file"));
+      return absl::UnauthenticatedError(absl::StrCat(options.path, ": encrypted; give its passphrase or key file"));
     }
     STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(options.credentials));
     auto ring = OpenKeyRing(*objects, secret);

@@ -1,0 +1,124 @@
+#include "snapshot/memory_drain.h"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "session/hypervisor/memory_stream.h"
+
+namespace still::snapshot {
+namespace {
+
+constexpr size_t kReadBytes = 1 << 20;
+// QEMU's device state with 16 MiB of video memory is 17 MiB; more than this is not a device state.
+constexpr size_t kMaxDeviceState = 256 << 20;
+// A stream is as long as the guest's memory and some; what waits on disk is bounded by the largest memory we allow.
+constexpr uint64_t kSpillLimit = uint64_t{16} << 40;
+
+class Receiver final : public session::MemoryStreamReceiver {
+ public:
+  Receiver(const MemoryDrain::OpenImage& open_image, DrainedMemory& result)
+      : open_image_(open_image), result_(result) {}
+
+  absl::Status OnMemorySize(uint64_t size) override {
+    result_.ram_bytes = size;
+    STILL_ASSIGN_OR_RETURN(image_, open_image_(size));
+    return absl::OkStatus();
+  }
+  absl::Status OnPages(uint64_t offset, absl::string_view data) override { return image_->Write(offset, data); }
+  absl::Status OnZeroPage(uint64_t offset) override { return image_->WriteZeros(offset, store::kBlockBytes); }
+  absl::Status OnDeviceState(absl::string_view data) override {
+    if (result_.device_state.size() + data.size() > kMaxDeviceState) {
+      return absl::ResourceExhaustedError(absl::StrCat("device state of more than ", kMaxDeviceState, " bytes"));
+    }
+    result_.device_state.append(data.data(), data.size());
+    return absl::OkStatus();
+  }
+  absl::Status Finish() {
+    if (image_ == nullptr) return absl::DataLossError("the memory stream holds no memory");
+    return image_->Finish();
+  }
+
+ private:
+  const MemoryDrain::OpenImage& open_image_;
+  DrainedMemory& result_;
+  std::unique_ptr<store::ImageWriter> image_;
+};
+
+}  // namespace
+
+MemoryDrain::MemoryDrain(OwnedFd stream, std::string format, std::string spill_directory, OpenImage open_image)
+    : stream_(std::move(stream)),
+      format_(std::move(format)),
+      open_image_(std::move(open_image)),
+      pipe_({.spill_limit = kSpillLimit, .spill_directory = std::move(spill_directory)}),
+      reader_([this] { ReadLoop(); }),
+      parser_([this] { status_ = Parse(); }) {}
+
+MemoryDrain::~MemoryDrain() {
+  Cancel();
+  if (reader_.joinable()) reader_.join();
+  if (parser_.joinable()) parser_.join();
+}
+
+void MemoryDrain::Cancel() {
+  // Shut down, not closed: the reader may be in read(2) on it.
+  ::shutdown(stream_.get(), SHUT_RDWR);
+}
+
+void MemoryDrain::ReadLoop() {
+  for (;;) {
+    std::string buffer(kReadBytes, '\0');
+    ssize_t got = ::read(stream_.get(), buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) {
+      pipe_.Close(got == 0 ? absl::OkStatus() : ErrnoStatus(errno, "read the memory stream"));
+      return;
+    }
+    buffer.resize(static_cast<size_t>(got));
+    bytes_read_ += static_cast<uint64_t>(got);
+    if (absl::Status status = pipe_.Write(std::move(buffer)); !status.ok()) {
+      Cancel();  // The hypervisor notices, and the session gives the capture up.
+      return;
+    }
+  }
+}
+
+absl::Status MemoryDrain::Parse() {
+  Receiver receiver(open_image_, result_);
+  std::string piece;
+  size_t taken = 0;
+  auto source = [&](char* out, size_t size) -> absl::StatusOr<size_t> {
+    if (taken == piece.size()) {
+      STILL_ASSIGN_OR_RETURN(piece, pipe_.Read());
+      taken = 0;
+    }
+    size_t part = std::min(size, piece.size() - taken);
+    std::memcpy(out, piece.data() + taken, part);
+    taken += part;
+    bytes_parsed_ += part;
+    return part;
+  };
+  absl::Status status = session::SplitMemoryStream(format_, source, receiver);
+  if (status.ok()) status = receiver.Finish();
+  if (!status.ok()) {
+    pipe_.Abandon();
+    Cancel();
+  }
+  return status;
+}
+
+absl::StatusOr<DrainedMemory> MemoryDrain::Finish() {
+  parser_.join();
+  reader_.join();
+  if (!status_.ok()) return status_;
+  result_.bytes_read = bytes_read_;
+  result_.bytes_spilled = pipe_.spilled_bytes();
+  return std::move(result_);
+}
+
+}  // namespace still::snapshot

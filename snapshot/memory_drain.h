@@ -1,0 +1,59 @@
+// Takes the memory stream of a capture apart: pages into the image `ram`, the rest into the device state. Two threads:
+// one takes bytes from the hypervisor at full speed (the guest waits for them), one parses and feeds the repository.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/fd.h"
+#include "base/status.h"
+#include "session/hypervisor/hypervisor.h"
+#include "snapshot/spilling_pipe.h"
+#include "store/image/image_writer.h"
+
+namespace still::snapshot {
+
+struct DrainedMemory {
+  uint64_t ram_bytes = 0;  // Size of the guest's memory.
+  uint64_t bytes_read = 0;
+  uint64_t bytes_spilled = 0;
+  std::string device_state;
+};
+
+class MemoryDrain {
+ public:
+  // Makes the image once the size of the memory is known.
+  using OpenImage = std::function<absl::StatusOr<std::unique_ptr<store::ImageWriter>>(uint64_t size)>;
+
+  // Starts at once on `stream`, a connected socket. `spill_directory`: see SpillingPipe.
+  MemoryDrain(OwnedFd stream, std::string format, std::string spill_directory, OpenImage open_image);
+  // Stops and joins; what was not finished is dropped.
+  ~MemoryDrain();
+
+  // Blocks until everything is in the image and finished. Once.
+  absl::StatusOr<DrainedMemory> Finish();
+  // Makes Finish fail soon. Thread-safe.
+  void Cancel();
+  uint64_t bytes_done() const { return bytes_parsed_; }
+
+ private:
+  void ReadLoop();
+  absl::Status Parse();
+
+  OwnedFd stream_;
+  const std::string format_;
+  const OpenImage open_image_;
+  SpillingPipe pipe_;
+  std::atomic<uint64_t> bytes_read_{0};
+  std::atomic<uint64_t> bytes_parsed_{0};
+  DrainedMemory result_;
+  absl::Status status_;
+  std::thread reader_;
+  std::thread parser_;
+};
+
+}  // namespace still::snapshot

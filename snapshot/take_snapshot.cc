@@ -1,0 +1,285 @@
+#include "snapshot/take_snapshot.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/unix_socket.h"
+#include "snapshot/capture_stream.h"
+#include "snapshot/disk_drain.h"
+#include "snapshot/file_image.h"
+#include "snapshot/memory_drain.h"
+
+namespace still::snapshot {
+namespace {
+
+using manifestpb::Image;
+
+// The newest earlier snapshot of the same session: what this one is compared with and, by its bitmaps, builds on.
+std::optional<manifestpb::Snapshot> FindParent(const std::vector<manifestpb::Snapshot>& all,
+                                               const std::string& session_id) {
+  std::optional<manifestpb::Snapshot> parent;
+  for (const manifestpb::Snapshot& snapshot : all) {
+    if (snapshot.session_id() != session_id) continue;
+    if (!parent.has_value() || snapshot.point_unix_ns() > parent->point_unix_ns()) parent = snapshot;
+  }
+  return parent;
+}
+
+const Image* FindImage(const manifestpb::Snapshot& snapshot, const std::string& name) {
+  for (const Image& image : snapshot.images()) {
+    if (image.name() == name) return &image;
+  }
+  return nullptr;
+}
+
+std::string HostName() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
+}
+
+class SnapshotRun {
+ public:
+  SnapshotRun(session::SessionEntry session, std::unique_ptr<sessionpb::SessionControl::Stub> control,
+              store::Repository& repository, const TakeOptions& options)
+      : session_(std::move(session)), control_(std::move(control)), repository_(repository), options_(options) {}
+
+  absl::StatusOr<manifestpb::Snapshot> Run() {
+    STILL_RETURN_IF_ERROR(Prepare());
+    STILL_RETURN_IF_ERROR(Window());
+    STILL_RETURN_IF_ERROR(Drain());
+    STILL_RETURN_IF_ERROR(Commit());
+    Release();
+    return std::move(manifest_);
+  }
+
+ private:
+  absl::Status Prepare();
+  absl::Status Window();
+  absl::Status Drain();
+  absl::Status Commit();
+  void Release();
+
+  absl::Status StoreBootFiles();
+  absl::Status DrainDisks();
+  absl::Status StoreDeviceState(const std::string& content);
+  store::ImageOptions ImageOptionsFor(const std::string& name, Image::Role role, uint64_t size) const;
+  Image& Keep(const std::string& name);
+  void Show(const std::string& stage, uint64_t done = 0, uint64_t total = 0) const {
+    options_.progress({.stage = stage, .done = done, .total = total});
+  }
+
+  const session::SessionEntry session_;
+  const std::unique_ptr<sessionpb::SessionControl::Stub> control_;
+  store::Repository& repository_;
+  const TakeOptions& options_;
+
+  manifestpb::Snapshot manifest_;
+  std::optional<manifestpb::Snapshot> parent_;
+  // Destroyed in reverse order: drains end before the stream that keeps their source alive, images before their
+  // snapshot.
+  std::unique_ptr<store::SnapshotWriter> writer_;
+  std::unique_ptr<CaptureStream> stream_;
+  std::unique_ptr<MemoryDrain> memory_;
+  absl::Duration drain_started_;
+};
+
+// Needs            a running session, an open repository.
+// Does             everything that can fail before the guest is touched: the name, the parent, the writer, the boot
+// files. Undo             the writer drops what it has. If we crash here nothing has happened to the guest; stored
+// packs are found by the next capture. Time bound       that of the repository; the guest does not wait.
+absl::Status SnapshotRun::Prepare() {
+  Show("prepare");
+  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_.ListSnapshots());
+  for (const manifestpb::Snapshot& snapshot : all) {
+    if (!options_.name.empty() && snapshot.name() == options_.name) {
+      return absl::AlreadyExistsError(absl::StrCat("snapshot name \"", options_.name, "\" is taken by ",
+                                                   snapshot.id().substr(0, 12), "; choose another"));
+    }
+  }
+  parent_ = FindParent(all, session_.config.id());
+  STILL_ASSIGN_OR_RETURN(writer_, repository_.BeginSnapshot({}));
+  manifest_.set_name(options_.name);
+  manifest_.set_session(session_.name);
+  manifest_.set_session_id(session_.config.id());
+  manifest_.set_host(HostName());
+  manifest_.set_creator(absl::StrCat("still ", STILL_VERSION));
+  manifest_.mutable_labels()->insert(options_.labels.begin(), options_.labels.end());
+  manifest_.set_kind(options_.memory ? manifestpb::Snapshot::DISK_AND_MEMORY : manifestpb::Snapshot::DISK);
+  if (parent_.has_value()) manifest_.set_parent_id(parent_->id());
+  return StoreBootFiles();
+}
+
+// Needs            a prepared writer.
+// Does             asks the session for the critical window and takes the memory stream from its first byte on.
+// Undo             destroying stream_ breaks the session's life line: it resumes, thaws and releases by itself.
+// If we crash here the same.
+// Time bound       the freeze lease and the session's own deadlines.
+absl::Status SnapshotRun::Window() {
+  Show("freeze");
+  sessionpb::BeginCaptureRequest request;
+  request.set_quiesce(options_.quiesce);
+  request.set_hook_policy(options_.hook_policy);
+  request.set_memory(options_.memory);
+  request.set_freeze_lease_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.freeze_lease)));
+  request.set_hook_timeout_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.hook_timeout)));
+  request.set_skip_presync(options_.skip_presync);
+  if (parent_.has_value()) {
+    for (const Image& image : parent_->images()) {
+      if (!image.bitmap().empty()) (*request.mutable_base_bitmaps())[image.name()] = image.bitmap();
+    }
+  }
+  stream_ = CaptureStream::Begin(*control_, request, [this](const std::string& step) { Show(step); });
+  STILL_ASSIGN_OR_RETURN(sessionpb::CapturePrepared prepared, stream_->WaitPrepared());
+  if (options_.memory) {
+    STILL_ASSIGN_OR_RETURN(OwnedFd sink, ConnectUnix(prepared.memory_socket()));
+    memory_ = std::make_unique<MemoryDrain>(
+        std::move(sink), prepared.memory_format(), session_.directory,
+        [this](uint64_t size) { return writer_->BeginImage(ImageOptionsFor("ram", Image::ROLE_RAM, size)); });
+  }
+  STILL_RETURN_IF_ERROR(stream_->WaitPinned());
+  const sessionpb::CapturePinned& pinned = stream_->pinned();
+  manifest_.set_point_unix_ns(pinned.point_unix_ns());
+  *manifest_.mutable_consistency() = pinned.consistency();
+  *manifest_.mutable_windows() = pinned.windows();
+  *manifest_.mutable_machine() = pinned.machine();
+  return absl::OkStatus();
+}
+
+// Needs            pinned disks and a memory stream; the guest runs.
+// Does             reads both into the repository at the same time.
+// Undo             as in Window.
+// If we crash here as in Window; finished packs are found by the next capture.
+// Time bound       none of its own: a stuck memory stream is cancelled by the session, a dead one by its end.
+absl::Status SnapshotRun::Drain() {
+  drain_started_ = Clock::Real().Monotonic();
+  absl::Status status = DrainDisks();
+  if (memory_ != nullptr && status.ok()) {
+    uint64_t total = manifest_.machine().memory_bytes();
+    Show("drain memory", std::min(memory_->bytes_done(), total), total);
+    absl::StatusOr<DrainedMemory> drained = memory_->Finish();
+    status = drained.status();
+    if (status.ok()) {
+      Image& ram = Keep("ram");
+      ram.set_role(Image::ROLE_RAM);
+      ram.set_bytes_read(drained->bytes_read);
+      manifest_.mutable_machine()->set_memory_bytes(drained->ram_bytes);
+      manifest_.mutable_drain()->set_bytes_read(manifest_.drain().bytes_read() + drained->bytes_read);
+      status = StoreDeviceState(drained->device_state);
+    }
+  }
+  // What the session says is the cause; what we saw (a closed socket) is its effect.
+  if (!status.ok()) return stream_->FailureOr(status);
+  return stream_->FailureOr(absl::OkStatus());
+}
+
+// Needs            every image finished.
+// Does             makes the snapshot durable and listed.
+// Undo             none: it is listed or it is not.
+// If we crash here the earlier state or the new one; the session releases as abandoned, its bitmaps are merged back.
+// Time bound       that of the repository.
+absl::Status SnapshotRun::Commit() {
+  Show("commit");
+  manifest_.mutable_drain()->set_duration_us(
+      static_cast<uint64_t>(absl::ToInt64Microseconds(Clock::Real().Monotonic() - drain_started_)));
+  STILL_ASSIGN_OR_RETURN(std::string id, writer_->Commit(manifest_));
+  STILL_ASSIGN_OR_RETURN(manifest_, repository_.FindSnapshot(id));
+  return absl::OkStatus();
+}
+
+// Needs            a committed snapshot.
+// Does             lets the session take its pins away. A failure costs the next snapshot its bitmaps, not this one.
+// Undo             none.
+// If we crash here the broken life line does the same, as abandoned.
+// Time bound       60 s.
+void SnapshotRun::Release() {
+  if (absl::Status status = stream_->End(/*committed=*/true); !status.ok()) {
+    LogWarning("the session did not release the capture cleanly", {{"error", status.ToString()}});
+  }
+}
+
+absl::Status SnapshotRun::StoreBootFiles() {
+  if (!session_.config.machine().direct_kernel()) return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(
+      StoreFile(*writer_, session_.config.kernel(), ImageOptionsFor("kernel", Image::ROLE_KERNEL, 0)));
+  Keep("kernel").set_role(Image::ROLE_KERNEL);
+  if (session_.config.initrd().empty()) return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(
+      StoreFile(*writer_, session_.config.initrd(), ImageOptionsFor("initrd", Image::ROLE_INITRD, 0)));
+  Keep("initrd").set_role(Image::ROLE_INITRD);
+  return absl::OkStatus();
+}
+
+absl::Status SnapshotRun::DrainDisks() {
+  uint64_t read = 0;
+  for (const sessionpb::PinnedDisk& disk : stream_->pinned().disks()) {
+    if (!disk.full_read_reason().empty()) {
+      LogInfo("disk is read in full", {{"disk", disk.name()}, {"reason", disk.full_read_reason()}});
+    }
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageWriter> image,
+                           writer_->BeginImage(ImageOptionsFor(disk.name(), Image::ROLE_DISK, disk.size())));
+    STILL_ASSIGN_OR_RETURN(
+        DrainedDisk drained,
+        DrainDisk(
+            {.socket = disk.nbd_socket(), .export_name = disk.nbd_export(), .dirty_context = disk.dirty_context()},
+            disk.size(), *image, [&](uint64_t done) { Show(absl::StrCat("drain ", disk.name()), done, disk.size()); }));
+    STILL_RETURN_IF_ERROR(image->Finish());
+    Image& kept = Keep(disk.name());
+    kept.set_role(Image::ROLE_DISK);
+    kept.set_bitmap(disk.bitmap());
+    kept.set_bytes_read(drained.bytes_read);
+    for (const sessionpb::DiskFile& file : session_.config.disks()) {
+      if (file.name() == disk.name()) kept.set_source_format(file.format());
+    }
+    read += drained.bytes_read;
+  }
+  manifest_.mutable_drain()->set_bytes_read(read);
+  return absl::OkStatus();
+}
+
+absl::Status SnapshotRun::StoreDeviceState(const std::string& content) {
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageWriter> image,
+                         writer_->BeginImage(ImageOptionsFor("devices", Image::ROLE_DEVICE_STATE, content.size())));
+  STILL_RETURN_IF_ERROR(image->Write(0, content));
+  STILL_RETURN_IF_ERROR(image->Finish());
+  Keep("devices").set_role(Image::ROLE_DEVICE_STATE);
+  return absl::OkStatus();
+}
+
+store::ImageOptions SnapshotRun::ImageOptionsFor(const std::string& name, Image::Role role, uint64_t size) const {
+  store::ImageOptions options{.name = name, .role = role, .size = size};
+  const Image* base = parent_.has_value() ? FindImage(*parent_, name) : nullptr;
+  if (base != nullptr) {
+    options.parent_root = base->root();
+    options.parent_size = base->size();
+  }
+  return options;
+}
+
+Image& SnapshotRun::Keep(const std::string& name) {
+  Image& image = *manifest_.add_images();
+  image.set_name(name);
+  return image;
+}
+
+}  // namespace
+
+absl::StatusOr<manifestpb::Snapshot> TakeSnapshot(const session::SessionRegistry& sessions, const std::string& session,
+                                                  store::Repository& repository, const TakeOptions& options) {
+  STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, sessions.Find(session));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> control, sessions.Connect(session));
+  SnapshotRun run(std::move(entry), std::move(control), repository, options);
+  absl::StatusOr<manifestpb::Snapshot> snapshot = run.Run();
+  if (!snapshot.ok()) return Annotate(snapshot.status(), absl::StrCat("snapshot of ", session));
+  return snapshot;
+}
+
+}  // namespace still::snapshot

@@ -1,0 +1,115 @@
+#include "tools/still/context.h"
+
+#include <termios.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "tools/still/progress_bar.h"
+
+namespace still::cli {
+namespace {
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// /var/lib for root; the user's own state directory else (XDG Base Directory Specification).
+std::string DefaultState() {
+  if (::geteuid() == 0) return "/var/lib/stillpoint";
+  std::string state = Environment("XDG_STATE_HOME");
+  return JoinPath(state.empty() ? JoinPath(Environment("HOME"), ".local/state") : state, "stillpoint");
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> AskPassphrase(const std::string& prompt) {
+  if (::isatty(STDIN_FILENO) == 0) {
+    return absl::FailedPreconditionError("a passphrase is needed: set STILL_PASSPHRASE or give --key-file");
+  }
+  termios before{};
+  if (::tcgetattr(STDIN_FILENO, &before) != 0) return ErrnoStatus(errno, "terminal");
+  termios silent = before;
+  silent.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+  std::cerr << prompt << std::flush;
+  ::tcsetattr(STDIN_FILENO, TCSAFLUSH, &silent);
+  std::string passphrase;
+  std::getline(std::cin, passphrase);
+  ::tcsetattr(STDIN_FILENO, TCSAFLUSH, &before);
+  std::cerr << "\n";
+  if (passphrase.empty()) return absl::InvalidArgumentError("the passphrase is empty");
+  return passphrase;
+}
+
+void Context::AddOptions(CLI::App& app) {
+  state_ = Environment("STILL_STATE");
+  if (state_.empty()) state_ = DefaultState();
+  repository_ = Environment("STILL_REPO");
+  app.add_option("--repo", repository_,
+                 "Repository directory (STILL_REPO; default: repository in the state directory)");
+  app.add_option("--state", state_, "Where sessions live (STILL_STATE)")->capture_default_str();
+  app.add_option("--key-file", key_file_, "File whose content opens the repository (STILL_KEY_FILE)");
+  app.add_flag("--json", json_, "Print JSON");
+  app.add_flag("--quiet,-q", quiet_, "No progress");
+  // Options may also stand behind the command.
+  app.fallthrough();
+}
+
+absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
+  store::Credentials credentials;
+  credentials.passphrase = Environment("STILL_PASSPHRASE");
+  credentials.key_file = key_file_.empty() ? Environment("STILL_KEY_FILE") : key_file_;
+  if (!key_file_.empty()) credentials.passphrase.clear();
+  return credentials;
+}
+
+absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepository() const {
+  store::RepositoryOptions options{.path = repository_};
+  STILL_ASSIGN_OR_RETURN(options.credentials, GivenCredentials());
+  absl::StatusOr<std::unique_ptr<store::Repository>> opened = store::Repository::Open(options);
+  if (opened.ok() || !absl::IsUnauthenticated(opened.status()) || !options.credentials.empty()) return opened;
+  STILL_ASSIGN_OR_RETURN(options.credentials.passphrase,
+                         AskPassphrase(absl::StrCat("Passphrase of ", repository_, ": ")));
+  return store::Repository::Open(options);
+}
+
+snapshot::ProgressSink Context::MakeProgress() {
+  if (json_ || quiet_) return [](const snapshot::Progress&) {};
+  bar_ = std::make_shared<ProgressBar>(STDERR_FILENO);
+  return [bar = bar_](const snapshot::Progress& progress) { bar->Update(progress); };
+}
+
+void Context::ProgressDone() {
+  if (bar_ != nullptr) bar_->Finish();
+  bar_.reset();
+}
+
+void Context::Print(const nlohmann::json& json, const std::function<void()>& text) const {
+  if (json_) {
+    std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+  } else {
+    text();
+  }
+}
+
+CLI::App* Context::AddCommand(CLI::App& app, const std::string& name, const std::string& description, Body body) {
+  CLI::App* command = app.add_subcommand(name, description);
+  command->callback([this, body = std::move(body)] { chosen_ = body; });
+  return command;
+}
+
+absl::Status Context::RunChosen() {
+  if (repository_.empty()) repository_ = JoinPath(state_, "repository");
+  absl::Status status = chosen_(*this);
+  ProgressDone();
+  return status;
+}
+
+}  // namespace still::cli

@@ -1,0 +1,69 @@
+// What every command of `still` shares: the global options, how to reach repository and sessions, and how to print.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/status.h"
+#include "session/control/session_registry.h"
+#include "snapshot/progress.h"
+#include "store/repository.h"
+
+namespace still::cli {
+
+class Context {
+ public:
+  // Adds the global options to the application.
+  void AddOptions(CLI::App& app);
+
+  bool json() const { return json_; }
+  // The repository by --repo, STILL_REPO or the default; an encrypted one asks for its passphrase on the terminal when
+  // none is given (STILL_PASSPHRASE, STILL_KEY_FILE, --key-file).
+  absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepository() const;
+  const std::string& repository_path() const { return repository_; }
+  absl::StatusOr<store::Credentials> GivenCredentials() const;
+  session::SessionRegistry sessions() const { return session::SessionRegistry(state_); }
+  const std::string& state_directory() const { return state_; }
+
+  // A bar on a terminal, a line a stage elsewhere, nothing with --json or --quiet. Finish with ProgressDone().
+  snapshot::ProgressSink MakeProgress();
+  void ProgressDone();
+
+  // Prints `json` with --json, else what `text` prints.
+  void Print(const nlohmann::json& json, const std::function<void()>& text) const;
+
+  // A command's body: what it returns becomes the exit code, its message one line on stderr.
+  using Body = std::function<absl::Status(Context&)>;
+  // Adds a command and returns it, for its options. `body` runs when it was chosen.
+  CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& description, Body body);
+  absl::Status RunChosen();
+
+  // The exit code of a program run in the guest; replaces ours when there was no error.
+  void set_exit_code(int code) { exit_code_ = code; }
+  int exit_code() const { return exit_code_; }
+
+ private:
+  std::string repository_;
+  std::string state_;
+  std::string key_file_;
+  bool json_ = false;
+  bool quiet_ = false;
+  int exit_code_ = 0;
+  Body chosen_;
+  std::shared_ptr<class ProgressBar> bar_;
+};
+
+// Reads a passphrase from the terminal without echo. FAILED_PRECONDITION without a terminal.
+absl::StatusOr<std::string> AskPassphrase(const std::string& prompt);
+
+// The commands, one file each group.
+void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, repair, stats, key
+void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, thaw
+void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, forget, prune, diff
+void AddTransferCommands(CLI::App& app, Context& context);    // restore, import, export
+void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
+
+}  // namespace still::cli

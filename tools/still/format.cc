@@ -1,0 +1,100 @@
+#include "tools/still/format.h"
+
+#include <google/protobuf/message.h>
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/check.h"
+
+namespace still::cli {
+
+std::string FormatBytes(uint64_t bytes) {
+  static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  auto value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
+    value /= 1024;
+    ++unit;
+  }
+  if (unit == 0 || value >= 100) return absl::StrFormat("%.0f %s", value, kUnits[unit]);
+  return absl::StrFormat("%.1f %s", value, kUnits[unit]);
+}
+
+std::string FormatMicros(uint64_t microseconds) {
+  auto value = static_cast<double>(microseconds);
+  if (microseconds < 1000) return absl::StrCat(microseconds, " us");
+  if (microseconds < 1'000'000) return absl::StrFormat("%.1f ms", value / 1e3);
+  return absl::StrFormat("%.1f s", value / 1e6);
+}
+
+std::string FormatUnixNanos(int64_t nanoseconds) {
+  if (nanoseconds == 0) return "-";
+  return absl::FormatTime("%Y-%m-%d %H:%M:%S", absl::FromUnixNanos(nanoseconds), absl::LocalTimeZone());
+}
+
+absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
+  std::string number = text;
+  int shift = 0;
+  if (!number.empty()) {
+    static constexpr absl::string_view kUnits = "KMGT";
+    size_t unit = kUnits.find(static_cast<char>(std::toupper(static_cast<unsigned char>(number.back()))));
+    if (unit != absl::string_view::npos) {
+      shift = 10 * static_cast<int>(unit + 1);
+      number.pop_back();
+    }
+  }
+  uint64_t value = 0;
+  if (!absl::SimpleAtoi(number, &value) || (value << shift) >> shift != value) {
+    return absl::InvalidArgumentError(absl::StrCat("size \"", text, "\": write it like 512M or 2G"));
+  }
+  return value << shift;
+}
+
+absl::StatusOr<absl::Duration> ParseDuration(const std::string& text) {
+  double seconds = 0;
+  if (absl::SimpleAtod(text, &seconds) && seconds >= 0) return absl::Seconds(seconds);
+  absl::Duration duration;
+  if (absl::ParseDuration(text, &duration) && duration >= absl::ZeroDuration()) return duration;
+  return absl::InvalidArgumentError(absl::StrCat("duration \"", text, "\": write it like 30s or 5m"));
+}
+
+std::string Printable(const std::string& text) {
+  std::string out = text;
+  for (char& c : out) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  }
+  return out;
+}
+
+std::string FormatTable(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string out;
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i) {
+      absl::StrAppend(&line, Printable(row[i]), std::string(widths[i] - row[i].size() + 2, ' '));
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    absl::StrAppend(&out, line, "\n");
+  }
+  return out;
+}
+
+nlohmann::json ToJson(const google::protobuf::Message& message) {
+  std::string text;
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = true;
+  STILL_CHECK(google::protobuf::util::MessageToJsonString(message, &text, options).ok());
+  return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+}
+
+}  // namespace still::cli

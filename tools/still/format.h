@@ -1,0 +1,37 @@
+// How the command shows sizes, times and tables.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "base/status.h"
+
+namespace google::protobuf {
+class Message;
+}
+
+namespace still::cli {
+
+// "0 B", "512 KiB", "1.3 GiB".
+std::string FormatBytes(uint64_t bytes);
+// "340 us", "21.4 ms", "1.3 s".
+std::string FormatMicros(uint64_t microseconds);
+// Local time: "2026-11-21 23:05:11".
+std::string FormatUnixNanos(int64_t nanoseconds);
+// "512M", "2G", "1024" (bytes): a whole number with an optional K, M, G, T (powers of 1024).
+absl::StatusOr<uint64_t> ParseBytes(const std::string& text);
+// "30s", "5m", "250ms"; a bare number is seconds.
+absl::StatusOr<absl::Duration> ParseDuration(const std::string& text);
+
+// Columns are as wide as their widest cell; trailing blanks are cut. The first row is the heading. Control characters
+// (names may come from a guest) are shown as '?'.
+std::string FormatTable(const std::vector<std::vector<std::string>>& rows);
+std::string Printable(const std::string& text);
+
+// The message's protobuf JSON, with the field names of the .proto file.
+nlohmann::json ToJson(const google::protobuf::Message& message);
+
+}  // namespace still::cli

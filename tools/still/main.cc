@@ -1,0 +1,40 @@
+// still: the command.
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "base/status.h"
+#include "tools/still/context.h"
+
+int main(int argc, char** argv) {
+  // A repository or a session that goes away is an error of the call that meets it.
+  ::signal(SIGPIPE, SIG_IGN);
+  CLI::App app("Consistent snapshots of running virtual machines.", "still");
+  app.set_version_flag("--version", "still " STILL_VERSION);
+  app.require_subcommand(1);
+  still::cli::Context context;
+  context.AddOptions(app);
+  still::cli::AddRepositoryCommands(app, context);
+  still::cli::AddSessionCommands(app, context);
+  still::cli::AddSnapshotCommands(app, context);
+  still::cli::AddTransferCommands(app, context);
+  still::cli::AddDoctorCommand(app, context);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // Usage errors get the code of their class (docs/operations.md); --help and --version are no errors.
+    int code = app.exit(error);
+    return code == 0 ? 0 : 2;
+  }
+  absl::Status status = context.RunChosen();
+  if (status.ok()) return context.exit_code();
+  if (context.json()) {
+    nlohmann::json error = {
+        {"error", {{"code", absl::StatusCodeToString(status.code())}, {"message", std::string(status.message())}}}};
+    std::cout << error.dump(2) << "\n";
+  }
+  std::cerr << "still: " << status.message() << "\n";
+  return still::ExitCode(status);
+}

@@ -1,0 +1,333 @@
+// run, ps, stop, rm, exec, logs, thaw.
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "base/undo.h"
+#include "proto/grpc_status.h"
+#include "session/session_config.h"
+#include "tools/still/context.h"
+#include "tools/still/format.h"
+
+namespace still::cli {
+namespace {
+
+using sessionpb::SessionConfig;
+
+struct RunArguments {
+  std::string name;
+  std::string kernel;
+  std::string initrd;
+  std::string cmdline;
+  std::vector<std::string> disks;
+  std::string memory = "512M";
+  uint32_t vcpus = 1;
+  std::string accelerator = "auto";
+  std::string firmware;
+  std::string cpu_model;
+  std::string vsock = "auto";
+  std::string port = "auto";
+  bool network = false;
+  bool no_agent = false;
+  std::string agent_timeout = "60s";
+  std::string time_limit = "0";
+};
+
+std::string Absolute(const std::string& path) {
+  return path.empty() ? "" : std::filesystem::absolute(path).lexically_normal().string();
+}
+
+// "PATH[,name=vda][,format=raw|qcow2][,ro][,serial=S]"
+absl::Status AddDisk(const std::string& text, SessionConfig& config) {
+  std::vector<std::string> parts = absl::StrSplit(text, ',');
+  sessionpb::DiskFile& file = *config.add_disks();
+  manifestpb::Disk& disk = *config.mutable_machine()->add_disks();
+  file.set_path(Absolute(parts[0]));
+  file.set_name(absl::StrCat("vd", std::string(1, static_cast<char>('a' + config.disks_size() - 1))));
+  file.set_format(absl::EndsWith(parts[0], ".qcow2") ? "qcow2" : "raw");
+  for (size_t i = 1; i < parts.size(); ++i) {
+    std::pair<std::string, std::string> option = absl::StrSplit(parts[i], absl::MaxSplits('=', 1));
+    if (option.first == "name") {
+      file.set_name(option.second);
+    } else if (option.first == "format") {
+      file.set_format(option.second);
+    } else if (option.first == "serial") {
+      disk.set_serial(option.second);
+    } else if (option.first == "ro") {
+      disk.set_read_only(true);
+    } else {
+      return absl::InvalidArgumentError(
+          absl::StrCat("disk \"", text, "\": \"", parts[i], "\" is not name=, format=, serial= or ro"));
+    }
+  }
+  disk.set_name(file.name());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SessionConfig::VsockBackend> ParseVsock(const std::string& text) {
+  if (text == "auto") return SessionConfig::AUTOMATIC;
+  if (text == "kernel") return SessionConfig::KERNEL;
+  if (text == "userspace") return SessionConfig::USERSPACE;
+  if (text == "off") return SessionConfig::OFF;
+  return absl::InvalidArgumentError(absl::StrCat("vsock \"", text, "\": use auto, kernel, userspace or off"));
+}
+
+// A locally administered address (IEEE 802: bit 1 of the first byte) that no other session has.
+std::string RandomMac() {
+  uint8_t bytes[6];
+  RandomBytes(bytes, sizeof bytes);
+  bytes[0] = static_cast<uint8_t>((bytes[0] & 0xfc) | 0x02);
+  return absl::StrJoin(bytes, ":",
+                       [](std::string* out, uint8_t b) { absl::StrAppend(out, absl::Hex(b, absl::kZeroPad2)); });
+}
+
+absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
+  SessionConfig config;
+  config.set_name(arguments.name);
+  config.set_id(RandomUuid());
+  manifestpb::Machine& machine = *config.mutable_machine();
+  machine.set_vcpus(arguments.vcpus);
+  STILL_ASSIGN_OR_RETURN(uint64_t memory, ParseBytes(arguments.memory));
+  machine.set_memory_bytes(memory);
+  machine.set_accelerator(arguments.accelerator == "auto" ? "" : arguments.accelerator);
+  machine.set_cpu_model(arguments.cpu_model);
+  machine.set_firmware(arguments.firmware);
+  machine.set_cmdline(arguments.cmdline);
+  machine.set_direct_kernel(!arguments.kernel.empty());
+  config.set_kernel(Absolute(arguments.kernel));
+  config.set_initrd(Absolute(arguments.initrd));
+  for (const std::string& disk : arguments.disks) STILL_RETURN_IF_ERROR(AddDisk(disk, config));
+  if (arguments.network) {
+    manifestpb::Nic& nic = *machine.add_nics();
+    nic.set_name("net0");
+    nic.set_mac(RandomMac());
+    nic.set_kind("user");
+  }
+  STILL_ASSIGN_OR_RETURN(SessionConfig::VsockBackend vsock, ParseVsock(arguments.vsock));
+  config.set_vsock_backend(vsock);
+  uint32_t port = 0;
+  if (arguments.port != "auto" && (!absl::SimpleAtoi(arguments.port, &port) || port == 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("vsock port \"", arguments.port, "\": use auto or a number from 1 on"));
+  }
+  machine.set_vsock_port(port);
+  STILL_ASSIGN_OR_RETURN(absl::Duration agent, ParseDuration(arguments.agent_timeout));
+  bool wait_for_agent = !arguments.no_agent && vsock != SessionConfig::OFF;
+  config.set_agent_deadline_s(wait_for_agent ? static_cast<uint32_t>(absl::ToInt64Seconds(agent)) : 0);
+  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDuration(arguments.time_limit));
+  config.set_time_limit_s(static_cast<uint32_t>(absl::ToInt64Seconds(limit)));
+  return config;
+}
+
+absl::Status Run(Context& context, const RunArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(SessionConfig config, ConfigOf(arguments));
+  STILL_RETURN_IF_ERROR(session::ValidateConfig(config, /*has_ram=*/false));
+  session::SessionRegistry sessions = context.sessions();
+  STILL_ASSIGN_OR_RETURN(std::string directory, sessions.Create(arguments.name));
+  UndoStack undo;
+  undo.Push("remove the session's directory", [directory] { return RemoveTree(directory); });
+  snapshot::ProgressSink progress = context.MakeProgress();
+  progress({.stage = config.agent_deadline_s() > 0 ? "boot" : "start"});
+  absl::Status launched = sessions.Launch(config, OwnedFd(), absl::Seconds(config.agent_deadline_s() + 60));
+  context.ProgressDone();
+  STILL_RETURN_IF_ERROR(launched);
+  undo.Disarm();
+  context.Print({{"name", arguments.name}, {"id", config.id()}, {"directory", directory}},
+                [&] { std::cout << "session " << arguments.name << " is running\n"; });
+  return absl::OkStatus();
+}
+
+std::string StateName(const session::SessionEntry& entry, const sessionpb::DescribeResponse* description) {
+  if (entry.alive && description != nullptr) {
+    return description->state() == sessionpb::DescribeResponse::PAUSED ? "paused" : "running";
+  }
+  if (entry.alive) return "not answering";
+  return entry.end.has_value() ? session::DescribeEnd(*entry.end) : "gone";
+}
+
+absl::Status Ps(Context& context) {
+  session::SessionRegistry sessions = context.sessions();
+  STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
+  std::vector<std::vector<std::string>> rows = {{"NAME", "STATE", "HYPERVISOR", "MEMORY", "CPUS", "AGENT", "FROM"}};
+  nlohmann::json list = nlohmann::json::array();
+  for (const session::SessionEntry& entry : entries) {
+    sessionpb::DescribeResponse description;
+    bool described = false;
+    if (entry.alive) {
+      grpc::ClientContext call;
+      call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+      if (auto stub = sessions.Connect(entry.name); stub.ok()) {
+        described = (*stub)->Describe(&call, {}, &description).ok();
+      }
+    }
+    std::string state = StateName(entry, described ? &description : nullptr);
+    nlohmann::json item = described ? ToJson(description) : nlohmann::json{{"name", entry.name}};
+    item["status"] = state;
+    list.push_back(std::move(item));
+    const manifestpb::Machine& machine = entry.config.machine();
+    rows.push_back({entry.name, state,
+                    described ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
+                    FormatBytes(machine.memory_bytes()), absl::StrCat(machine.vcpus()),
+                    described && description.agent().connected() ? description.agent().version() : "-",
+                    entry.config.origin_snapshot().empty() ? "-" : entry.config.origin_snapshot().substr(0, 12)});
+  }
+  context.Print(list, [&] { std::cout << FormatTable(rows); });
+  return absl::OkStatus();
+}
+
+absl::Status Stop(Context& context, const std::string& name, const std::string& grace_text, bool force) {
+  STILL_ASSIGN_OR_RETURN(absl::Duration grace, ParseDuration(grace_text));
+  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
+  sessionpb::StopRequest request;
+  request.set_grace_ms(force ? 0 : static_cast<uint32_t>(absl::ToInt64Milliseconds(grace)));
+  grpc::ClientContext call;
+  sessionpb::SessionEnd end;
+  STILL_RETURN_IF_ERROR(FromGrpc(stub->Stop(&call, request, &end)));
+  context.Print(ToJson(end), [&] { std::cout << "session " << name << " " << session::DescribeEnd(end) << "\n"; });
+  return absl::OkStatus();
+}
+
+struct ExecArguments {
+  std::string session;
+  std::vector<std::string> command;
+  std::string timeout = "60s";
+};
+
+absl::Status Exec(Context& context, const ExecArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(absl::Duration timeout, ParseDuration(arguments.timeout));
+  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(arguments.session));
+  guestpb::ExecRequest request;
+  request.mutable_argv()->Assign(arguments.command.begin(), arguments.command.end());
+  request.set_timeout_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(timeout)));
+  grpc::ClientContext call;
+  auto reader = stub->Exec(&call, request);
+  guestpb::ExecOutput output;
+  guestpb::ExecExit exit;
+  std::string out_text;
+  std::string err_text;
+  while (reader->Read(&output)) {
+    if (output.has_exit()) exit = output.exit();
+    if (context.json()) {
+      out_text += output.stdout_data();
+      err_text += output.stderr_data();
+      continue;
+    }
+    if (output.has_stdout_data())
+      STILL_RETURN_IF_ERROR(
+          WriteAll(STDOUT_FILENO, output.stdout_data().data(), output.stdout_data().size(), "standard output"));
+    if (output.has_stderr_data())
+      STILL_RETURN_IF_ERROR(
+          WriteAll(STDERR_FILENO, output.stderr_data().data(), output.stderr_data().size(), "standard error"));
+  }
+  STILL_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
+  if (exit.timed_out()) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("the command ran longer than ", arguments.timeout, " and was killed"));
+  }
+  context.Print(
+      {{"exit_code", exit.exit_code()}, {"signal", exit.signal()}, {"stdout", out_text}, {"stderr", err_text}}, [] {});
+  context.set_exit_code(exit.signal() != 0 ? 128 + exit.signal() : exit.exit_code());
+  return absl::OkStatus();
+}
+
+absl::Status Logs(Context& context, const std::string& name, bool own) {
+  STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, context.sessions().Find(name));
+  constexpr size_t kMaxLogBytes = 64 << 20;
+  STILL_ASSIGN_OR_RETURN(std::string text,
+                         ReadFile(JoinPath(entry.directory, own ? "session.log" : "console.log"), kMaxLogBytes));
+  if (context.json()) {
+    context.Print({{"log", text}}, [] {});
+    return absl::OkStatus();
+  }
+  return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
+}
+
+absl::Status Thaw(Context& context, const std::string& name) {
+  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
+  grpc::ClientContext call;
+  guestpb::ThawResponse response;
+  STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, {}, &response)));
+  context.Print(ToJson(response), [&] {
+    std::cout << (response.cause() == guestpb::NOT_FROZEN ? "nothing was frozen\n"
+                                                          : absl::StrCat(response.thawed(), " file systems thawed\n"));
+  });
+  return absl::OkStatus();
+}
+
+void AddRun(CLI::App& app, Context& context) {
+  auto arguments = std::make_shared<RunArguments>();
+  CLI::App* run = context.AddCommand(app, "run", "Start a VM as a new session",
+                                     [arguments](Context& c) { return Run(c, *arguments); });
+  run->add_option("name", arguments->name, "Name of the session")->required();
+  run->add_option("--kernel", arguments->kernel, "Kernel to boot (else the first disk is booted)");
+  run->add_option("--initrd", arguments->initrd, "Initial RAM disk");
+  run->add_option("--append", arguments->cmdline, "Added to the kernel command line");
+  run->add_option("--disk", arguments->disks, "PATH[,name=vda][,format=raw|qcow2][,serial=S][,ro]; may be repeated");
+  run->add_option("--memory", arguments->memory, "Memory size")->capture_default_str();
+  run->add_option("--cpus", arguments->vcpus, "Number of virtual cpus")->capture_default_str();
+  run->add_option("--accel", arguments->accelerator, "auto, kvm or tcg")->capture_default_str();
+  run->add_option("--cpu-model", arguments->cpu_model, "Cpu model (default: the best there is)");
+  run->add_option("--firmware", arguments->firmware, "qboot or seabios (default: what suits)");
+  run->add_option("--vsock", arguments->vsock, "auto, kernel, userspace or off")->capture_default_str();
+  run->add_option("--vsock-port", arguments->port, "Port the guest's agent dials")->capture_default_str();
+  run->add_flag("--net", arguments->network, "A network card behind the hypervisor's own NAT");
+  run->add_flag("--no-agent", arguments->no_agent, "Do not wait for the guest's agent");
+  run->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for it")->capture_default_str();
+  run->add_option("--time-limit", arguments->time_limit, "End the session after this long (0: never)")
+      ->capture_default_str();
+}
+
+}  // namespace
+
+void AddSessionCommands(CLI::App& app, Context& context) {
+  AddRun(app, context);
+  context.AddCommand(app, "ps", "List sessions", Ps);
+
+  auto name = std::make_shared<std::string>();
+  auto grace = std::make_shared<std::string>("10s");
+  auto force = std::make_shared<bool>(false);
+  CLI::App* stop = context.AddCommand(app, "stop", "End a session: the guest is asked to power off first",
+                                      [=](Context& c) { return Stop(c, *name, *grace, *force); });
+  stop->add_option("session", *name)->required();
+  stop->add_option("--grace", *grace, "How long the guest gets")->capture_default_str();
+  stop->add_flag("--force", *force, "Do not ask the guest");
+
+  CLI::App* rm = context.AddCommand(
+      app, "rm", "Delete an ended session, with its restored disks", [=](Context& c) -> absl::Status {
+        STILL_RETURN_IF_ERROR(c.sessions().Remove(*name));
+        c.Print({{"removed", *name}}, [&] { std::cout << "session " << *name << " removed\n"; });
+        return absl::OkStatus();
+      });
+  rm->add_option("session", *name)->required();
+
+  auto exec_arguments = std::make_shared<ExecArguments>();
+  CLI::App* exec = context.AddCommand(app, "exec", "Run a program in the guest; exits with its exit code",
+                                      [=](Context& c) { return Exec(c, *exec_arguments); });
+  exec->add_option("--timeout", exec_arguments->timeout, "Kill it after this long")->capture_default_str();
+  exec->add_option("session", exec_arguments->session)->required();
+  exec->add_option("command", exec_arguments->command, "Program and arguments (write -- before them)")->required();
+  exec->prefix_command(false);
+
+  auto own = std::make_shared<bool>(false);
+  CLI::App* logs =
+      context.AddCommand(app, "logs", "Print a session's console", [=](Context& c) { return Logs(c, *name, *own); });
+  logs->add_option("session", *name)->required();
+  logs->add_flag("--session-log", *own, "still-session's own log instead");
+
+  CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
+                                      [=](Context& c) { return Thaw(c, *name); });
+  thaw->add_option("session", *name)->required();
+}
+
+}  // namespace still::cli

@@ -1,0 +1,293 @@
+// snapshot, list, show, forget, prune, diff.
+#include <algorithm>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "snapshot/take_snapshot.h"
+#include "tools/still/context.h"
+#include "tools/still/format.h"
+
+namespace still::cli {
+namespace {
+
+using manifestpb::Snapshot;
+
+std::string LevelName(const manifestpb::Consistency& consistency) {
+  return absl::AsciiStrToLower(manifestpb::Consistency::Level_Name(consistency.level()));
+}
+
+std::string KindName(const Snapshot& snapshot) {
+  return snapshot.kind() == Snapshot::DISK_AND_MEMORY ? "disk+memory" : "disk";
+}
+
+struct SnapshotArguments {
+  std::string session;
+  std::string name;
+  std::vector<std::string> labels;
+  std::string quiesce = "try";
+  std::string hooks = "fail";
+  std::string lease = "10s";
+  bool disk_only = false;
+  bool skip_presync = false;
+};
+
+absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arguments) {
+  snapshot::TakeOptions options;
+  options.name = arguments.name;
+  options.memory = !arguments.disk_only;
+  options.skip_presync = arguments.skip_presync;
+  static const std::map<std::string, sessionpb::QuiescePolicy> kQuiesce = {
+      {"require", sessionpb::QUIESCE_REQUIRE}, {"try", sessionpb::QUIESCE_TRY}, {"off", sessionpb::QUIESCE_OFF}};
+  static const std::map<std::string, guestpb::HookPolicy> kHooks = {
+      {"fail", guestpb::HOOK_FAIL}, {"warn", guestpb::HOOK_WARN}, {"skip", guestpb::HOOK_SKIP}};
+  options.quiesce = kQuiesce.at(arguments.quiesce);  // Checked by CLI11.
+  options.hook_policy = kHooks.at(arguments.hooks);
+  STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(arguments.lease));
+  for (const std::string& label : arguments.labels) {
+    std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
+    if (pair.first.empty())
+      return absl::InvalidArgumentError(absl::StrCat("label \"", label, "\": write it like key=value"));
+    options.labels.insert(std::move(pair));
+  }
+  return options;
+}
+
+void PrintTaken(const Snapshot& snapshot) {
+  std::cout << "snapshot " << snapshot.id().substr(0, 12)
+            << (snapshot.name().empty() ? "" : " \"" + snapshot.name() + "\"") << " of " << snapshot.session() << ": "
+            << KindName(snapshot) << ", " << LevelName(snapshot.consistency()) << "-consistent\n"
+            << "  paused " << FormatMicros(snapshot.windows().pause_us()) << ", frozen "
+            << FormatMicros(snapshot.windows().freeze_us()) << ", read " << FormatBytes(snapshot.drain().bytes_read())
+            << " in " << FormatMicros(snapshot.drain().duration_us()) << ", stored "
+            << FormatBytes(snapshot.drain().bytes_stored()) << "\n";
+  for (const std::string& reason : snapshot.consistency().downgrades())
+    std::cout << "  not more because: " << Printable(reason) << "\n";
+}
+
+absl::Status Take(Context& context, const SnapshotArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(snapshot::TakeOptions options, TakeOptionsOf(arguments));
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  options.progress = context.MakeProgress();
+  absl::StatusOr<Snapshot> taken = snapshot::TakeSnapshot(context.sessions(), arguments.session, *repository, options);
+  context.ProgressDone();
+  if (!taken.ok()) return taken.status();
+  context.Print(ToJson(*taken), [&] { PrintTaken(*taken); });
+  return absl::OkStatus();
+}
+
+absl::Status List(Context& context, const std::string& session) {
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, repository->ListSnapshots());
+  std::vector<std::vector<std::string>> rows = {
+      {"ID", "NAME", "SESSION", "POINT", "KIND", "CONSISTENCY", "PAUSED", "SIZE", "STORED"}};
+  nlohmann::json list = nlohmann::json::array();
+  for (const Snapshot& snapshot : snapshots) {
+    if (!session.empty() && snapshot.session() != session) continue;
+    list.push_back(ToJson(snapshot));
+    uint64_t size = 0;
+    for (const manifestpb::Image& image : snapshot.images()) size += image.size();
+    rows.push_back({snapshot.id().substr(0, 12), snapshot.name().empty() ? "-" : snapshot.name(), snapshot.session(),
+                    FormatUnixNanos(snapshot.point_unix_ns()), KindName(snapshot), LevelName(snapshot.consistency()),
+                    snapshot.has_windows() ? FormatMicros(snapshot.windows().pause_us()) : "-", FormatBytes(size),
+                    FormatBytes(snapshot.drain().bytes_stored())});
+  }
+  context.Print(list, [&] { std::cout << FormatTable(rows); });
+  return absl::OkStatus();
+}
+
+void PrintConsistency(const manifestpb::Consistency& consistency) {
+  std::cout << "\nconsistency: " << LevelName(consistency) << "\n";
+  for (const std::string& reason : consistency.downgrades())
+    std::cout << "  not more because: " << Printable(reason) << "\n";
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& mount : consistency.frozen()) {
+    rows.push_back({"  frozen", mount.mount_point(), mount.fs_type(), FormatMicros(mount.freeze_us())});
+  }
+  for (const auto& mount : consistency.skipped()) {
+    rows.push_back({"  skipped", mount.mount_point(), mount.fs_type(), mount.reason()});
+  }
+  for (const auto& hook : consistency.hooks()) {
+    rows.push_back({"  hook", hook.path(), hook.verb(),
+                    absl::StrCat("exit ", hook.exit_code(), ", ", FormatMicros(hook.duration_us()))});
+  }
+  std::cout << FormatTable(rows);
+  if (consistency.frozen_size() > 0) {
+    std::cout << "  thawed: " << consistency.thawed() << " of " << consistency.frozen_size() << ", "
+              << consistency.thaw_cause() << "\n";
+  }
+}
+
+void PrintWindows(const manifestpb::Windows& windows) {
+  std::cout << "\nwindows: paused " << FormatMicros(windows.pause_us()) << ", frozen "
+            << FormatMicros(windows.freeze_us()) << "; memory " << windows.memory_method() << "; "
+            << windows.commands_in_pause() << " commands in the pause\n";
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& phase : windows.phases()) rows.push_back({"  " + phase.name(), FormatMicros(phase.duration_us())});
+  rows.push_back({"  (guest) write back", FormatMicros(windows.guest_presync_us())});
+  rows.push_back({"  (guest) freeze", FormatMicros(windows.guest_freeze_us())});
+  std::cout << FormatTable(rows);
+}
+
+absl::Status Show(Context& context, const std::string& reference) {
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(Snapshot snapshot, repository->FindSnapshot(reference));
+  context.Print(ToJson(snapshot), [&] {
+    std::vector<std::string> labels;
+    for (const auto& [key, value] : snapshot.labels()) labels.push_back(absl::StrCat(key, "=", value));
+    std::sort(labels.begin(), labels.end());
+    const manifestpb::Machine& machine = snapshot.machine();
+    std::cout << FormatTable(
+        {{"id", snapshot.id()},
+         {"name", snapshot.name().empty() ? "-" : snapshot.name()},
+         {"session", snapshot.session()},
+         {"point", FormatUnixNanos(snapshot.point_unix_ns())},
+         {"kind", KindName(snapshot)},
+         {"parent", snapshot.parent_id().empty() ? "-" : snapshot.parent_id()},
+         {"labels", labels.empty() ? "-" : absl::StrJoin(labels, " ")},
+         {"machine", machine.hypervisor().empty()
+                         ? "-"
+                         : absl::StrCat(machine.hypervisor(), " ", machine.hypervisor_version(), ", ",
+                                        machine.machine_type(), ", ", machine.accelerator(), ", ", machine.vcpus(),
+                                        " cpus, ", FormatBytes(machine.memory_bytes()))}});
+    std::vector<std::vector<std::string>> rows = {{"IMAGE", "ROLE", "SIZE", "READ"}};
+    for (const manifestpb::Image& image : snapshot.images()) {
+      std::string role = absl::AsciiStrToLower(manifestpb::Image::Role_Name(image.role()));
+      rows.push_back(
+          {image.name(), role.substr(role.find('_') + 1), FormatBytes(image.size()), FormatBytes(image.bytes_read())});
+    }
+    std::cout << "\n" << FormatTable(rows);
+    PrintConsistency(snapshot.consistency());
+    if (snapshot.has_windows()) PrintWindows(snapshot.windows());
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Forget(Context& context, const std::vector<std::string>& references) {
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  std::vector<std::string> ids;
+  for (const std::string& reference : references) {
+    STILL_ASSIGN_OR_RETURN(Snapshot snapshot, repository->FindSnapshot(reference));
+    ids.push_back(snapshot.id());
+  }
+  STILL_RETURN_IF_ERROR(repository->Forget(ids));
+  context.Print({{"forgotten", ids}},
+                [&] { std::cout << ids.size() << " snapshots forgotten; `still prune` gives their space back\n"; });
+  return absl::OkStatus();
+}
+
+absl::Status Prune(Context& context, bool dry_run, const std::string& grace) {
+  store::PruneOptions options{.dry_run = dry_run};
+  STILL_ASSIGN_OR_RETURN(options.grace, ParseDuration(grace));
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  snapshot::ProgressSink progress = context.MakeProgress();
+  options.progress = [&](uint64_t done, uint64_t total) { progress({.stage = "prune", .done = done, .total = total}); };
+  STILL_ASSIGN_OR_RETURN(store::PruneReport report, repository->Prune(options));
+  context.ProgressDone();
+  context.Print({{"dry_run", dry_run},
+                 {"live_blocks", report.live_blocks},
+                 {"dead_blocks", report.dead_blocks},
+                 {"packs_condemned", report.packs_condemned},
+                 {"packs_rewritten", report.packs_rewritten},
+                 {"packs_deleted", report.packs_deleted},
+                 {"bytes_deleted", report.bytes_deleted},
+                 {"bytes_written", report.bytes_written},
+                 {"packs_waiting", report.packs_waiting},
+                 {"bytes_waiting", report.bytes_waiting}},
+                [&] {
+                  std::cout << (dry_run ? "would delete " : "deleted ") << report.packs_deleted << " packs, "
+                            << FormatBytes(report.bytes_deleted) << "; rewritten " << report.packs_rewritten << ", "
+                            << FormatBytes(report.bytes_written) << "; waiting for their grace period "
+                            << report.packs_waiting << ", " << FormatBytes(report.bytes_waiting) << "\n";
+                });
+  return absl::OkStatus();
+}
+
+struct DiffArguments {
+  std::string a;
+  std::string b;
+  std::string image;
+};
+
+absl::Status Diff(Context& context, const DiffArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(Snapshot a, repository->FindSnapshot(arguments.a));
+  STILL_ASSIGN_OR_RETURN(Snapshot b, repository->FindSnapshot(arguments.b));
+  nlohmann::json images = nlohmann::json::object();
+  std::vector<std::vector<std::string>> rows = {{"IMAGE", "RANGES", "CHANGED", "OF"}};
+  for (const manifestpb::Image& image : b.images()) {
+    if (!arguments.image.empty() && image.name() != arguments.image) continue;
+    bool in_both = std::any_of(a.images().begin(), a.images().end(),
+                               [&](const auto& other) { return other.name() == image.name(); });
+    if (!in_both) {
+      rows.push_back({image.name(), "-", "only in the second", FormatBytes(image.size())});
+      continue;
+    }
+    STILL_ASSIGN_OR_RETURN(std::vector<store::ImageRange> ranges, repository->Diff(a, b, image.name()));
+    uint64_t bytes = 0;
+    nlohmann::json list = nlohmann::json::array();
+    for (const store::ImageRange& range : ranges) {
+      bytes += range.length;
+      list.push_back({{"offset", range.offset}, {"length", range.length}});
+    }
+    images[image.name()] = {{"changed_bytes", bytes}, {"ranges", std::move(list)}};
+    rows.push_back({image.name(), absl::StrCat(ranges.size()), FormatBytes(bytes), FormatBytes(image.size())});
+  }
+  context.Print({{"a", a.id()}, {"b", b.id()}, {"images", images}}, [&] { std::cout << FormatTable(rows); });
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddSnapshotCommands(CLI::App& app, Context& context) {
+  auto arguments = std::make_shared<SnapshotArguments>();
+  CLI::App* take = context.AddCommand(app, "snapshot", "Take a consistent snapshot of a running session",
+                                      [=](Context& c) { return Take(c, *arguments); });
+  take->add_option("session", arguments->session)->required();
+  take->add_option("--name", arguments->name, "Name of the snapshot");
+  take->add_option("--label", arguments->labels, "key=value; may be repeated");
+  take->add_option("--quiesce", arguments->quiesce, "require: fail unless frozen; try: say so; off")
+      ->check(CLI::IsMember({"require", "try", "off"}))
+      ->capture_default_str();
+  take->add_option("--hooks", arguments->hooks, "When a hook of the guest fails: fail, warn or skip them")
+      ->check(CLI::IsMember({"fail", "warn", "skip"}))
+      ->capture_default_str();
+  take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself after this")->capture_default_str();
+  take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
+  take->add_flag("--skip-presync", arguments->skip_presync, "Do not write back before the freeze (to measure it)");
+
+  auto session = std::make_shared<std::string>();
+  CLI::App* list = context.AddCommand(app, "list", "List snapshots", [=](Context& c) { return List(c, *session); });
+  list->add_option("session", *session, "Only of this session");
+
+  auto reference = std::make_shared<std::string>();
+  CLI::App* show = context.AddCommand(app, "show", "Everything known about a snapshot",
+                                      [=](Context& c) { return Show(c, *reference); });
+  show->add_option("snapshot", *reference, "Name, id, or latest")->required();
+
+  auto references = std::make_shared<std::vector<std::string>>();
+  CLI::App* forget =
+      context.AddCommand(app, "forget", "Remove snapshots", [=](Context& c) { return Forget(c, *references); });
+  forget->add_option("snapshots", *references)->required();
+
+  auto dry_run = std::make_shared<bool>(false);
+  auto grace = std::make_shared<std::string>("24h");
+  CLI::App* prune = context.AddCommand(app, "prune", "Give the space of what no snapshot uses back",
+                                       [=](Context& c) { return Prune(c, *dry_run, *grace); });
+  prune->add_flag("--dry-run", *dry_run, "Only say what would be done");
+  prune->add_option("--grace", *grace, "Delete what has been unused for this long")->capture_default_str();
+
+  auto diff_arguments = std::make_shared<DiffArguments>();
+  CLI::App* diff = context.AddCommand(app, "diff", "What differs between two snapshots",
+                                      [=](Context& c) { return Diff(c, *diff_arguments); });
+  diff->add_option("a", diff_arguments->a)->required();
+  diff->add_option("b", diff_arguments->b)->required();
+  diff->add_option("--image", diff_arguments->image, "Only this image");
+}
+
+}  // namespace still::cli
