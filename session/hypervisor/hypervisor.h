@@ -72,6 +72,9 @@ struct CaptureOptions {
   // Disk name -> bitmap id of an earlier capture; absent disks are read in full.
   std::vector<std::pair<std::string, std::string>> base_bitmaps;
   absl::Duration command_deadline = absl::Seconds(5);  // Of each command inside the pause.
+  // A reader of the memory stream that takes nothing for so long is given up: the guest waits for it. WaitForMemory
+  // may set another limit later.
+  absl::Duration memory_stall_limit = absl::Seconds(1);
 };
 
 struct PinnedDiskExport {

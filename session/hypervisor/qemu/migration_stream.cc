@@ -1,6 +1,5 @@
 #include "session/hypervisor/qemu/migration_stream.h"
 
-#include <endian.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,12 +7,12 @@
 #include <cstring>
 #include <map>
 #include <optional>
-#include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "session/hypervisor/qemu/stream_window.h"
 
 namespace still::session {
 namespace {
@@ -49,88 +48,14 @@ constexpr size_t kMaxBlocks = 256;               // Six in our machines, one or 
 constexpr size_t kMaxRunBytes = 256 << 10;
 // Ours hold every page once, a live migration's a few times; one that goes on for ever is an attack.
 constexpr uint64_t kMaxPasses = 64;
-constexpr size_t kBufferBytes = 4 << 20;
 // The description of the devices ends the stream; 46 KB in our machines. Found again at the end to prove that nothing
 // is missing, so this much of the stream's end is remembered.
 constexpr size_t kMaxDescriptionBytes = 1 << 20;
-
-absl::Status Broken(absl::string_view what, uint64_t at) {
-  return absl::DataLossError(absl::StrCat("memory stream broken at byte ", at, ": ", what));
-}
-
-uint32_t Load32(const char* at) {
-  uint32_t value;
-  std::memcpy(&value, at, sizeof value);
-  return be32toh(value);
-}
-
-uint64_t Load64(const char* at) {
-  uint64_t value;
-  std::memcpy(&value, at, sizeof value);
-  return be64toh(value);
-}
-
-std::string BigEndian32(uint32_t value) {
-  value = htobe32(value);
-  return std::string(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-std::string BigEndian64(uint64_t value) {
-  value = htobe64(value);
-  return std::string(reinterpret_cast<const char*>(&value), sizeof value);
-}
 
 // A name as the stream holds it: one byte of length, then the bytes.
 std::string Prefixed(const std::string& name) {
   return absl::StrCat(std::string(1, static_cast<char>(name.size())), name);
 }
-
-// A window onto the stream: a buffer that is filled in big reads and consumed in small steps.
-class Window {
- public:
-  explicit Window(MigrationStreamSource& source) : source_(source), buffer_(kBufferBytes) {}
-
-  // The next `size` bytes, which stay valid until the next call of Need. They are not yet consumed.
-  absl::StatusOr<char*> Need(size_t size) {
-    if (end_ - begin_ < size) STILL_RETURN_IF_ERROR(Fill(size));
-    return buffer_.data() + begin_;
-  }
-  // True when `size` bytes are at hand, so that Need(size) moves nothing.
-  bool Has(size_t size) const { return end_ - begin_ >= size; }
-  void Consume(size_t size) {
-    begin_ += size;
-    consumed_ += size;
-  }
-  uint64_t consumed() const { return consumed_; }
-
-  // Whatever is at hand, at least a byte unless the stream is over.
-  absl::StatusOr<absl::string_view> Some() {
-    if (begin_ == end_) {
-      begin_ = end_ = 0;
-      STILL_ASSIGN_OR_RETURN(end_, source_.Read(buffer_.data(), buffer_.size()));
-    }
-    return absl::string_view(buffer_.data() + begin_, end_ - begin_);
-  }
-
- private:
-  absl::Status Fill(size_t size) {
-    std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
-    end_ -= begin_;
-    begin_ = 0;
-    while (end_ < size) {
-      STILL_ASSIGN_OR_RETURN(size_t got, source_.Read(buffer_.data() + end_, buffer_.size() - end_));
-      if (got == 0) return Broken("it ends in the middle", consumed_ + end_);
-      end_ += got;
-    }
-    return absl::OkStatus();
-  }
-
-  MigrationStreamSource& source_;
-  std::vector<char> buffer_;
-  size_t begin_ = 0;
-  size_t end_ = 0;
-  uint64_t consumed_ = 0;
-};
 
 class Splitter {
  public:
@@ -146,11 +71,6 @@ class Splitter {
     std::string bytes;  // As in the stream, to be repeated.
   };
 
-  // Reading.
-  absl::StatusOr<uint8_t> U8();
-  absl::StatusOr<uint32_t> U32();
-  absl::StatusOr<uint64_t> U64();
-  absl::StatusOr<std::string> Bytes(size_t size);
   absl::StatusOr<std::string> Name();
   // Writing the device state.
   absl::Status Keep(absl::string_view bytes);
@@ -172,7 +92,7 @@ class Splitter {
 
   bool Seen(uint64_t address) const { return seen_[address / kPageBytes]; }
 
-  Window window_;
+  StreamWindow window_;
   const MigrationStreamOptions& options_;
   MemoryStreamReceiver& receiver_;
   MigrationStreamReport report_;
@@ -190,33 +110,9 @@ class Splitter {
   uint64_t run_address_ = 0;
 };
 
-absl::StatusOr<uint8_t> Splitter::U8() {
-  STILL_ASSIGN_OR_RETURN(char* at, window_.Need(1));
-  window_.Consume(1);
-  return static_cast<uint8_t>(*at);
-}
-
-absl::StatusOr<uint32_t> Splitter::U32() {
-  STILL_ASSIGN_OR_RETURN(char* at, window_.Need(4));
-  window_.Consume(4);
-  return Load32(at);
-}
-
-absl::StatusOr<uint64_t> Splitter::U64() {
-  STILL_ASSIGN_OR_RETURN(char* at, window_.Need(8));
-  window_.Consume(8);
-  return Load64(at);
-}
-
-absl::StatusOr<std::string> Splitter::Bytes(size_t size) {
-  STILL_ASSIGN_OR_RETURN(char* at, window_.Need(size));
-  window_.Consume(size);
-  return std::string(at, size);
-}
-
 absl::StatusOr<std::string> Splitter::Name() {
-  STILL_ASSIGN_OR_RETURN(uint8_t size, U8());
-  return Bytes(size);
+  STILL_ASSIGN_OR_RETURN(uint8_t size, window_.U8());
+  return window_.Bytes(size);
 }
 
 absl::Status Splitter::Keep(absl::string_view bytes) {
@@ -231,7 +127,7 @@ absl::Status Splitter::Keep(absl::string_view bytes) {
 absl::Status Splitter::CheckLength() const {
   if (window_.consumed() <= options_.max_device_state_bytes + kMaxPasses * report_.memory_bytes)
     return absl::OkStatus();
-  return Broken("it does not end", window_.consumed());
+  return BrokenStream("it does not end", window_.consumed());
 }
 
 absl::StatusOr<MigrationStreamReport> Splitter::Run() {
@@ -244,9 +140,9 @@ absl::StatusOr<MigrationStreamReport> Splitter::Run() {
 }
 
 absl::Status Splitter::Header() {
-  STILL_ASSIGN_OR_RETURN(std::string magic, Bytes(kMagicBytes));
+  STILL_ASSIGN_OR_RETURN(std::string magic, window_.Bytes(kMagicBytes));
   if (absl::string_view(magic) != absl::string_view(kMagic, kMagicBytes)) {
-    return Broken("it does not begin with QEMU's mark and version 3", 0);
+    return BrokenStream("it does not begin with QEMU's mark and version 3", 0);
   }
   return Keep(magic);
 }
@@ -254,12 +150,12 @@ absl::Status Splitter::Header() {
 absl::StatusOr<bool> Splitter::Section() {
   uint64_t at = window_.consumed();
   STILL_RETURN_IF_ERROR(CheckLength());
-  STILL_ASSIGN_OR_RETURN(uint8_t type, U8());
+  STILL_ASSIGN_OR_RETURN(uint8_t type, window_.U8());
   switch (type) {
     case kConfiguration: {
-      STILL_ASSIGN_OR_RETURN(uint32_t size, U32());
-      if (size > kMaxConfigurationBytes) return Broken("configuration section too long", at);
-      STILL_ASSIGN_OR_RETURN(std::string text, Bytes(size));
+      STILL_ASSIGN_OR_RETURN(uint32_t size, window_.U32());
+      if (size > kMaxConfigurationBytes) return BrokenStream("configuration section too long", at);
+      STILL_ASSIGN_OR_RETURN(std::string text, window_.Bytes(size));
       STILL_RETURN_IF_ERROR(Keep(absl::StrCat(std::string(1, static_cast<char>(type)), BigEndian32(size), text)));
       return true;
     }
@@ -267,13 +163,13 @@ absl::StatusOr<bool> Splitter::Section() {
     case kFull: {
       STILL_ASSIGN_OR_RETURN(SectionName name, NamedSection(type));
       if (name.is_ram && type == kStart) {
-        if (ram_section_.has_value()) return Broken("a second ram section", at);
+        if (ram_section_.has_value()) return BrokenStream("a second ram section", at);
         ram_section_ = name.id;
         STILL_RETURN_IF_ERROR(RamSection(type, name.id, std::move(name.bytes)));
         return true;
       }
       if (type == kStart) return absl::UnimplementedError("memory stream: an iterated section that is not ram");
-      if (report_.memory_bytes == 0) return Broken("devices come before the memory", at);
+      if (report_.memory_bytes == 0) return BrokenStream("devices come before the memory", at);
       // Devices say nothing of their length, and nothing of theirs is to be taken out.
       STILL_RETURN_IF_ERROR(Keep(name.bytes));
       STILL_RETURN_IF_ERROR(Rest());
@@ -281,22 +177,22 @@ absl::StatusOr<bool> Splitter::Section() {
     }
     case kPart:
     case kEnd: {
-      STILL_ASSIGN_OR_RETURN(uint32_t id, U32());
-      if (!ram_section_.has_value() || id != *ram_section_) return Broken("part of an unknown section", at);
+      STILL_ASSIGN_OR_RETURN(uint32_t id, window_.U32());
+      if (!ram_section_.has_value() || id != *ram_section_) return BrokenStream("part of an unknown section", at);
       std::string header = absl::StrCat(std::string(1, static_cast<char>(type)), BigEndian32(id));
       STILL_RETURN_IF_ERROR(RamSection(type, id, std::move(header)));
       return true;
     }
     default:
-      return Broken(absl::StrCat("section type ", type), at);
+      return BrokenStream(absl::StrCat("section type ", type), at);
   }
 }
 
 absl::StatusOr<Splitter::SectionName> Splitter::NamedSection(uint8_t type) {
   SectionName section;
-  STILL_ASSIGN_OR_RETURN(section.id, U32());
+  STILL_ASSIGN_OR_RETURN(section.id, window_.U32());
   STILL_ASSIGN_OR_RETURN(std::string name, Name());
-  STILL_ASSIGN_OR_RETURN(std::string instance_and_version, Bytes(8));
+  STILL_ASSIGN_OR_RETURN(std::string instance_and_version, window_.Bytes(8));
   section.is_ram = name == "ram";
   section.bytes = absl::StrCat(std::string(1, static_cast<char>(type)), BigEndian32(section.id), Prefixed(name),
                                instance_and_version);
@@ -311,11 +207,11 @@ absl::Status Splitter::RamSection(uint8_t type, uint32_t id, std::string header)
   }
   STILL_RETURN_IF_ERROR(RamRecords());
   uint64_t at = window_.consumed();
-  STILL_ASSIGN_OR_RETURN(uint8_t footer, U8());
-  STILL_ASSIGN_OR_RETURN(uint32_t footer_id, U32());
-  if (footer != kFooter || footer_id != id) return Broken("no footer after a section", at);
+  STILL_ASSIGN_OR_RETURN(uint8_t footer, window_.U8());
+  STILL_ASSIGN_OR_RETURN(uint32_t footer_id, window_.U32());
+  if (footer != kFooter || footer_id != id) return BrokenStream("no footer after a section", at);
   if (type == kStart && report_.memory_bytes == 0) {
-    return Broken(absl::StrCat("no block ", options_.ram_block, " in its list"), at);
+    return BrokenStream(absl::StrCat("no block ", options_.ram_block, " in its list"), at);
   }
   if (!pending_header_.empty()) return absl::OkStatus();
   return Keep(absl::StrCat(BigEndian64(kEndOfSection), std::string(1, static_cast<char>(kFooter)), BigEndian32(id)));
@@ -328,7 +224,7 @@ absl::Status Splitter::RamRecords() {
     // Need() may move the buffer, so a run that lies in it goes out first.
     if (!window_.Has(8 + 256 + kPageBytes)) STILL_RETURN_IF_ERROR(FlushRun());
     STILL_RETURN_IF_ERROR(CheckLength());
-    STILL_ASSIGN_OR_RETURN(uint64_t header, U64());
+    STILL_ASSIGN_OR_RETURN(uint64_t header, window_.U64());
     uint64_t flags = header & kFlagMask;
     uint64_t address = header & ~kFlagMask;
     if (flags == kEndOfSection) return FlushRun();
@@ -337,40 +233,40 @@ absl::Status Splitter::RamRecords() {
       continue;
     }
     uint64_t kind = flags & ~uint64_t{kContinue};
-    if (kind != kPage && kind != kZero) return Broken(absl::StrCat("page flags ", absl::Hex(flags)), at);
+    if (kind != kPage && kind != kZero) return BrokenStream(absl::StrCat("page flags ", absl::Hex(flags)), at);
     if ((flags & kContinue) == 0) {
       STILL_ASSIGN_OR_RETURN(current_block_, Name());
       auto block = blocks_.find(current_block_);
       if (block == blocks_.end()) {
-        return Broken(absl::StrCat("page of unknown block \"", absl::CEscape(current_block_), "\""), at);
+        return BrokenStream(absl::StrCat("page of unknown block \"", absl::CEscape(current_block_), "\""), at);
       }
       current_is_main_ = current_block_ == options_.ram_block;
       current_size_ = block->second;
     }
     // Also when no record has named a block yet: its size is then 0.
-    if (address >= current_size_) return Broken("page beyond the end of its block", at);
+    if (address >= current_size_) return BrokenStream("page beyond the end of its block", at);
     STILL_RETURN_IF_ERROR(PageRecord(address, kind));
   }
 }
 
 absl::Status Splitter::BlockList(uint64_t total) {
   uint64_t at = window_.consumed();
-  if (!blocks_.empty()) return Broken("a second list of blocks", at);
+  if (!blocks_.empty()) return BrokenStream("a second list of blocks", at);
   STILL_RETURN_IF_ERROR(Keep(BigEndian64(total | kBlockList)));
   while (total > 0) {
     STILL_ASSIGN_OR_RETURN(std::string name, Name());
-    STILL_ASSIGN_OR_RETURN(uint64_t size, U64());
-    if (size == 0 || size % kPageBytes != 0 || size > total) return Broken("impossible block size", at);
-    if (blocks_.size() >= kMaxBlocks) return Broken("too many blocks", at);
-    if (!blocks_.emplace(name, size).second) return Broken("a block twice", at);
+    STILL_ASSIGN_OR_RETURN(uint64_t size, window_.U64());
+    if (size == 0 || size % kPageBytes != 0 || size > total) return BrokenStream("impossible block size", at);
+    if (blocks_.size() >= kMaxBlocks) return BrokenStream("too many blocks", at);
+    if (!blocks_.emplace(name, size).second) return BrokenStream("a block twice", at);
     total -= size;
     STILL_RETURN_IF_ERROR(Keep(absl::StrCat(Prefixed(name), BigEndian64(size))));
   }
   auto main = blocks_.find(options_.ram_block);
-  if (main == blocks_.end()) return Broken(absl::StrCat("no block ", options_.ram_block), at);
+  if (main == blocks_.end()) return BrokenStream(absl::StrCat("no block ", options_.ram_block), at);
   if (main->second > options_.max_memory_bytes ||
       (options_.memory_bytes != 0 && main->second != options_.memory_bytes)) {
-    return Broken(absl::StrCat("memory of ", main->second, " bytes, expected ", options_.memory_bytes), at);
+    return BrokenStream(absl::StrCat("memory of ", main->second, " bytes, expected ", options_.memory_bytes), at);
   }
   report_.memory_bytes = main->second;
   seen_.resize(report_.memory_bytes / kPageBytes);
@@ -381,8 +277,8 @@ absl::Status Splitter::PageRecord(uint64_t address, uint64_t flags) {
   if (!current_is_main_) return KeptPage(address, flags);
   if (flags == kPage) return MainPage(address);
   uint64_t at = window_.consumed();
-  STILL_ASSIGN_OR_RETURN(uint8_t fill, U8());
-  if (fill != 0) return Broken("a zero page that is not zero", at);
+  STILL_ASSIGN_OR_RETURN(uint8_t fill, window_.U8());
+  if (fill != 0) return BrokenStream("a zero page that is not zero", at);
   return MainZero(address);
 }
 
@@ -419,7 +315,7 @@ absl::Status Splitter::MainZero(uint64_t address) {
 absl::Status Splitter::KeptPage(uint64_t address, uint64_t flags) {
   STILL_RETURN_IF_ERROR(FlushRun());
   size_t size = flags == kPage ? kPageBytes : 1;
-  STILL_ASSIGN_OR_RETURN(std::string content, Bytes(size));
+  STILL_ASSIGN_OR_RETURN(std::string content, window_.Bytes(size));
   return Keep(absl::StrCat(std::exchange(pending_header_, {}), BigEndian64(address | flags), Prefixed(current_block_),
                            content));
 }
@@ -446,12 +342,12 @@ absl::Status Splitter::Rest() {
   if (tail.size() > kDescriptionHeader && tail.back() == '}') {
     for (size_t at = tail.size() - kDescriptionHeader; at-- > 0;) {
       if (tail[at] != kEndOfStream || tail[at + 1] != kDescription) continue;
-      if (Load32(tail.data() + at + 2) == tail.size() - at - kDescriptionHeader) {
+      if (LoadBigEndian32(tail.data() + at + 2) == tail.size() - at - kDescriptionHeader) {
         return absl::OkStatus();
       }
     }
   }
-  return Broken("the devices are not complete", window_.consumed());
+  return BrokenStream("the devices are not complete", window_.consumed());
 }
 
 class FdSource : public MigrationStreamSource {

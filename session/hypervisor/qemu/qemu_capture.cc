@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/random.h"
+#include "session/hypervisor/qemu/memory_relay.h"
 #include "session/hypervisor/qemu/qemu_disk.h"
 
 namespace still::session {
@@ -42,9 +43,9 @@ class QemuCapture : public VmCapture {
   absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) override;
   absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() override;
   absl::Status WaitForMemory(absl::Duration stall_limit) override;
-  uint64_t memory_bytes_written() const override { return memory_bytes_written_; }
+  uint64_t memory_bytes_written() const override { return relay_ == nullptr ? 0 : relay_->bytes(); }
   absl::Status Release(bool committed) override;
-  void Cancel() override { cancelled_ = true; }
+  void Cancel() override;
 
  private:
   // What is known of QEMU's migration, the writer of the memory stream.
@@ -62,7 +63,6 @@ class QemuCapture : public VmCapture {
   absl::Status StartMigration();
   absl::Status AwaitWriteProtection();
   absl::Status AwaitMigration(absl::Duration stall_limit);
-  void UpdateBytesWritten();
   absl::Status MigrationError();
   absl::Status StopMigration();
   PauseReport Report(const char* method);
@@ -71,6 +71,7 @@ class QemuCapture : public VmCapture {
   const CaptureOptions options_;
   const bool background_;
   DiskPins disks_;
+  std::unique_ptr<MemoryRelay> relay_;  // Null without memory; set before anybody else knows the capture.
   QmpSubscription events_;
   bool sink_passed_ = false;
   bool may_be_paused_ = false;
@@ -80,7 +81,6 @@ class QemuCapture : public VmCapture {
   uint32_t commands_in_pause_ = 0;
   absl::Time stopped_at_ = absl::InfinitePast();
   absl::Time resumed_at_ = absl::InfinitePast();
-  std::atomic<uint64_t> memory_bytes_written_ = 0;
   std::atomic<bool> cancelled_ = false;
 };
 
@@ -99,8 +99,13 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
 absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {
   STILL_RETURN_IF_ERROR(SetMigrationCapability(qmp(), "background-snapshot", background_));
   STILL_RETURN_IF_ERROR(qmp().Run("migrate-set-parameters", {{"max-bandwidth", kNoBandwidthLimit}}, kCommandDeadline));
-  STILL_RETURN_IF_ERROR(qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, memory_sink.get(), kCommandDeadline));
-  // QEMU holds the sink alone from here on: its death or its end of the stream is the reader's end of file.
+  STILL_ASSIGN_OR_RETURN(relay_, MemoryRelay::Start(std::move(memory_sink),
+                                                    {.when_lost = background_ ? MemoryRelay::WhenReaderIsLost::kReadOn
+                                                                              : MemoryRelay::WhenReaderIsLost::kClose,
+                                                     .stall_limit = options_.memory_stall_limit}));
+  // QEMU holds this end alone from here on: its end is the end of the stream.
+  OwnedFd source = relay_->TakeSource();
+  STILL_RETURN_IF_ERROR(qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, source.get(), kCommandDeadline));
   sink_passed_ = true;
   return absl::OkStatus();
 }
@@ -214,41 +219,39 @@ absl::StatusOr<std::vector<PinnedDiskExport>> QemuCapture::ExportDisks() {
 
 absl::Status QemuCapture::WaitForMemory(absl::Duration stall_limit) {
   if (!options_.memory) return absl::FailedPreconditionError("no memory was asked for");
+  relay_->SetStallLimit(stall_limit);
   return AwaitMigration(stall_limit);
 }
 
-absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
-  absl::Duration moved_at = Clock::Real().Monotonic();
-  uint64_t moved_bytes = memory_bytes_written_;
-  while (migration_ == Migration::kActive) {
-    absl::Status stop = CheckCancelled();
-    absl::Duration now = Clock::Real().Monotonic();
-    if (moved_bytes != memory_bytes_written_) {
-      moved_bytes = memory_bytes_written_;
-      moved_at = now;
-    }
-    if (stop.ok() && now - moved_at >= stall_limit) {
-      stop = absl::DeadlineExceededError(
-          absl::StrCat("the memory stream did not move for ", absl::FormatDuration(stall_limit)));
-    }
-    if (!stop.ok()) {
-      STILL_RETURN_IF_ERROR(StopMigration());
-      return stop;
-    }
-    absl::Status next = NextEvent(std::min(kTick, stall_limit));
-    if (next.ok()) continue;
-    if (next.code() != absl::StatusCode::kDeadlineExceeded) return next;
-    UpdateBytesWritten();
-  }
-  UpdateBytesWritten();
-  return migration_ == Migration::kCompleted ? absl::OkStatus() : MigrationError();
+void QemuCapture::Cancel() {
+  cancelled_ = true;
+  if (relay_ != nullptr) relay_->Cancel();
 }
 
-void QemuCapture::UpdateBytesWritten() {
-  auto answer = qmp().Execute("query-migrate", json::object(), options_.command_deadline);
-  if (!answer.ok()) return;
-  const json& transferred = Member(Member(*answer, "ram"), "transferred");
-  if (transferred.is_number_unsigned()) memory_bytes_written_ = transferred.get<uint64_t>();
+// The relay watches the reader, this watches QEMU.
+absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
+  absl::Duration moved_at = Clock::Real().Monotonic();
+  uint64_t moved_bytes = 0;
+  while (migration_ == Migration::kActive) {
+    STILL_RETURN_IF_ERROR(relay_->status());
+    absl::Duration now = Clock::Real().Monotonic();
+    if (uint64_t bytes = relay_->bytes_read(); bytes != moved_bytes) {
+      moved_bytes = bytes;
+      moved_at = now;
+    }
+    // Somewhat later than the relay, whose reason is the better one.
+    if (now - moved_at >= 2 * stall_limit) {
+      relay_->Cancel();
+      return absl::DeadlineExceededError(
+          absl::StrCat("the hypervisor wrote no memory for ", absl::FormatDuration(2 * stall_limit)));
+    }
+    absl::Status next = NextEvent(std::min(kTick, stall_limit));
+    if (!next.ok() && next.code() != absl::StatusCode::kDeadlineExceeded) return next;
+  }
+  if (migration_ != Migration::kCompleted) return FirstError(relay_->status(), MigrationError());
+  // QEMU is done, the reader may not be: what it wrote last is still on its way.
+  while (!relay_->WaitForEnd(kTick)) STILL_RETURN_IF_ERROR(relay_->status());
+  return relay_->status();
 }
 
 absl::Status QemuCapture::MigrationError() {
@@ -259,11 +262,23 @@ absl::Status QemuCapture::MigrationError() {
   return absl::AbortedError(absl::StrCat("the hypervisor gave the memory stream up: ", reason));
 }
 
+// Ends a migration that nobody waits for any more. In the background it must come to its own end (memory_relay.h says
+// why), which takes as long as QEMU needs to write all memory into nothing.
 absl::Status QemuCapture::StopMigration() {
-  STILL_RETURN_IF_ERROR(qmp().Run("migrate_cancel", json::object(), kCommandDeadline));
+  relay_->Cancel();
+  if (!background_) STILL_RETURN_IF_ERROR(qmp().Run("migrate_cancel", json::object(), kCommandDeadline));
   absl::Duration deadline = Clock::Real().Monotonic() + kCommandDeadline;
+  uint64_t moved_bytes = 0;
   while (migration_ == Migration::kActive) {
-    STILL_RETURN_IF_ERROR(Annotate(NextEvent(deadline - Clock::Real().Monotonic()), "cancel the memory stream"));
+    if (uint64_t bytes = relay_->bytes_read(); bytes != moved_bytes) {
+      moved_bytes = bytes;
+      deadline = Clock::Real().Monotonic() + kCommandDeadline;
+    }
+    absl::Status next = NextEvent(kTick);
+    if (next.ok()) continue;
+    if (next.code() != absl::StatusCode::kDeadlineExceeded || Clock::Real().Monotonic() > deadline) {
+      return Annotate(next, "end the memory stream");
+    }
   }
   return absl::OkStatus();
 }

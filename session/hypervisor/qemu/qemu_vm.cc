@@ -153,8 +153,12 @@ std::string ExplainRefusal(const absl::Status& refused) {
   return "this kernel has no userfaultfd write protection (Linux 5.7 or newer is needed)";
 }
 
-absl::Status QueryCapabilities(QemuMachine& machine) {
+absl::Status QueryCapabilities(QemuMachine& machine, const QemuOptions& options) {
   machine.capabilities = {.memory = true, .disk_pin = true, .incremental_disk = true};
+  if (!options.background_memory) {
+    machine.capabilities.background_memory_reason = "switched off";
+    return absl::OkStatus();
+  }
   absl::Status accepted = SetMigrationCapability(*machine.qmp, "background-snapshot", true);
   if (!machine.qmp->connected()) return accepted;
   machine.capabilities.background_memory = accepted.ok();
@@ -176,10 +180,10 @@ absl::Status LoadIncoming(QmpClient& qmp, const IncomingState& incoming) {
   }
 }
 
-absl::Status FinishStart(QemuMachine& machine, const VmConfig& config) {
+absl::Status FinishStart(QemuMachine& machine, const VmConfig& config, const QemuOptions& options) {
   STILL_RETURN_IF_ERROR(SetMigrationCapability(*machine.qmp, "events", true));
   if (config.incoming.has_value()) STILL_RETURN_IF_ERROR(LoadIncoming(*machine.qmp, *config.incoming));
-  STILL_RETURN_IF_ERROR(QueryCapabilities(machine));
+  STILL_RETURN_IF_ERROR(QueryCapabilities(machine, options));
   bool held = false;
   for (const NicConfig& nic : config.nics) {
     if (nic.link_up) continue;
@@ -190,34 +194,35 @@ absl::Status FinishStart(QemuMachine& machine, const VmConfig& config) {
   return absl::OkStatus();
 }
 
-std::string QemuBinary() {
+std::string QemuBinary(const QemuOptions& options) {
+  if (!options.binary.empty()) return options.binary;
   const char* chosen = std::getenv("STILL_QEMU");
   return chosen != nullptr && *chosen != '\0' ? chosen : "qemu-system-x86_64";
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config) {
+absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config, const QemuOptions& options) {
   STILL_RETURN_IF_ERROR(CheckVmConfig(config));
   STILL_RETURN_IF_ERROR(CheckFiles(config));
   STILL_ASSIGN_OR_RETURN(SocketPair qmp, MakeSocketPair());
   STILL_ASSIGN_OR_RETURN(SocketPair console, MakeSocketPair());
 
-  QemuProcess::Options options{.console = std::move(console.first),
-                               .console_log = JoinPath(config.directory, "console.log"),
-                               .stderr_log = JoinPath(config.directory, "qemu.log")};
+  QemuProcess::Options launch{.console = std::move(console.first),
+                              .console_log = JoinPath(config.directory, "console.log"),
+                              .stderr_log = JoinPath(config.directory, "qemu.log")};
   std::vector<std::string> command =
-      QemuCommand(QemuBinary(), config, {.qmp = qmp.second.get(), .console = console.second.get()});
-  options.process.argv = command;
-  options.process.inherited_fds = {qmp.second.get(), console.second.get()};
-  if (config.incoming.has_value()) options.process.inherited_fds.push_back(config.incoming->ram.get());
+      QemuCommand(QemuBinary(options), config, {.qmp = qmp.second.get(), .console = console.second.get()});
+  launch.process.argv = command;
+  launch.process.inherited_fds = {qmp.second.get(), console.second.get()};
+  if (config.incoming.has_value()) launch.process.inherited_fds.push_back(config.incoming->ram.get());
   if (config.vsock.has_value()) {
-    std::vector<int>& fds = options.process.inherited_fds;
+    std::vector<int>& fds = launch.process.inherited_fds;
     if (config.vsock->vhost_fd >= 0) fds.push_back(config.vsock->vhost_fd);
     fds.insert(fds.end(), config.vsock->inherited_fds.begin(), config.vsock->inherited_fds.end());
-    options.process.environment = config.vsock->environment;
+    launch.process.environment = config.vsock->environment;
   }
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(options)));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(launch)));
   // From here on only QEMU holds its ends, so that its death is our end of file.
   qmp.second.Reset();
   console.second.Reset();
@@ -233,7 +238,7 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config) {
     STILL_ASSIGN_OR_RETURN(
         machine->qmp,
         QmpClient::Connect(std::move(qmp.first), {.handshake_deadline = kHandshakeDeadline, .on_event = on_event}));
-    STILL_RETURN_IF_ERROR(FinishStart(*machine, config));
+    STILL_RETURN_IF_ERROR(FinishStart(*machine, config, options));
     return Describe(*machine->qmp, config);
   };
   absl::StatusOr<VmDescription> description = connect();

@@ -2,18 +2,25 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "base/status.h"
 #include "session/hypervisor/hypervisor.h"
 
 namespace still::session {
 
+struct QemuOptions {
+  std::string binary;  // Empty: $STILL_QEMU, else qemu-system-x86_64 of the PATH.
+  // False: memory is saved while the VM stands still, as on hosts without userfaultfd.
+  bool background_memory = true;
+};
+
 // Starts the VM that `config` describes; with incoming state it is loaded when this returns, and paused. Blocks up to
-// some 20 s for a hypervisor that does not come up. The binary is $STILL_QEMU, else qemu-system-x86_64 of the PATH.
-// Uses `qemu.log`, `console.log` and files named after captures in config.directory.
+// some 20 s for a hypervisor that does not come up. Uses `qemu.log`,
+// `console.log`, `nbd.sock` and files named `capture-*` in config.directory.
 //
 // NOT_FOUND, PERMISSION_DENIED: a file of the configuration. INVALID_ARGUMENT: the configuration. FAILED_PRECONDITION:
 // QEMU refused, in its words.
-absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config);
+absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config, const QemuOptions& options = {});
 
 }  // namespace still::session

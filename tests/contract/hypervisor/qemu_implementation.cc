@@ -53,7 +53,9 @@ class QemuUnderTest : public VmUnderTest {
 
 class QemuImplementation : public Implementation {
  public:
-  std::string name() const override { return "qemu"; }
+  explicit QemuImplementation(std::string name, session::QemuOptions options)
+      : name_(std::move(name)), options_(std::move(options)) {}
+  std::string name() const override { return name_; }
 
   absl::StatusOr<std::unique_ptr<VmUnderTest>> Boot(const std::string& directory) override {
     std::string boot = JoinPath(directory, "boot.raw");
@@ -75,14 +77,23 @@ class QemuImplementation : public Implementation {
   }
 
  private:
-  static absl::StatusOr<std::unique_ptr<VmUnderTest>> Start(const std::string& directory, session::VmConfig config) {
-    STILL_ASSIGN_OR_RETURN(std::unique_ptr<session::Vm> vm, session::StartQemu(config));
+  absl::StatusOr<std::unique_ptr<VmUnderTest>> Start(const std::string& directory, session::VmConfig config) {
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<session::Vm> vm, session::StartQemu(config, options_));
     return std::unique_ptr<VmUnderTest>(std::make_unique<QemuUnderTest>(directory, std::move(vm)));
   }
+
+  const std::string name_;
+  const session::QemuOptions options_;
 };
 
 }  // namespace
 
-std::unique_ptr<Implementation> MakeQemuImplementation() { return std::make_unique<QemuImplementation>(); }
+std::unique_ptr<Implementation> MakeQemuImplementation() {
+  return std::make_unique<QemuImplementation>("qemu", session::QemuOptions{});
+}
+
+std::unique_ptr<Implementation> MakeStoppedQemuImplementation() {
+  return std::make_unique<QemuImplementation>("qemu_stopped", session::QemuOptions{.background_memory = false});
+}
 
 }  // namespace still::testing

@@ -1,0 +1,184 @@
+#include "session/hypervisor/qemu/memory_relay.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/unix_socket.h"
+
+namespace still::session {
+namespace {
+
+// What an unprivileged process may ask of a pipe (/proc/sys/fs/pipe-max-size).
+constexpr int kPipeBytes = 1 << 20;
+// As much as QEMU may be ahead of us; each switch between the two threads costs the guest's faults a wait.
+constexpr int kSocketBytes = 4 << 20;
+
+absl::Status MakeNonBlocking(int fd) {
+  int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return ErrnoStatus(errno, "fcntl");
+  return absl::OkStatus();
+}
+
+// Larger than the system's limit where we may (CAP_NET_ADMIN), else up to it.
+void GrowSendBuffer(int fd) {
+  if (::setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &kSocketBytes, sizeof kSocketBytes) == 0) return;
+  (void)::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kSocketBytes, sizeof kSocketBytes);  // Only a matter of speed.
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<MemoryRelay>> MemoryRelay::Start(OwnedFd sink, Options options) {
+  std::unique_ptr<MemoryRelay> relay(new MemoryRelay(options));
+  STILL_ASSIGN_OR_RETURN(SocketPair pair, MakeSocketPair());
+  relay->source_ = std::move(pair.first);
+  relay->stream_ = std::move(pair.second);
+  relay->sink_ = std::move(sink);
+  int pipe_fds[2];
+  if (::pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK) != 0) return ErrnoStatus(errno, "pipe");
+  relay->pipe_read_ = OwnedFd(pipe_fds[0]);
+  relay->pipe_write_ = OwnedFd(pipe_fds[1]);
+  (void)::fcntl(pipe_fds[1], F_SETPIPE_SZ, kPipeBytes);  // The default 64 KiB work too.
+  relay->wake_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!relay->wake_.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_RETURN_IF_ERROR(MakeNonBlocking(relay->stream_.get()));
+  STILL_RETURN_IF_ERROR(MakeNonBlocking(relay->sink_.get()));
+  GrowSendBuffer(relay->source_.get());
+  GrowSendBuffer(relay->sink_.get());
+  relay->thread_ = std::thread([raw = relay.get()] { raw->Relay(); });
+  return relay;
+}
+
+MemoryRelay::~MemoryRelay() {
+  source_.Reset();
+  Cancel();
+  // Whatever still writes gets an error; the thread sees the end.
+  ::shutdown(stream_.get(), SHUT_RDWR);
+  if (thread_.joinable()) thread_.join();
+}
+
+void MemoryRelay::SetStallLimit(absl::Duration limit) {
+  absl::MutexLock lock(&mutex_);
+  stall_limit_ = limit;
+  uint64_t one = 1;
+  [[maybe_unused]] ssize_t written = ::write(wake_.get(), &one, sizeof one);
+}
+
+void MemoryRelay::Cancel() {
+  absl::MutexLock lock(&mutex_);
+  cancelled_ = true;
+  uint64_t one = 1;
+  [[maybe_unused]] ssize_t written = ::write(wake_.get(), &one, sizeof one);
+}
+
+absl::Status MemoryRelay::status() const {
+  absl::MutexLock lock(&mutex_);
+  return status_;
+}
+
+bool MemoryRelay::WaitForEnd(absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(&ended_), timeout);
+}
+
+void MemoryRelay::Relay() {
+  // splice(2) into a socket whose reader is gone raises SIGPIPE in this thread.
+  sigset_t pipe_signal;
+  ::sigemptyset(&pipe_signal);
+  ::sigaddset(&pipe_signal, SIGPIPE);
+  ::pthread_sigmask(SIG_BLOCK, &pipe_signal, nullptr);
+  Pump();
+  ::shutdown(sink_.get(), SHUT_RDWR);
+  if (!stream_ended_ && when_lost_ == WhenReaderIsLost::kReadOn) ReadOn();
+  ::shutdown(stream_.get(), SHUT_RDWR);
+  absl::MutexLock lock(&mutex_);
+  ended_ = true;
+}
+
+void MemoryRelay::Pump() {
+  taken_at_ = Clock::Real().Monotonic();
+  while (!stream_ended_ || in_pipe_ > 0) {
+    if (absl::Status moved = Move(); !moved.ok()) return LoseReader(moved);
+  }
+}
+
+// One turn: what is there into the empty pipe, or what is in the pipe to the reader. An error is the reader's loss.
+absl::Status MemoryRelay::Move() {
+  absl::Duration limit;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (cancelled_) return absl::CancelledError("the capture was cancelled");
+    limit = stall_limit_;
+  }
+  if (in_pipe_ == 0) {
+    // The pipe is only filled when empty: how much more a partly filled one takes depends on how its pages are cut.
+    ssize_t got =
+        ::splice(stream_.get(), nullptr, pipe_write_.get(), nullptr, kPipeBytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    if (got < 0 && errno == EAGAIN) return AwaitOne(stream_.get(), POLLIN, absl::InfiniteDuration());
+    if (got < 0 && errno == EINTR) return absl::OkStatus();
+    // An error here is the end of QEMU, which others report.
+    stream_ended_ = got <= 0;
+    in_pipe_ = static_cast<uint64_t>(std::max<ssize_t>(got, 0));
+    bytes_read_ += in_pipe_;
+    taken_at_ = Clock::Real().Monotonic();
+  }
+  if (in_pipe_ == 0) return absl::OkStatus();
+  ssize_t put = ::splice(pipe_read_.get(), nullptr, sink_.get(), nullptr, in_pipe_, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+  if (put > 0) {
+    in_pipe_ -= static_cast<uint64_t>(put);
+    bytes_ += static_cast<uint64_t>(put);
+    taken_at_ = Clock::Real().Monotonic();
+    return absl::OkStatus();
+  }
+  if (errno == EINTR) return absl::OkStatus();
+  if (errno != EAGAIN) {
+    return absl::AbortedError(
+        absl::StrCat("the reader of the memory stream is gone: ", ErrnoStatus(errno, "splice").message()));
+  }
+  absl::Duration left = taken_at_ + limit - Clock::Real().Monotonic();
+  if (left > absl::ZeroDuration()) return AwaitOne(sink_.get(), POLLOUT, left);
+  return absl::DeadlineExceededError(
+      absl::StrCat("the reader of the memory stream took nothing for ", absl::FormatDuration(limit)));
+}
+
+// Returns early when Cancel or SetStallLimit has something to say.
+absl::Status MemoryRelay::AwaitOne(int fd, short events, absl::Duration timeout) {
+  int wait_ms = timeout == absl::InfiniteDuration() ? -1 : static_cast<int>(absl::ToInt64Milliseconds(timeout)) + 1;
+  pollfd fds[2] = {{.fd = fd, .events = events, .revents = 0}, {.fd = wake_.get(), .events = POLLIN, .revents = 0}};
+  if (::poll(fds, 2, wait_ms) > 0 && fds[1].revents != 0) {
+    uint64_t count;
+    [[maybe_unused]] ssize_t got = ::read(wake_.get(), &count, sizeof count);
+  }
+  return absl::OkStatus();
+}
+
+void MemoryRelay::LoseReader(const absl::Status& why) {
+  absl::MutexLock lock(&mutex_);
+  status_ = why;
+}
+
+void MemoryRelay::ReadOn() {
+  std::vector<char> scratch(kPipeBytes);
+  for (;;) {
+    ssize_t got = ::recv(stream_.get(), scratch.data(), scratch.size(), 0);
+    if (got > 0) bytes_read_ += static_cast<uint64_t>(got);
+    if (got > 0 || (got < 0 && errno == EINTR)) continue;
+    if (got == 0 || errno != EAGAIN) return;
+    // Without a limit: QEMU ends it, or its end or our destructor does.
+    pollfd fds{.fd = stream_.get(), .events = POLLIN, .revents = 0};
+    ::poll(&fds, 1, -1);
+  }
+}
+
+}  // namespace still::session
