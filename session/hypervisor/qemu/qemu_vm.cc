@@ -202,7 +202,9 @@ std::string QemuBinary(const QemuOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config, const QemuOptions& options) {
+absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config) { return StartQemuWith({}, config); }
+
+absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, const VmConfig& config) {
   STILL_RETURN_IF_ERROR(CheckVmConfig(config));
   STILL_RETURN_IF_ERROR(CheckFiles(config));
   STILL_ASSIGN_OR_RETURN(SocketPair qmp, MakeSocketPair());

@@ -21,6 +21,7 @@ struct QemuOptions {
 //
 // NOT_FOUND, PERMISSION_DENIED: a file of the configuration. INVALID_ARGUMENT: the configuration. FAILED_PRECONDITION:
 // QEMU refused, in its words.
-absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config, const QemuOptions& options = {});
+absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config);
+absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, const VmConfig& config);
 
 }  // namespace still::session

@@ -78,7 +78,7 @@ class QemuImplementation : public Implementation {
 
  private:
   absl::StatusOr<std::unique_ptr<VmUnderTest>> Start(const std::string& directory, session::VmConfig config) {
-    STILL_ASSIGN_OR_RETURN(std::unique_ptr<session::Vm> vm, session::StartQemu(config, options_));
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<session::Vm> vm, session::StartQemuWith(options_, config));
     return std::unique_ptr<VmUnderTest>(std::make_unique<QemuUnderTest>(directory, std::move(vm)));
   }
 
