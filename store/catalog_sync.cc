@@ -94,10 +94,7 @@ absl::Status RepositoryState::SyncPacks() {
   if (read.empty() && gone.empty()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());
   for (const PackName& name : gone) STILL_RETURN_IF_ERROR(change.RemovePack(name.view()));
-  for (const PackSummary& pack : read) {
-    STILL_ASSIGN_OR_RETURN(std::optional<CatalogPack> known, catalog_->FindPack(pack.name.view()));
-    if (!known) STILL_RETURN_IF_ERROR(change.PutPack(ToRow(pack), ToNodeRows(pack)));
-  }
+  STILL_RETURN_IF_ERROR(PutPackRows(*this, change, read));
   return change.Commit();
 }
 

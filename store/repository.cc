@@ -7,12 +7,15 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/random.h"
+#include "store/gc/prune.h"
 #include "store/image/diff.h"
 #include "store/image/image_reader_impl.h"
 #include "store/object/directory_store.h"
 #include "store/repository_impl.h"
 #include "store/snapshot_reference.h"
 #include "store/snapshot_writer_impl.h"
+#include "store/verify/repair.h"
+#include "store/verify/verify.h"
 
 namespace still::store {
 namespace {
@@ -111,7 +114,8 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
 }
 
 absl::StatusOr<std::unique_ptr<SnapshotWriter>> RepositoryImpl::BeginSnapshot(const SnapshotOptions& options) {
-  return SnapshotWriterImpl::Begin(*state_, options, nullptr);
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldShared("capture"));
+  return SnapshotWriterImpl::Begin(*state_, options, std::move(lease));
 }
 
 absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() {
@@ -136,10 +140,11 @@ absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_vie
 absl::StatusOr<std::unique_ptr<ImageReader>> RepositoryImpl::OpenImage(const manifest::Snapshot& snapshot,
                                                                        absl::string_view image) {
   STILL_ASSIGN_OR_RETURN(const manifest::Image* entry, ImageOf(snapshot, image));
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldShared("read"));
   std::string what =
       absl::StrCat("snapshot ", snapshot.name().empty() ? snapshot.id() : snapshot.name(), ", image ", entry->name());
   return std::make_unique<ImageReaderImpl>(state_->pool, state_->nodes, NodeId::FromBytes(entry->root()), entry->size(),
-                                           std::move(what), nullptr);
+                                           std::move(what), std::move(lease));
 }
 
 absl::StatusOr<std::vector<ImageRange>> RepositoryImpl::Diff(const manifest::Snapshot& a, const manifest::Snapshot& b,
@@ -188,9 +193,19 @@ absl::StatusOr<RepositoryStats> RepositoryImpl::Stats() {
   return stats;
 }
 
-absl::StatusOr<VerifyReport> RepositoryImpl::Verify(const VerifyOptions&) { return absl::UnimplementedError("verify"); }
-absl::StatusOr<RepairReport> RepositoryImpl::Repair(const RepairOptions&) { return absl::UnimplementedError("repair"); }
-absl::StatusOr<PruneReport> RepositoryImpl::Prune(const PruneOptions&) { return absl::UnimplementedError("prune"); }
+absl::StatusOr<VerifyReport> RepositoryImpl::Verify(const VerifyOptions& options) {
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldShared("verify"));
+  Damage damage;
+  return VerifyRepository(*state_, options, damage);
+}
+
+absl::StatusOr<RepairReport> RepositoryImpl::Repair(const RepairOptions& options) {
+  return RepairRepository(*state_, options);
+}
+
+absl::StatusOr<PruneReport> RepositoryImpl::Prune(const PruneOptions& options) {
+  return PruneRepository(*state_, options);
+}
 
 absl::Status RepositoryImpl::RebuildCatalog() { return state_->RebuildCatalog(); }
 

@@ -20,7 +20,8 @@ namespace manifest = ::stillpoint::manifest::v1;
 
 constexpr size_t kFrameCacheBytes = 32 * 1024 * 1024;
 constexpr uint64_t kMaxManifestObject = 16 * 1024 * 1024 + 4096;
-constexpr uint64_t kMaxNoteObject = 4096;
+// A sweep is short; whoever meets one waits for it rather than fail.
+constexpr absl::Duration kLeaseWait = absl::Seconds(30);
 constexpr char kIdInfo[] = "stillpoint ids 1";
 
 SecretBytes PlainHashKey(const RepositoryConfig& config) {
@@ -56,6 +57,33 @@ absl::StatusOr<std::vector<NodeAddress>> RepositoryState::FindNode(const NodeId&
   return addresses;
 }
 
+absl::StatusOr<LeaseKeeper*> RepositoryState::Keeper() {
+  if (keeper_ == nullptr) {
+    STILL_ASSIGN_OR_RETURN(const ProcessView* processes, ProcessView::Real());
+    keeper_ = std::make_unique<LeaseKeeper>(*objects, clock, *processes);
+  }
+  return keeper_.get();
+}
+
+absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldShared(const std::string& purpose) {
+  absl::MutexLock lock(&lease_mutex_);
+  // One that was lost is of no use to newcomers; those who hold it find out when they check.
+  if (std::shared_ptr<Lease> held = shared_lease_.lock(); held != nullptr && held->Check().ok()) return held;
+  STILL_ASSIGN_OR_RETURN(LeaseKeeper * keeper, Keeper());
+  STILL_ASSIGN_OR_RETURN(Lease lease,
+                         keeper->Acquire({.kind = LeaseKind::kShared, .purpose = purpose, .wait = kLeaseWait}));
+  auto shared = std::make_shared<Lease>(std::move(lease));
+  shared_lease_ = shared;
+  return shared;
+}
+
+absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldExclusive(const std::string& purpose) {
+  absl::MutexLock lock(&lease_mutex_);
+  STILL_ASSIGN_OR_RETURN(LeaseKeeper * keeper, Keeper());
+  STILL_ASSIGN_OR_RETURN(Lease lease, keeper->Acquire({.kind = LeaseKind::kExclusive, .purpose = purpose}));
+  return std::make_shared<Lease>(std::move(lease));
+}
+
 CatalogPack ToRow(const PackSummary& pack) {
   CatalogPack row = {.name = std::string(pack.name.view()),
                      .kind = static_cast<int>(pack.kind),
@@ -75,6 +103,14 @@ std::vector<CatalogNode> ToNodeRows(const PackSummary& pack) {
     rows.push_back({.id = std::string(pack.nodes[i].view()), .ordinal = i});
   }
   return rows;
+}
+
+absl::Status PutPackRows(RepositoryState& state, CatalogTransaction& change, const std::vector<PackSummary>& packs) {
+  for (const PackSummary& pack : packs) {
+    STILL_ASSIGN_OR_RETURN(std::optional<CatalogPack> known, state.catalog().FindPack(pack.name.view()));
+    if (!known) STILL_RETURN_IF_ERROR(change.PutPack(ToRow(pack), ToNodeRows(pack)));
+  }
+  return absl::OkStatus();
 }
 
 CatalogSnapshot ToRow(const manifest::Snapshot& snapshot) {

@@ -15,6 +15,7 @@
 #include "store/catalog/catalog.h"
 #include "store/config.h"
 #include "store/image/tree_reader.h"
+#include "store/lock/lease.h"
 #include "store/object/object_store.h"
 #include "store/pack/frame_cache.h"
 #include "store/pack/pack_set.h"
@@ -51,13 +52,23 @@ class RepositoryState final : public NodeFinder {
 
   absl::StatusOr<std::vector<NodeAddress>> FindNode(const NodeId& id) override;
 
+  // Leases (docs/format/locks.md). Shared: for all of this process together, as long as anybody here holds it.
+  // UNAVAILABLE while somebody holds one that excludes it.
+  absl::StatusOr<std::shared_ptr<Lease>> HoldShared(const std::string& purpose) ABSL_LOCKS_EXCLUDED(lease_mutex_);
+  absl::StatusOr<std::shared_ptr<Lease>> HoldExclusive(const std::string& purpose) ABSL_LOCKS_EXCLUDED(lease_mutex_);
+
  private:
   absl::Status SyncPacks();
   absl::Status SyncCondemned();
   absl::Status SyncSnapshots();
 
+  absl::StatusOr<LeaseKeeper*> Keeper() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lease_mutex_);
+
   std::string catalog_path_;
   std::unique_ptr<Catalog> catalog_;
+  absl::Mutex lease_mutex_;
+  std::unique_ptr<LeaseKeeper> keeper_ ABSL_GUARDED_BY(lease_mutex_);
+  std::weak_ptr<Lease> shared_lease_ ABSL_GUARDED_BY(lease_mutex_);
 };
 
 // Manifests.
@@ -74,6 +85,8 @@ absl::Status Acquit(RepositoryState& state, const PackName& pack);
 // Rows of the catalog.
 CatalogPack ToRow(const PackSummary& pack);
 std::vector<CatalogNode> ToNodeRows(const PackSummary& pack);
+// Those that another process did not find and add already.
+absl::Status PutPackRows(RepositoryState& state, CatalogTransaction& change, const std::vector<PackSummary>& packs);
 CatalogSnapshot ToRow(const stillpoint::manifest::v1::Snapshot& snapshot);
 std::vector<uint64_t> HooksOf(const CatalogPack& pack);
 PackName NameOf(const CatalogPack& pack);

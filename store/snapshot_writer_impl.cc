@@ -69,7 +69,7 @@ absl::StatusOr<std::unique_ptr<BlockIndex>> MakeIndex(RepositoryState& state) {
 
 absl::StatusOr<std::unique_ptr<SnapshotWriter>> SnapshotWriterImpl::Begin(RepositoryState& state,
                                                                           const SnapshotOptions& options,
-                                                                          std::shared_ptr<void> lease) {
+                                                                          std::shared_ptr<Lease> lease) {
   // Packs of captures that were interrupted, or are under way elsewhere, are as good as any.
   STILL_RETURN_IF_ERROR(state.SyncCatalog());
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<BlockIndex> index, MakeIndex(state));
@@ -77,7 +77,7 @@ absl::StatusOr<std::unique_ptr<SnapshotWriter>> SnapshotWriterImpl::Begin(Reposi
 }
 
 SnapshotWriterImpl::SnapshotWriterImpl(RepositoryState& state, const SnapshotOptions& options,
-                                       std::shared_ptr<void> lease, std::unique_ptr<BlockIndex> index)
+                                       std::shared_ptr<Lease> lease, std::unique_ptr<BlockIndex> index)
     : state_(state),
       lease_(std::move(lease)),
       throttle_(kBuffersUnderWay),
@@ -170,11 +170,7 @@ absl::Status SnapshotWriterImpl::PutRows(const manifest::Snapshot& snapshot) {
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_.catalog().Begin());
   // First, because a name that is taken must leave no trace.
   STILL_RETURN_IF_ERROR(change.PutSnapshot(ToRow(snapshot)));
-  for (const PackSummary& pack : packs) {
-    // Another process may have found the pack and added it.
-    STILL_ASSIGN_OR_RETURN(std::optional<CatalogPack> known, state_.catalog().FindPack(pack.name.view()));
-    if (!known) STILL_RETURN_IF_ERROR(change.PutPack(ToRow(pack), ToNodeRows(pack)));
-  }
+  STILL_RETURN_IF_ERROR(PutPackRows(state_, change, packs));
   // Within the transaction: until it ends nobody else can take the name.
   STILL_RETURN_IF_ERROR(state_.objects->Put(SnapshotObject(snapshot.id()), EncodeManifest(state_, snapshot)));
   absl::Status status = change.Commit();
@@ -188,6 +184,8 @@ absl::StatusOr<std::string> SnapshotWriterImpl::Commit(manifest::Snapshot snapsh
   STILL_CHECK(!committed_);
   STILL_RETURN_IF_ERROR(FillIn(snapshot));
   STILL_RETURN_IF_ERROR(PublishPacks());
+  // Without it a sweep may have deleted what this snapshot uses.
+  STILL_RETURN_IF_ERROR(Annotate(lease_->Check(), "the repository's lease was lost; take the snapshot again"));
   snapshot.set_id(NewSnapshotId());
   snapshot.set_committed_unix_ns(absl::ToUnixNanos(state_.clock.Now()));
   snapshot.mutable_drain()->set_bytes_stored(bytes_stored());

@@ -19,7 +19,7 @@ class SnapshotWriterImpl final : public SnapshotWriter {
  public:
   // `lease`: kept until the writer goes.
   static absl::StatusOr<std::unique_ptr<SnapshotWriter>> Begin(RepositoryState& state, const SnapshotOptions& options,
-                                                               std::shared_ptr<void> lease);
+                                                               std::shared_ptr<Lease> lease);
   ~SnapshotWriterImpl() override;
 
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginImage(const ImageOptions& options) override;
@@ -34,14 +34,14 @@ class SnapshotWriterImpl final : public SnapshotWriter {
     bool is_finished = false;
   };
 
-  SnapshotWriterImpl(RepositoryState& state, const SnapshotOptions& options, std::shared_ptr<void> lease,
+  SnapshotWriterImpl(RepositoryState& state, const SnapshotOptions& options, std::shared_ptr<Lease> lease,
                      std::unique_ptr<BlockIndex> index);
   absl::Status PublishPacks();
   absl::Status FillIn(manifest::Snapshot& snapshot) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status PutRows(const manifest::Snapshot& snapshot);
 
   RepositoryState& state_;
-  const std::shared_ptr<void> lease_;
+  const std::shared_ptr<Lease> lease_;
   Throttle throttle_;
   TreeWriter tree_;
   mutable absl::Mutex mutex_;

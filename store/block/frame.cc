@@ -18,7 +18,7 @@ constexpr char kMagic[] = "SPF1";
 constexpr uint8_t kVersion = 1;
 constexpr uint8_t kCompressed = 1;
 constexpr uint8_t kEncrypted = 2;
-constexpr size_t kChecksumAt = 16;
+constexpr size_t kChecksumAt = 24;
 constexpr size_t kMaxDataFrame = 256 * 1024 + 64;
 constexpr size_t kMaxOtherFrame = 16 * 1024 * 1024;
 
@@ -41,7 +41,6 @@ SealedKind SealedKindOf(FrameKind kind) {
 
 std::string AssociatedData(absl::string_view header, const FrameSeal& seal) {
   std::string data(header.substr(0, kChecksumAt));
-  AppendInt<uint64_t>(data, seal.position);
   data.append(seal.object.data(), seal.object.size());
   return data;
 }
@@ -71,14 +70,16 @@ absl::StatusOr<FrameHeader> ParseFrameHeader(FrameKind kind, absl::string_view h
     return absl::FailedPreconditionError("frame: written by a newer version of this program; update it");
   }
   auto flags = static_cast<uint8_t>(header[6]);
-  if (header[5] != kVersion || (flags & ~(kCompressed | kEncrypted)) != 0 || header[7] != 0) {
+  if (header[5] != kVersion || (flags & ~(kCompressed | kEncrypted)) != 0 || header[7] != 0 ||
+      LoadInt<uint32_t>(header.data() + 20) != 0) {
     return Damaged("impossible header");
   }
   FrameHeader parsed = {.kind = kind,
                         .compressed = (flags & kCompressed) != 0,
                         .encrypted = (flags & kEncrypted) != 0,
                         .stored_size = LoadInt<uint32_t>(header.data() + 8),
-                        .plain_size = LoadInt<uint32_t>(header.data() + 12)};
+                        .plain_size = LoadInt<uint32_t>(header.data() + 12),
+                        .position = LoadInt<uint32_t>(header.data() + 16)};
   const size_t extra = parsed.encrypted ? RepositoryKeys::kSealedExtra : 0;
   if (parsed.plain_size > MaxPlainSize(kind) || parsed.stored_size < extra ||
       parsed.stored_size > parsed.plain_size + extra ||
@@ -123,6 +124,8 @@ void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::str
   header[7] = 0;
   std::memcpy(header + 8, &stored_size, sizeof(stored_size));
   std::memcpy(header + 12, &plain_size, sizeof(plain_size));
+  std::memcpy(header + 16, &seal.position, sizeof(seal.position));
+  std::memset(header + 20, 0, 4);
   if (encrypt) {
     seal.keys->Seal(SealedKindOf(kind), AssociatedData({header, kChecksumAt}, seal), stored,
                     absl::MakeSpan(body, stored_size));
@@ -137,6 +140,7 @@ void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::str
 absl::Status FrameCodec::Decode(FrameKind kind, FrameSeal seal, absl::string_view frame, absl::Span<char> out) {
   STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(kind, frame));
   if (frame.size() != kFrameHeaderSize + header.stored_size) return Damaged("not as long as its header says");
+  if (header.position != seal.position) return Damaged("not where it belongs");
   if (out.size() != header.plain_size) return Damaged("not of the size that was expected");
   if (Checksum(frame) != LoadInt<uint64_t>(frame.data() + kChecksumAt)) return Damaged("checksum does not match");
   if (header.encrypted != (seal.keys != nullptr)) {

@@ -18,15 +18,15 @@ namespace still::store {
 
 enum class FrameKind : uint8_t { kConfig = 1, kGroup = 2, kNodes = 3, kFooter = 4, kManifest = 5, kCondemned = 8 };
 
-inline constexpr size_t kFrameHeaderSize = 24;
+inline constexpr size_t kFrameHeaderSize = 32;
 // Of a footer in its pack; see FrameSeal.
-inline constexpr uint64_t kFooterPosition = 0xffffffff;
+inline constexpr uint32_t kFooterPosition = 0xffffffff;
 
-// What binds an encrypted frame to its place. keys: nullptr in a repository without encryption.
+// Where a frame belongs: part of its header, and with encryption what it opens with.
 struct FrameSeal {
-  const RepositoryKeys* keys = nullptr;
-  absl::string_view object;  // Its name; borrowed for the call.
-  uint64_t position = 0;     // In the object.
+  const RepositoryKeys* keys = nullptr;  // nullptr in a repository without encryption.
+  absl::string_view object;              // Its name; borrowed for the call.
+  uint32_t position = 0;                 // In the object.
 };
 
 struct FrameHeader {
@@ -35,6 +35,7 @@ struct FrameHeader {
   bool encrypted = false;
   uint32_t stored_size = 0;  // Bytes after the header.
   uint32_t plain_size = 0;
+  uint32_t position = 0;
 };
 
 // Largest plain size of a kind.

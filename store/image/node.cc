@@ -29,6 +29,61 @@ uint32_t RunLength(const Leaf& leaf, uint32_t begin) {
   return length;
 }
 
+absl::StatusOr<Leaf> ReadLeaf(ByteReader& reader) {
+  if (reader.Int<uint8_t>() != kLeafTag) return Damaged("not a leaf");
+  Leaf leaf;
+  const uint64_t packs = reader.Varint();
+  if (packs > kBlocksPerLeaf) return Damaged("too many packs");
+  for (uint64_t i = 0; i < packs; ++i) {
+    absl::string_view name = reader.Bytes(PackName::size());
+    if (!reader.ok()) return Damaged("ends early");
+    leaf.packs.push_back(PackName::FromBytes(name));
+  }
+  BlockPlace expected = {.pack = 0, .block = 0};
+  for (uint32_t begin = 0; begin < kBlocksPerLeaf;) {
+    const uint64_t head = reader.Varint();
+    const uint64_t length = head / 4 + 1;
+    if (!reader.ok() || length > kBlocksPerLeaf - begin) return Damaged("impossible run");
+    if (head % 4 == kZeroRun) {
+      begin += static_cast<uint32_t>(length);
+      continue;
+    }
+    uint64_t pack = expected.pack;
+    uint64_t block = expected.block;
+    if (head % 4 == kSamePackRun) block += static_cast<uint64_t>(reader.SignedVarint());
+    if (head % 4 == kPlacedRun) {
+      pack = reader.Varint();
+      block = reader.Varint();
+    }
+    if (!reader.ok() || pack >= packs || block >= kMaxPackBlocks || block + length > kMaxPackBlocks) {
+      return Damaged("impossible place");
+    }
+    for (uint64_t i = 0; i < length; ++i) {
+      leaf.blocks[begin++] = {.pack = static_cast<uint32_t>(pack), .block = static_cast<uint32_t>(block + i)};
+    }
+    expected = {.pack = static_cast<uint32_t>(pack), .block = static_cast<uint32_t>(block + length)};
+  }
+  return leaf;
+}
+
+absl::StatusOr<InnerNode> ReadInner(ByteReader& reader) {
+  if (reader.Int<uint8_t>() != kInnerTag) return Damaged("not an inner node");
+  InnerNode node;
+  node.level = reader.Int<uint8_t>();
+  const auto count = reader.Int<uint8_t>();
+  absl::string_view bitmap = reader.Bytes(kBitmapSize);
+  if (!reader.ok() || node.level == 0 || count == 0 || count > kFanout) return Damaged("impossible inner node");
+  node.children.resize(count);
+  for (size_t i = 0; i < kFanout; ++i) {
+    if ((bitmap[i / 8] >> (i % 8) & 1) == 0) continue;
+    absl::string_view id = reader.Bytes(NodeId::size());
+    if (!reader.ok() || i >= count) return Damaged("children that are not there");
+    node.children[i] = NodeId::FromBytes(id);
+    if (node.children[i].is_zero()) return Damaged("a zero child that is marked as stored");
+  }
+  return node;
+}
+
 }  // namespace
 
 std::string EncodeLeaf(const Leaf& leaf) {
@@ -63,45 +118,6 @@ std::string EncodeLeaf(const Leaf& leaf) {
   return out;
 }
 
-absl::StatusOr<Leaf> ParseLeaf(absl::string_view bytes) {
-  ByteReader reader(bytes);
-  if (reader.Int<uint8_t>() != kLeafTag) return Damaged("not a leaf");
-  Leaf leaf;
-  const uint64_t packs = reader.Varint();
-  if (packs > kBlocksPerLeaf) return Damaged("too many packs");
-  for (uint64_t i = 0; i < packs; ++i) {
-    absl::string_view name = reader.Bytes(PackName::size());
-    if (!reader.ok()) return Damaged("ends early");
-    leaf.packs.push_back(PackName::FromBytes(name));
-  }
-  BlockPlace expected = {.pack = 0, .block = 0};
-  for (uint32_t begin = 0; begin < kBlocksPerLeaf;) {
-    const uint64_t head = reader.Varint();
-    const uint64_t length = head / 4 + 1;
-    if (!reader.ok() || length > kBlocksPerLeaf - begin) return Damaged("impossible run");
-    if (head % 4 == kZeroRun) {
-      begin += static_cast<uint32_t>(length);
-      continue;
-    }
-    uint64_t pack = expected.pack;
-    uint64_t block = expected.block;
-    if (head % 4 == kSamePackRun) block += static_cast<uint64_t>(reader.SignedVarint());
-    if (head % 4 == kPlacedRun) {
-      pack = reader.Varint();
-      block = reader.Varint();
-    }
-    if (!reader.ok() || pack >= packs || block >= kMaxPackBlocks || block + length > kMaxPackBlocks) {
-      return Damaged("impossible place");
-    }
-    for (uint64_t i = 0; i < length; ++i) {
-      leaf.blocks[begin++] = {.pack = static_cast<uint32_t>(pack), .block = static_cast<uint32_t>(block + i)};
-    }
-    expected = {.pack = static_cast<uint32_t>(pack), .block = static_cast<uint32_t>(block + length)};
-  }
-  if (!reader.AtEnd()) return Damaged("longer than its runs");
-  return leaf;
-}
-
 std::string EncodeInner(uint8_t level, absl::Span<const NodeId> children) {
   STILL_CHECK(!children.empty() && children.size() <= kFanout);
   std::string out;
@@ -119,25 +135,33 @@ std::string EncodeInner(uint8_t level, absl::Span<const NodeId> children) {
   return out;
 }
 
+absl::StatusOr<Leaf> ParseLeaf(absl::string_view bytes) {
+  ByteReader reader(bytes);
+  STILL_ASSIGN_OR_RETURN(Leaf leaf, ReadLeaf(reader));
+  if (!reader.AtEnd()) return Damaged("longer than its runs");
+  return leaf;
+}
+
 absl::StatusOr<InnerNode> ParseInner(absl::string_view bytes) {
   ByteReader reader(bytes);
-  if (reader.Int<uint8_t>() != kInnerTag) return Damaged("not an inner node");
-  InnerNode node;
-  node.level = reader.Int<uint8_t>();
-  const auto count = reader.Int<uint8_t>();
-  absl::string_view bitmap = reader.Bytes(kBitmapSize);
-  if (!reader.ok() || node.level == 0 || count == 0 || count > kFanout) return Damaged("impossible inner node");
-  node.children.resize(count);
-  for (size_t i = 0; i < kFanout; ++i) {
-    if ((bitmap[i / 8] >> (i % 8) & 1) == 0) continue;
-    absl::string_view id = reader.Bytes(NodeId::size());
-    if (!reader.ok() || i >= count) return Damaged("children that are not there");
-    node.children[i] = NodeId::FromBytes(id);
-    if (node.children[i].is_zero()) return Damaged("a zero child that is marked as stored");
-  }
+  STILL_ASSIGN_OR_RETURN(InnerNode node, ReadInner(reader));
   if (!reader.AtEnd()) return Damaged("longer than its children");
   return node;
 }
+
+std::vector<absl::string_view> SplitNodes(absl::string_view payload) {
+  std::vector<absl::string_view> nodes;
+  while (!payload.empty()) {
+    ByteReader reader(payload);
+    const absl::Status status = IsLeaf(payload) ? ReadLeaf(reader).status() : ReadInner(reader).status();
+    if (!status.ok()) break;
+    nodes.push_back(payload.substr(0, payload.size() - reader.remaining()));
+    payload.remove_prefix(nodes.back().size());
+  }
+  return nodes;
+}
+
+bool IsLeaf(absl::string_view node) { return !node.empty() && node[0] == kLeafTag; }
 
 TreeShape::TreeShape(uint64_t image_size) : leaves((image_size + kLeafSpan - 1) / kLeafSpan) {
   for (uint64_t nodes = leaves; nodes > 1; nodes = (nodes + kFanout - 1) / kFanout) ++height;

@@ -35,6 +35,11 @@ std::string EncodeInner(uint8_t level, absl::Span<const NodeId> children);
 absl::StatusOr<Leaf> ParseLeaf(absl::string_view bytes);
 absl::StatusOr<InnerNode> ParseInner(absl::string_view bytes);
 
+// The nodes that lie one after the other in a frame, up to the first that cannot be one: for salvage, which has no
+// footer that says where they are.
+std::vector<absl::string_view> SplitNodes(absl::string_view payload);
+bool IsLeaf(absl::string_view node);
+
 // The shape of a tree follows from the image's size.
 struct TreeShape {
   explicit TreeShape(uint64_t image_size);

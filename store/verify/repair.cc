@@ -1,0 +1,97 @@
+#include "store/verify/repair.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "store/gc/rewrite.h"
+#include "store/gc/tree_walk.h"
+#include "store/verify/verify.h"
+
+namespace still::store {
+namespace {
+
+// Copies an object to quarantine/ and deletes it. One that is gone, or that the disk does not give, is only noted.
+absl::Status Quarantine(RepositoryState& state, const std::string& object) {
+  auto content = state.objects->Get(object, kMaxPackSize);
+  if (absl::IsNotFound(content.status())) return absl::OkStatus();
+  if (!content.ok()) return content.status();
+  const std::string target = absl::StrCat("quarantine/", absl::StrReplaceAll(object, {{"/", "-"}}));
+  STILL_RETURN_IF_ERROR(state.objects->Put(target, *content, {.mode = PutMode::kReplace}));
+  return state.objects->Delete(object);
+}
+
+class Repairer {
+ public:
+  Repairer(RepositoryState& state, const RepairOptions& options) : state_(state), options_(options) {}
+
+  absl::StatusOr<RepairReport> Run() {
+    // A footer or node in the cache must not hide that it is gone from the disk: everything is read anew.
+    STILL_ASSIGN_OR_RETURN(VerifyReport before, VerifyRepository(state_, AllData(), damage_));
+    if (before.ok()) return std::move(report_);
+    for (const PackName& pack : damage_.packs()) {
+      Act(absl::StrCat(PackObject(pack), ": keep what is whole, set the rest aside"));
+    }
+    for (const std::string& object : damage_.manifests()) Act(absl::StrCat(object, ": set aside, it is not readable"));
+    if (options_.dry_run) {
+      report_.lost = std::move(before.lost);
+      return std::move(report_);
+    }
+    STILL_RETURN_IF_ERROR(Salvage());
+    for (const PackName& pack : damage_.packs()) {
+      STILL_RETURN_IF_ERROR(Quarantine(state_, PackObject(pack)));
+      state_.packs.Drop(state_.packs.Add(pack));
+    }
+    for (const std::string& object : damage_.manifests()) STILL_RETURN_IF_ERROR(Quarantine(state_, object));
+    STILL_RETURN_IF_ERROR(state_.RebuildCatalog());
+    Act("catalog: written anew");
+    Damage left;
+    STILL_ASSIGN_OR_RETURN(VerifyReport after, VerifyRepository(state_, {}, left));
+    report_.lost = std::move(after.lost);
+    return std::move(report_);
+  }
+
+ private:
+  VerifyOptions AllData() const { return {.read_data_percent = 100, .progress = options_.progress}; }
+  void Act(std::string action) { report_.actions.push_back(std::move(action)); }
+
+  // What is in damaged packs and whole goes to new ones.
+  absl::Status Salvage() {
+    std::vector<std::pair<std::string, absl::Status>> broken_manifests;
+    STILL_ASSIGN_OR_RETURN(Snapshots snapshots, ReadAllManifests(state_, &broken_manifests));
+    STILL_ASSIGN_OR_RETURN(LiveData live, FindLiveData(state_, snapshots, true));
+    RewritePlan plan = {.salvage = true};
+    // Of which kind a pack is may be just what cannot be read; a wrong guess finds no frames.
+    for (const PackName& pack : damage_.packs()) {
+      plan.data_packs.insert(pack);
+      plan.tree_packs.insert(pack);
+    }
+    STILL_ASSIGN_OR_RETURN(RewriteResult result, RewritePacks(state_, live, plan));
+    if (result.blocks_moved + result.blocks_left > 0) {
+      Act(absl::StrCat(result.blocks_moved, " blocks saved, ", result.blocks_left, " lost"));
+    }
+    return absl::OkStatus();
+  }
+
+  RepositoryState& state_;
+  const RepairOptions& options_;
+  Damage damage_;
+  RepairReport report_;
+};
+
+}  // namespace
+
+absl::StatusOr<RepairReport> RepairRepository(RepositoryState& state, const RepairOptions& options) {
+  std::shared_ptr<void> lease;
+  if (options.dry_run) {
+    STILL_ASSIGN_OR_RETURN(lease, state.HoldShared("repair"));
+  } else {
+    STILL_ASSIGN_OR_RETURN(lease, state.HoldExclusive("repair"));
+  }
+  return Repairer(state, options).Run();
+}
+
+}  // namespace still::store
