@@ -122,6 +122,12 @@ class DeviceFixture : public ::testing::Test {
   bool event_index = true;
 };
 
+inline std::vector<int> OpsOf(const std::vector<Packet>& packets) {
+  std::vector<int> ops;
+  for (const Packet& packet : packets) ops.push_back(packet.header.op);
+  return ops;
+}
+
 inline std::string DataOf(const std::vector<Packet>& packets) {
   std::string data;
   for (const Packet& packet : packets) data += packet.data;
