@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "session/vsock/preload_library.h"
 #include "session/vsock/vsock_backends.h"
 
 namespace still::session {
@@ -68,6 +69,11 @@ class KernelVsock : public VsockHost {
     VsockAttachment attachment;
     attachment.guest_cid = guest_cid_;
     attachment.vhost_fd = device_.get();
+    if (UserfaultfdNeedsLibrary()) {
+      // Without the library snapshots still work, only with a longer pause.
+      absl::StatusOr<std::string> library = FindPreloadLibrary();
+      if (library.ok()) attachment.environment.push_back(PreloadVariable(*library));
+    }
     return attachment;
   }
 

@@ -1,23 +1,19 @@
 // The user-space back end: the device runs inside the hypervisor, in the preloaded libstill-vsock.so (device/), and is
 // reached over UNIX sockets in the VM's directory. All that it needs is made here and handed over as descriptors.
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/unix_socket.h"
+#include "session/vsock/preload_library.h"
 #include "session/vsock/vsock_backends.h"
 
 namespace still::session {
@@ -25,38 +21,6 @@ namespace {
 
 constexpr uint32_t kDefaultPort = 1024;  // Every VM has its own ports: see unix_bridge.h for the names of the sockets.
 constexpr int kBacklog = 128;
-constexpr char kLibrary[] = "libstill-vsock.so";
-
-absl::StatusOr<std::string> FindLibrary() {
-  std::vector<std::string> candidates;
-  if (const char* chosen = std::getenv("STILL_VSOCK_LIBRARY"); chosen != nullptr && *chosen != '\0') {
-    candidates.push_back(chosen);
-  } else {
-    char program[4096];
-    ssize_t size = ::readlink("/proc/self/exe", program, sizeof program);
-    if (size <= 0 || static_cast<size_t>(size) == sizeof program) return ErrnoStatus(errno, "readlink /proc/self/exe");
-    std::string path(program, static_cast<size_t>(size));
-    std::string directory = path.substr(0, path.rfind('/'));
-    candidates.push_back(JoinPath(directory, kLibrary));
-    candidates.push_back(JoinPath(directory, absl::StrCat("../lib/stillpoint/", kLibrary)));
-  }
-  for (const std::string& candidate : candidates) {
-    if (!PathExists(candidate)) continue;
-    char* real = ::realpath(candidate.c_str(), nullptr);
-    if (real == nullptr) return ErrnoStatus(errno, absl::StrCat("realpath ", candidate));
-    std::string path(real);
-    std::free(real);
-    // The separators of LD_PRELOAD; it has no way to quote them.
-    if (path.find_first_of(": ") != std::string::npos) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("vsock library ", path, ": no colon or space may be in its path; move it"));
-    }
-    return path;
-  }
-  return absl::FailedPreconditionError(absl::StrCat("vsock library not found at ", absl::StrJoin(candidates, " or "),
-                                                    "; set STILL_VSOCK_LIBRARY to where ", kLibrary, " is"));
-}
-
 class UserspaceVsock : public VsockHost {
  public:
   UserspaceVsock(std::string directory, uint32_t port, uint32_t guest_cid, std::string library,
@@ -79,10 +43,8 @@ class UserspaceVsock : public VsockHost {
     attachment.guest_cid = guest_cid_;
     attachment.vhost_fd = vhost_fd_.get();
     attachment.inherited_fds = {host_listener_.get(), directory_fd_.get()};
-    const char* preload = std::getenv("LD_PRELOAD");
-    bool others = preload != nullptr && *preload != '\0';
     attachment.environment = {
-        {"LD_PRELOAD", others ? absl::StrCat(library_, ":", preload) : library_},
+        PreloadVariable(library_),
         {"STILL_VSOCK_FDS", absl::StrCat(vhost_fd_.get(), ",", host_listener_.get(), ",", directory_fd_.get())}};
     return attachment;
   }
@@ -133,7 +95,7 @@ absl::StatusOr<OwnedFd> UserspaceVsock::Connect(uint32_t guest_port, absl::Durat
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptions& options) {
-  STILL_ASSIGN_OR_RETURN(std::string library, FindLibrary());
+  STILL_ASSIGN_OR_RETURN(std::string library, FindPreloadLibrary());
   uint32_t port = options.port != 0 ? options.port : kDefaultPort;
   uint32_t guest_cid = options.guest_cid != 0 ? options.guest_cid : RandomGuestCid();
   STILL_ASSIGN_OR_RETURN(OwnedFd directory_fd, OpenFile(options.directory, O_PATH | O_DIRECTORY));

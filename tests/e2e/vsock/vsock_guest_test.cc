@@ -1,5 +1,6 @@
 // The user-space vsock device before a real guest: Linux's own driver, in QEMU with the preloaded library, through a
 // background snapshot under traffic and into restored copies. STILL_VSOCK_GUEST: the directory of the guest's image.
+// With STILL_EXPECT_BACKGROUND the snapshot must be taken while the guest runs.
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -7,6 +8,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -217,6 +220,9 @@ TEST_F(VsockGuestTest, TalksIsSnapshottedUnderTrafficAndTalksAgainWhereItIsResto
   ASSERT_TRUE((*capture)->PinDisks(*paused).ok());
   auto report = (*capture)->SaveStateAndResume(*std::move(paused));
   ASSERT_TRUE(report.ok()) << report.status();
+  if (std::getenv("STILL_EXPECT_BACKGROUND") != nullptr) {
+    EXPECT_EQ(report->memory_method, "background") << source.vm->capabilities().background_memory_reason;
+  }
   EXPECT_TRUE(first.GoesOn() && second.GoesOn()) << "while the snapshot is being written";
   ASSERT_TRUE((*capture)->WaitForMemory(kPatience).ok());
   ASSERT_TRUE(reader.Finish().ok());

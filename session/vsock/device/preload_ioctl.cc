@@ -1,5 +1,5 @@
-// libstill-vsock.so: preloaded into a hypervisor (LD_PRELOAD), it answers the vhost ioctls on one descriptor, which can
-// be of /dev/null, with a VhostVsock of its own. Everything else goes to the C library unchanged.
+// libstill-vsock.so, preloaded into a hypervisor (LD_PRELOAD), first part: it answers the vhost ioctls on one
+// descriptor, which can be of /dev/null, with a VhostVsock of its own. Everything else goes to the C library unchanged.
 //
 // STILL_VSOCK_FDS="<vhost>,<listener>,<directory>" names the inherited descriptors: the one whose ioctls are ours, the
 // listening socket <directory>/vsock.sock, and the directory. (See UnixBridge for the latter two.)

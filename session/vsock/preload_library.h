@@ -1,0 +1,23 @@
+// libstill-vsock.so (device/): where it is, and how a hypervisor is started with it.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+
+namespace still::session {
+
+// Beside the running program or in ../lib/stillpoint; STILL_VSOCK_LIBRARY overrides both. FAILED_PRECONDITION when it
+// is not there, or where LD_PRELOAD cannot name it.
+absl::StatusOr<std::string> FindPreloadLibrary();
+
+// The variable that loads `library` before what is already asked for by our own environment.
+std::pair<std::string, std::string> PreloadVariable(const std::string& library);
+
+// True when a hypervisor of ours may not call userfaultfd(2) but may open /dev/userfaultfd: then it must be started
+// with the library to be snapshotted in the background.
+bool UserfaultfdNeedsLibrary();
+
+}  // namespace still::session
