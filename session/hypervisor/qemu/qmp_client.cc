@@ -92,12 +92,14 @@ absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(OwnedFd socket, Op
   if (::setsockopt(client->socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &send_timeout, sizeof send_timeout) != 0) {
     return ErrnoStatus(errno, "set the time-out of the QMP socket");
   }
-  client->reader_ = std::thread([raw = client.get()] { raw->ReadLoop(); });
+  QmpClient* raw = client.get();
+  client->reader_ = std::thread([raw] { raw->ReadLoop(); });
   absl::Time start = absl::Now();
   {
     absl::MutexLock lock(&client->mutex_);
-    auto greeted_or_lost = [raw = client.get()]()
-                               ABSL_EXCLUSIVE_LOCKS_REQUIRED(raw->mutex_) { return raw->greeted_ || !raw->lost_.ok(); };
+    auto greeted_or_lost = [raw]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(raw->mutex_) {
+      return raw->greeted_ || !raw->lost_.ok();
+    };
     if (!client->mutex_.AwaitWithTimeout(absl::Condition(&greeted_or_lost), deadline)) {
       return absl::DeadlineExceededError(
           absl::StrCat("the hypervisor did not greet within ", absl::FormatDuration(deadline)));
