@@ -10,10 +10,10 @@
 // Several processes may use one repository at the same time, in any mix of calls. All calls block. Thread-safe, except
 // where a class says otherwise. Objects made by a Repository must not outlive it.
 //
-// Errors: NOT_FOUND, ALREADY_EXISTS (a snapshot's name); UNAUTHENTICATED (a passphrase is needed), PERMISSION_DENIED (the
-// wrong one); FAILED_PRECONDITION (a newer format, no repository there); DATA_LOSS (stored bytes are damaged or missing:
-// nothing of them is returned);
-// RESOURCE_EXHAUSTED (the disk is full); UNAVAILABLE (another process holds a lock that excludes this; try later).
+// Errors: NOT_FOUND, ALREADY_EXISTS (a snapshot's name); UNAUTHENTICATED (a passphrase is needed), PERMISSION_DENIED
+// (the wrong one); FAILED_PRECONDITION (a newer format, no repository there); DATA_LOSS (stored bytes are damaged or
+// missing: nothing of them is returned); RESOURCE_EXHAUSTED (the disk is full); UNAVAILABLE (another process holds a
+// lock that excludes this; try later).
 #pragma once
 
 #include <cstdint>

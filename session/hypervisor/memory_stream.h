@@ -13,8 +13,8 @@ namespace still::session {
 // Fills up to `size` bytes and says how many; 0 at the end. Blocks.
 using ByteSource = std::function<absl::StatusOr<size_t>(char* out, size_t size)>;
 
-// Reads `source` to its end. INVALID_ARGUMENT: a format nobody here knows. DATA_LOSS: the stream is cut off or not of its
-// format: what was delivered before must not be used.
+// Reads `source` to its end. INVALID_ARGUMENT: a format nobody here knows. DATA_LOSS: the stream is cut off or not of
+// its format: what was delivered before must not be used.
 absl::Status SplitMemoryStream(absl::string_view format, const ByteSource& source, MemoryStreamReceiver& receiver);
 
 }  // namespace still::session

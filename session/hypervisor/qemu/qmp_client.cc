@@ -97,9 +97,8 @@ absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(OwnedFd socket, Op
   absl::Time start = absl::Now();
   {
     absl::MutexLock lock(&client->mutex_);
-    auto greeted_or_lost = [raw]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(raw->mutex_) {
-      return raw->greeted_ || !raw->lost_.ok();
-    };
+    auto greeted_or_lost = [raw]()
+                               ABSL_EXCLUSIVE_LOCKS_REQUIRED(raw->mutex_) { return raw->greeted_ || !raw->lost_.ok(); };
     if (!client->mutex_.AwaitWithTimeout(absl::Condition(&greeted_or_lost), deadline)) {
       return absl::DeadlineExceededError(
           absl::StrCat("the hypervisor did not greet within ", absl::FormatDuration(deadline)));
