@@ -145,7 +145,8 @@ absl::Status SnapshotWriterImpl::FillIn(manifest::Snapshot& snapshot) {
   for (const auto& [name, image] : images_) {
     if (!image.is_finished) return absl::FailedPreconditionError(absl::StrCat("image \"", name, "\": not finished"));
     auto* entries = snapshot.mutable_images();
-    auto at = std::find_if(entries->begin(), entries->end(), [&](const auto& entry) { return entry.name() == name; });
+    auto at = std::find_if(entries->begin(), entries->end(),
+                           [&name = name](const auto& entry) { return entry.name() == name; });
     manifest::Image& entry = at == entries->end() ? *snapshot.add_images() : *at;
     entry.set_name(name);
     entry.set_role(image.options.role);
