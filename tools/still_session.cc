@@ -11,9 +11,7 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "base/fd.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -42,15 +40,6 @@ void Report(OwnedFd& pipe, const absl::Status& status) {
     LogWarning("nobody waits for this session any more", {{"error", written.ToString()}});
   }
   pipe.Reset();
-}
-
-// Fault tests name a step and a delay: STILL_FAULT_STEP_DELAY=pin_disks:1500 (milliseconds).
-void ApplyFaults(session::CaptureService& captures) {
-  const char* text = std::getenv("STILL_FAULT_STEP_DELAY");
-  if (text == nullptr) return;
-  std::pair<std::string, std::string> fault = absl::StrSplit(text, absl::MaxSplits(':', 1));
-  int milliseconds = 0;
-  if (absl::SimpleAtoi(fault.second, &milliseconds)) captures.DelayStep(fault.first, absl::Milliseconds(milliseconds));
 }
 
 // SIGTERM and SIGINT stop the session. Blocked in every thread and taken by one, so that nothing runs in a handler.
@@ -93,7 +82,7 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
   signals.Watch(session->stop_handle());
 
   session::ControlService service(*session);
-  ApplyFaults(service.captures());
+  if (const char* path = std::getenv("STILL_FAULT_FILE"); path != nullptr) service.captures().SetFaultFile(path);
   absl::Status ready = MakeReady(*session);
   std::unique_ptr<grpc::Server> server;
   if (ready.ok()) {

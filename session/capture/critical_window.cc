@@ -203,10 +203,10 @@ void CriticalWindow::ReportFreeze(const guestpb::QuiesceResponse& report) {
   KeepHooks(report.hooks(), out);
   report_.windows.set_guest_presync_us(report.presync_us());
   report_.windows.set_guest_freeze_us(report.freeze_us());
+  if (report.frozen_size() > 0) report_.windows.set_guest_frozen_at_ns(report.frozen_at_ns());
 
   frozen_count_ = static_cast<uint32_t>(report.frozen_size());
   out.set_level(manifestpb::Consistency::FILESYSTEM);
-  if (report.frozen().empty()) Downgrade("the guest has no freezable file system");
   for (const guestpb::SkippedMount& mount : report.skipped()) {
     if (mount.reason() == guestpb::SkippedMount::ALREADY_FROZEN ||
         mount.reason() == guestpb::SkippedMount::UNREACHABLE) {
@@ -214,6 +214,7 @@ void CriticalWindow::ReportFreeze(const guestpb::QuiesceResponse& report) {
                              " was not frozen by us: ", Lowercase(guestpb::SkippedMount::Reason_Name(mount.reason()))));
     }
   }
+  if (report.frozen().empty() && out.downgrades_size() == 0) Downgrade("the guest has no freezable file system");
   if (report.hooks().empty() || out.level() < manifestpb::Consistency::FILESYSTEM) return;
   for (const guestpb::HookResult& hook : report.hooks()) {
     if (hook.exit_code() != 0) {

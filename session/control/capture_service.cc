@@ -4,7 +4,10 @@
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
 #include "base/bounded_queue.h"
 #include "base/file.h"
@@ -84,9 +87,15 @@ struct CaptureService::Active {
   }
 };
 
-void CaptureService::DelayStep(std::string step, absl::Duration delay) {
-  delayed_step_ = std::move(step);
-  step_delay_ = delay;
+void CaptureService::DelayIfAsked(const std::string& step) const {
+  if (fault_file_.empty()) return;
+  absl::StatusOr<std::string> text = ReadFile(fault_file_, 256);
+  if (!text.ok()) return;
+  std::pair<std::string, std::string> fault = absl::StrSplit(absl::StripSuffix(*text, "\n"), absl::MaxSplits(':', 1));
+  int milliseconds = 0;
+  if (fault.first != step || !absl::SimpleAtoi(fault.second, &milliseconds)) return;
+  LogWarning("fault: step delayed", {{"step", step}, {"milliseconds", milliseconds}});
+  Clock::Real().Sleep(absl::Milliseconds(milliseconds));
 }
 
 std::string CaptureService::active() const {
@@ -167,7 +176,7 @@ absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptur
   WindowObserver observer;
   observer.on_start = [this, &active](const std::string& step, absl::Duration now) {
     active.events->Send(PhaseEvent(step, now, absl::ZeroDuration()));
-    if (step == delayed_step_) Clock::Real().Sleep(step_delay_);
+    DelayIfAsked(step);
   };
   observer.on_end = [&active](const WindowPhase& phase) {
     active.events->Send(PhaseEvent(phase.name, phase.start, phase.end));

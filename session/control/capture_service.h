@@ -23,8 +23,9 @@ class CaptureService {
  public:
   explicit CaptureService(Session& session) : session_(session) {}
 
-  // Fault tests: waits this long before the named step of every window, so that a caller can be killed inside of it.
-  void DelayStep(std::string step, absl::Duration delay);
+  // Fault tests: this file, when it is there, names a step and a delay in milliseconds ("pin_disks:1500"); every window
+  // waits that long before that step, so that somebody can be killed inside of it.
+  void SetFaultFile(std::string path) { fault_file_ = std::move(path); }
 
   // Runs the capture and blocks until EndCapture, the caller's disappearance or a failure.
   absl::Status Begin(grpc::ServerContext& context, const sessionpb::BeginCaptureRequest& request,
@@ -43,9 +44,10 @@ class CaptureService {
   absl::Status Drain(Active& active);
   sessionpb::CaptureEvent FailureEvent(const absl::Status& status);
 
+  void DelayIfAsked(const std::string& step) const;
+
   Session& session_;
-  std::string delayed_step_;
-  absl::Duration step_delay_;
+  std::string fault_file_;
   mutable absl::Mutex mutex_;
   std::shared_ptr<Active> active_ ABSL_GUARDED_BY(mutex_);  // Shared by Begin and End.
 };

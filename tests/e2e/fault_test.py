@@ -1,0 +1,90 @@
+"""What dies, when: whatever is killed in the middle of a snapshot, the guest runs and is thawed, and nothing is half-listed."""
+
+import os
+import signal
+import subprocess
+import unittest
+
+from snapshot_test import VmTest
+from still_host import wait_for
+
+STEPS = ("quiesce", "recheck", "pause", "pin_disks", "save_state", "thaw")
+
+
+class FaultTest(VmTest):
+    fault_file = True
+
+    def setUp(self):
+        self.fault = self.host.directory / "fault"
+        self.log = self.host.state / "sessions/web/session.log"
+        self.addCleanup(self.fault.unlink, missing_ok=True)
+
+    def begin_snapshot(self, step, milliseconds, *arguments):
+        """A snapshot under way, held before `step`."""
+        self.fault.write_text(f"{step}:{milliseconds}\n")
+        held = self.log.read_text().count(f"step={step}")
+        process = self.host.start("snapshot", "web", *arguments)
+        wait_for(lambda: self.log.read_text().count(f"step={step}") > held, f"step {step}", 30)
+        return process
+
+    def assert_repository_is_clean(self, snapshots):
+        self.assertEqual(len(self.host.json("list")), snapshots)
+        self.assertTrue(self.host.json("verify", "--read-data", "100")["ok"])
+
+
+class CallerKilled(FaultTest):
+    def test_at_each_step_the_guest_goes_on_and_the_next_snapshot_works(self):
+        for step in STEPS:
+            with self.subTest(step):
+                process = self.begin_snapshot(step, 1000, "--name", f"killed-at-{step}")
+                process.kill()
+                process.communicate()
+                self.assert_web_works()
+        self.assert_repository_is_clean(0)
+        self.fault.unlink()
+        self.assertEqual(self.host.json("snapshot", "web", "--quiesce", "require")["consistency"]["level"], "FILESYSTEM")
+        self.assert_repository_is_clean(1)
+
+
+class AgentKilled(FaultTest):
+    def test_a_frozen_guest_whose_agent_is_killed_thaws_itself(self):
+        # Before the pause the guest is frozen and runs: there its agent dies. The shell was started before the freeze.
+        self.host.guest("web", "sh", "-c", "setsid sh -c 'sleep 3; kill -9 $(pidof still-agent)' >/dev/null 2>&1 &")
+        tried = self.begin_snapshot("pause", 5000, "--name", "agentless", "--quiesce", "require", "--disk-only")
+        _, stderr = tried.communicate(timeout=120)
+        self.assertNotEqual(tried.returncode, 0, "a freeze that was not proven must not be claimed")
+        self.assertIn("thawed early", stderr)
+        self.fault.unlink()
+        self.assert_web_works()
+        self.assert_repository_is_clean(0)
+
+
+class HypervisorKilled(FaultTest):
+    def test_while_memory_is_drained_nothing_is_listed_and_the_repository_is_clean(self):
+        process = self.begin_snapshot("thaw", 1500, "--name", "never")
+        os.kill(int(self.host.session("web")["pid"]), signal.SIGKILL)
+        _, stderr = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 6, stderr)
+        wait_for(lambda: not self.host.pids(), "the session's end", 30)
+        self.assertIn("signal 9", self.host.session("web")["status"])
+        self.assert_repository_is_clean(0)
+
+
+@unittest.skipIf(os.geteuid() != 0, "mounts a small file system for the repository")
+class RepositoryFull(FaultTest):
+    def test_a_full_repository_fails_the_snapshot_and_leaves_the_guest_alone(self):
+        small = self.host.directory / "small"
+        small.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", small], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", small], check=True)
+        repository = str(small / "repo")
+        self.host.still("init", "--no-encryption", STILL_REPO=repository)
+        result = self.host.run("snapshot", "web", STILL_REPO=repository)
+        self.assertEqual(result.returncode, 7, result.stderr)
+        self.assertIn("No space left", result.stderr)
+        self.assert_web_works()
+        self.assertEqual(self.host.json("list", STILL_REPO=repository), [])
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
