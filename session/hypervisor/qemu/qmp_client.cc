@@ -67,6 +67,7 @@ struct QmpSubscription::Queue {
   absl::Mutex mutex;
   std::deque<QmpEvent> events ABSL_GUARDED_BY(mutex);
   absl::Status lost ABSL_GUARDED_BY(mutex);
+  bool dropping ABSL_GUARDED_BY(mutex) = false;  // It has been logged once.
 
   bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) { return !events.empty() || !lost.ok(); }
 };
@@ -232,7 +233,7 @@ void QmpClient::HandleEvent(const json& message) {
     }
     absl::MutexLock queue_lock(&queue->mutex);
     if (queue->events.size() >= kMaxQueuedEvents) {
-      LogWarning("QMP event dropped", {{"event", event.name}});
+      if (!std::exchange(queue->dropping, true)) LogWarning("QMP events are dropped", {{"event", event.name}});
       continue;
     }
     queue->events.push_back(event);

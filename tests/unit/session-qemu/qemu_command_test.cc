@@ -1,0 +1,147 @@
+#include "session/hypervisor/qemu/qemu_command.h"
+
+#include "absl/strings/str_join.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace still::session {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+VmConfig KernelVm() {
+  VmConfig config{.name = "web, one", .directory = "/run/x", .accelerator = "tcg", .memory_bytes = 512u << 20};
+  config.kernel = "/boot/vmlinux";
+  config.initrd = "/boot/initrd";
+  config.cmdline = "console=ttyS0 quiet";
+  config.disks.push_back({.name = "vda", .path = "/d/a,b.qcow2", .format = "qcow2", .serial = "root"});
+  config.disks.push_back({.name = "vdb", .path = "/d/b.raw", .format = "raw", .read_only = true});
+  config.generation_id = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87";
+  return config;
+}
+
+std::vector<std::string> Command(const VmConfig& config) {
+  return QemuCommand("qemu", config, {.qmp = 7, .console = 8});
+}
+
+// The value after `flag`; the `n`th of them.
+std::string Value(const std::vector<std::string>& argv, const std::string& flag, size_t n = 0) {
+  for (size_t i = 0; i + 1 < argv.size(); ++i) {
+    if (argv[i] == flag && n-- == 0) return argv[i + 1];
+  }
+  return "";
+}
+
+TEST(QemuCommand, AKernelBootsThroughQboot) {
+  auto argv = Command(KernelVm());
+  EXPECT_EQ(Value(argv, "-bios"), "qboot.rom");
+  EXPECT_EQ(Value(argv, "-kernel"), "/boot/vmlinux");
+  EXPECT_EQ(Value(argv, "-append"), "console=ttyS0 quiet");
+  EXPECT_EQ(Value(argv, "-machine"), "pc-q35-7.2");
+  EXPECT_EQ(Value(argv, "-cpu"), "max");
+  EXPECT_EQ(Value(argv, "-m"), "512M");
+  EXPECT_EQ(Value(argv, "-name"), "guest=web,, one,debug-threads=on");
+  EXPECT_THAT(argv, Contains("-no-user-config"));
+  EXPECT_THAT(argv, Contains("-nodefaults"));
+  EXPECT_THAT(argv, Not(Contains("-S")));
+}
+
+TEST(QemuCommand, ADiskBootsThroughSeaBios) {
+  VmConfig config = KernelVm();
+  config.kernel = config.initrd = config.cmdline = "";
+  EXPECT_THAT(Command(config), Not(Contains("-bios")));
+  EXPECT_EQ(FirmwareOf(config), "seabios");
+  EXPECT_THAT(absl::StrJoin(Command(config), " "),
+              HasSubstr("drive=disk0,bus=pcie.0,addr=0x8,serial=root,bootindex=0"));
+}
+
+TEST(QemuCommand, DisksAreNamedByPositionAndNeverProbed) {
+  auto argv = Command(KernelVm());
+  EXPECT_THAT(Value(argv, "-blockdev", 0), HasSubstr(R"("filename":"/d/a,b.qcow2")"));
+  EXPECT_THAT(Value(argv, "-blockdev", 0), HasSubstr(R"("locking":"on")"));
+  EXPECT_THAT(Value(argv, "-blockdev", 1), HasSubstr(R"("driver":"qcow2")"));
+  EXPECT_THAT(Value(argv, "-blockdev", 1), HasSubstr(R"("node-name":"disk0")"));
+  EXPECT_THAT(Value(argv, "-blockdev", 3), HasSubstr(R"("driver":"raw")"));
+  EXPECT_THAT(Value(argv, "-blockdev", 3), HasSubstr(R"("read-only":true)"));
+}
+
+TEST(QemuCommand, AnotherCardMovesNoDisk) {
+  VmConfig config = KernelVm();
+  std::string before = absl::StrJoin(Command(config), " ");
+  config.nics.push_back({.name = "net0", .mac = "52:54:00:12:34:56", .kind = "user"});
+  std::string after = absl::StrJoin(Command(config), " ");
+  for (const char* place : {"drive=disk0,bus=pcie.0,addr=0x8", "drive=disk1,bus=pcie.0,addr=0x9"}) {
+    EXPECT_THAT(before, HasSubstr(place));
+    EXPECT_THAT(after, HasSubstr(place));
+  }
+  EXPECT_THAT(after, HasSubstr("virtio-net-pci,id=nic0-dev,netdev=net0,romfile=,bus=pcie.0,addr=0x4,mac=52:54"));
+}
+
+TEST(QemuCommand, ALinkThatIsDownHoldsTheVmUntilItIs) {
+  VmConfig config = KernelVm();
+  config.nics.push_back({.name = "net0", .kind = "none", .link_up = false});
+  EXPECT_THAT(Command(config), Contains("-S"));
+  EXPECT_EQ(Value(Command(config), "-netdev"), "hubport,id=net0,hubid=0");
+}
+
+TEST(QemuCommand, SavedMemoryIsMappedUnderTheNameThatStreamsKnow) {
+  VmConfig config = KernelVm();
+  config.incoming = IncomingState{.ram = OwnedFd(), .device_state = OwnedFd(), .share_ram = false};
+  auto argv = Command(config);
+  EXPECT_EQ(Value(argv, "-object"),
+            "memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=512M,share=off,"
+            "mem-path=/proc/self/fd/-1");
+  EXPECT_EQ(Value(argv, "-machine"), "pc-q35-7.2,memory-backend=pc.ram");
+  EXPECT_EQ(Value(argv, "-incoming"), "defer");
+  EXPECT_THAT(argv, Contains("-S"));
+}
+
+TEST(QemuCommand, VsockHidesWhatOnlyOneBackEndHas) {
+  VmConfig config = KernelVm();
+  config.vsock = VsockAttachment{.guest_cid = 42, .vhost_fd = 9};
+  EXPECT_THAT(absl::StrJoin(Command(config), " "),
+              HasSubstr("vhost-vsock-pci,id=vsock,guest-cid=42,seqpacket=off,bus=pcie.0,addr=0x3,vhostfd=9"));
+}
+
+TEST(CheckVmConfig, SaysWhatIsWrong) {
+  struct Case {
+    std::function<void(VmConfig&)> spoil;
+    const char* text;
+  };
+  const Case cases[] = {
+      {[](VmConfig& c) { c.accelerator = "hvf"; }, "accelerator \"hvf\""},
+      {[](VmConfig& c) { c.memory_bytes = (512u << 20) + 4096; }, "multiple of 2 MiB"},
+      {[](VmConfig& c) { c.memory_bytes = 0; }, "multiple of 2 MiB"},
+      {[](VmConfig& c) { c.vcpus = 0; }, "0 vcpus"},
+      {[](VmConfig& c) { c.kernel = ""; }, "without a kernel"},
+      {[](VmConfig& c) {
+         c.kernel = c.initrd = c.cmdline = "";
+         c.disks.clear();
+       },
+       "nothing to boot"},
+      {[](VmConfig& c) { c.disks[0].name = "vd/a"; }, "disk name \"vd/a\""},
+      {[](VmConfig& c) { c.disks[1].name = "vda"; }, "given twice"},
+      {[](VmConfig& c) { c.disks[0].format = "vmdk"; }, "use raw or qcow2"},
+      {[](VmConfig& c) { c.disks[0].path = ""; }, "has no path"},
+      {[](VmConfig& c) { c.disks[0].serial = std::string(21, 's'); }, "at most 20 characters"},
+      {[](VmConfig& c) { c.disks.assign(kMaxDisks + 1, c.disks[0]); }, "at most 16"},
+      {[](VmConfig& c) { c.nics.assign(1, {.name = "0net", .kind = "user"}); }, "a letter first"},
+      {[](VmConfig& c) { c.nics.assign(1, {.name = "net0", .mac = "zz", .kind = "user"}); }, "not a MAC address"},
+      {[](VmConfig& c) { c.nics.assign(1, {.name = "net0", .kind = "tap"}); }, "kind \"tap\""},
+      {[](VmConfig& c) { c.nics.assign(kMaxNics + 1, {.name = "net0", .kind = "none"}); }, "at most 4"},
+      {[](VmConfig& c) { c.incoming.emplace(); }, "without a memory image"},
+  };
+  EXPECT_TRUE(CheckVmConfig(KernelVm()).ok());
+  for (const Case& one : cases) {
+    VmConfig config = KernelVm();
+    one.spoil(config);
+    absl::Status status = CheckVmConfig(config);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << one.text;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(one.text));
+  }
+}
+
+}  // namespace
+}  // namespace still::session
