@@ -111,11 +111,15 @@ absl::Status Statement::BindNext(const Blob& blob) {
 }
 
 absl::StatusOr<Database> Database::Open(const std::string& path, absl::Duration busy_timeout) {
-  // Made by us first, because SQLite would make it readable for all.
-  STILL_RETURN_IF_ERROR(Annotate(OpenFile(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0600).status(), "catalog"));
+  // Made by us first, because SQLite would make it readable for all. A file that is there is not opened: closing it
+  // again would drop the locks of every other connection of this process to it (fcntl(2);
+  // sqlite.org/howtocorrupt.html, 2.2), and another process would then take its log away from under it.
+  absl::Status made = OpenFile(path, O_RDWR | O_CREAT | O_EXCL, 0600).status();
+  if (!made.ok() && !absl::IsAlreadyExists(made)) return Annotate(made, "catalog");
   sqlite3* handle = nullptr;
-  int result = sqlite3_open_v2(path.c_str(), &handle,
-                               SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
+  int result = sqlite3_open_v2(
+      path.c_str(), &handle, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
+      nullptr);
   Database db(handle, std::make_unique<const std::string>(path));
   STILL_RETURN_IF_ERROR(SqliteStatus(result, handle, path));
   STILL_RETURN_IF_ERROR(db.Configure(busy_timeout));
