@@ -68,8 +68,11 @@ absl::Status PutSnapshotRow(CatalogTransaction& change, Catalog& catalog, const 
 
 CatalogOptions RepositoryState::catalog_options() const { return {.path = catalog_path_}; }
 
-absl::Status RepositoryState::OpenCatalog() {
-  STILL_ASSIGN_OR_RETURN(catalog_path_, CatalogPath(path, config.hex_id(), config.encrypted));
+absl::Status RepositoryState::OpenCatalog(const std::string& catalog_path) {
+  catalog_path_ = catalog_path;
+  if (catalog_path_.empty()) {
+    STILL_ASSIGN_OR_RETURN(catalog_path_, CatalogPath(path, config.hex_id(), config.encrypted));
+  }
   STILL_ASSIGN_OR_RETURN(catalog_, Catalog::Open(catalog_options()));
   return SyncCatalog();
 }
@@ -147,7 +150,6 @@ absl::Status RepositoryState::SyncSnapshots() {
 }
 
 absl::Status RepositoryState::RebuildCatalog() {
-  STILL_ASSIGN_OR_RETURN(catalog_path_, CatalogPath(path, config.hex_id(), config.encrypted));
   catalog_.reset();
   STILL_ASSIGN_OR_RETURN(catalog_,
                          Catalog::Rebuild(catalog_options(), [](CatalogTransaction&) { return absl::OkStatus(); }));

@@ -48,8 +48,9 @@ absl::StatusOr<const manifest::Image*> ImageOf(const manifest::Snapshot& snapsho
 }  // namespace
 
 absl::Status Repository::Init(const RepositoryOptions& options) {
-  STILL_RETURN_IF_ERROR(MakeDirectories(options.path));
-  STILL_ASSIGN_OR_RETURN(std::vector<std::string> there, ListDirectory(options.path));
+  if (options.file_system == nullptr) STILL_RETURN_IF_ERROR(MakeDirectories(options.path));
+  FileSystem& file_system = options.file_system != nullptr ? *options.file_system : FileSystem::Real();
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> there, file_system.List(options.path));
   if (std::find(there.begin(), there.end(), kConfigObject) != there.end()) {
     return absl::FailedPreconditionError(absl::StrCat(options.path, ": is a repository already"));
   }
@@ -109,7 +110,7 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   Clock& clock = options.clock != nullptr ? *options.clock : Clock::Real();
   auto state = std::make_unique<RepositoryState>(options.path, clock, std::move(objects), *std::move(config),
                                                  std::move(keys), options.workers);
-  STILL_RETURN_IF_ERROR(state->OpenCatalog());
+  STILL_RETURN_IF_ERROR(state->OpenCatalog(options.catalog_path));
   return std::make_unique<RepositoryImpl>(std::move(state));
 }
 

@@ -48,8 +48,10 @@ struct RepositoryOptions {
   // Threads that hash, compress and decompress; 0: one for each CPU.
   int workers = 0;
   KeyCost key_cost;  // For Init: what guessing a passphrase costs.
+  // Empty: beside the objects, or with encryption in this host's cache (docs/format/catalog.md).
+  std::string catalog_path;
   // Seams for tests; must outlive the repository.
-  FileSystem* file_system = nullptr;  // nullptr: the machine's.
+  FileSystem* file_system = nullptr;  // nullptr: the machine's. With another one, `path` must exist in it.
   Clock* clock = nullptr;
 };
 

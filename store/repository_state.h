@@ -44,8 +44,8 @@ class RepositoryState final : public NodeFinder {
   CatalogOptions catalog_options() const;
 
   // Opens the catalog and brings it up to what is stored: what is there but not known is read, what is known but not
-  // there is dropped.
-  absl::Status OpenCatalog();
+  // there is dropped. `catalog_path`: empty for the usual one.
+  absl::Status OpenCatalog(const std::string& catalog_path);
   absl::Status SyncCatalog();
   // Replaces the catalog by what packs and manifests say.
   absl::Status RebuildCatalog();

@@ -17,9 +17,8 @@ namespace still::store {
 
 class TemporaryDirectory {
  public:
-  TemporaryDirectory() {
-    const char* base = std::getenv("TMPDIR");
-    path_ = JoinPath(base != nullptr ? base : "/tmp", "still-store-test-XXXXXX");
+  explicit TemporaryDirectory(const std::string& base = "/tmp") {
+    path_ = JoinPath(base, "still-store-test-XXXXXX");
     STILL_CHECK(::mkdtemp(path_.data()) != nullptr);
   }
   ~TemporaryDirectory() { EXPECT_TRUE(RemoveTree(path_).ok()); }
