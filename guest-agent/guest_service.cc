@@ -92,6 +92,7 @@ grpc::Status GuestService::Init(grpc::ServerContext* context, const pb::InitRequ
   std::string boot_id = ReadFile("/proc/sys/kernel/random/boot_id", 64).value_or("");
   absl::StripAsciiWhitespace(&boot_id);
   response->set_boot_id(boot_id);
+  response->add_features("identity");
   response->set_quiesce_state(controller_.Status().state());
   LogInfo("host connected", {{"session", request->session()}, {"restore", request->restore_id()}});
   return grpc::Status::OK;
@@ -147,6 +148,12 @@ grpc::Status GuestService::QuiesceStatus(grpc::ServerContext* context, const pb:
   if (absl::Status status = Admit(*context, WhileFrozen::kAllowed); !status.ok()) return ToGrpc(status);
   *response = controller_.Status();
   return grpc::Status::OK;
+}
+
+grpc::Status GuestService::AdoptIdentity(grpc::ServerContext* context, const pb::AdoptIdentityRequest* request,
+                                         pb::AdoptIdentityResponse* response) {
+  if (absl::Status status = Admit(*context, WhileFrozen::kAllowed); !status.ok()) return ToGrpc(status);
+  return Answer(identity_.Adopt(*request), response);
 }
 
 grpc::Status GuestService::Exec(grpc::ServerContext* context, const pb::ExecRequest* request,

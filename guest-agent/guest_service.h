@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "guest-agent/freeze_controller.h"
+#include "guest-agent/identity/identity.h"
 #include "guest-agent/power.h"
 #include "proto/guest.grpc.pb.h"
 
@@ -19,8 +20,8 @@ namespace still::agent {
 
 class GuestService final : public pb::Guest::Service {
  public:
-  GuestService(FreezeController& controller, Power& power, Clock& clock)
-      : controller_(controller), power_(power), clock_(clock) {}
+  GuestService(FreezeController& controller, IdentityAdopter& identity, Power& power, Clock& clock)
+      : controller_(controller), identity_(identity), power_(power), clock_(clock) {}
 
   // The name that gRPC gives a connection over descriptor `fd` (ServerContext::peer).
   static std::string ConnectionName(int fd);
@@ -39,6 +40,8 @@ class GuestService final : public pb::Guest::Service {
   grpc::Status Thaw(grpc::ServerContext* context, const pb::ThawRequest* request, pb::ThawResponse* response) override;
   grpc::Status QuiesceStatus(grpc::ServerContext* context, const pb::QuiesceStatusRequest* request,
                              pb::QuiesceStatusResponse* response) override;
+  grpc::Status AdoptIdentity(grpc::ServerContext* context, const pb::AdoptIdentityRequest* request,
+                             pb::AdoptIdentityResponse* response) override;
   grpc::Status Exec(grpc::ServerContext* context, const pb::ExecRequest* request,
                     grpc::ServerWriter<pb::ExecOutput>* writer) override;
 
@@ -47,6 +50,7 @@ class GuestService final : public pb::Guest::Service {
   absl::Status Admit(const grpc::ServerContext& context, WhileFrozen rule) ABSL_LOCKS_EXCLUDED(mutex_);
 
   FreezeController& controller_;
+  IdentityAdopter& identity_;
   Power& power_;
   Clock& clock_;
   std::atomic<int> running_commands_ = 0;

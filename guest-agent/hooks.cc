@@ -61,18 +61,16 @@ struct HookEnd {
   std::string output;
 };
 
-HookEnd RunToEnd(const std::string& path, absl::string_view verb, absl::Duration deadline,
-                 const std::function<bool()>& cancelled) {
+HookEnd RunToEnd(ProcessOptions options, absl::Duration deadline, const std::function<bool()>& cancelled) {
   HookEnd end;
   int fds[2];
   if (::pipe2(fds, O_CLOEXEC) != 0) return {-1, ErrnoStatus(errno, "pipe").ToString()};
   OwnedFd read_end(fds[0]), write_end(fds[1]);
   // Only our end: a program must not find its standard output non-blocking.
   ::fcntl(read_end.get(), F_SETFL, O_NONBLOCK);
-  absl::StatusOr<ChildProcess> child = ChildProcess::Start({.argv = {path, std::string(verb)},
-                                                            .stdout_fd = write_end.get(),
-                                                            .stderr_fd = write_end.get(),
-                                                            .new_session = true});
+  options.stdout_fd = options.stderr_fd = write_end.get();
+  options.new_session = true;
+  absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
   if (!child.ok()) return {-1, Printable(child.status().ToString())};
   write_end.Reset();
   const char* killed = nullptr;
@@ -126,7 +124,7 @@ std::vector<std::string> HookPrograms::List() {
 pb::HookResult HookPrograms::Run(const std::string& path, absl::string_view verb, absl::Duration timeout,
                                  const std::function<bool()>& cancelled) {
   absl::Duration start = Clock::Real().Monotonic();
-  HookEnd end = RunToEnd(path, verb, start + timeout, cancelled);
+  HookEnd end = RunToEnd({.argv = {path, std::string(verb)}, .environment = environment_}, start + timeout, cancelled);
   pb::HookResult result;
   result.set_path(path);
   result.set_verb(std::string(verb));

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -38,7 +39,9 @@ struct HookDirectories {
 
 class HookPrograms : public Hooks {
  public:
-  explicit HookPrograms(HookDirectories directories) : directories_(std::move(directories)) {}
+  // `environment` is added to the agent's for each hook.
+  explicit HookPrograms(HookDirectories directories, std::vector<std::pair<std::string, std::string>> environment = {})
+      : directories_(std::move(directories)), environment_(std::move(environment)) {}
 
   std::vector<std::string> List() override;
   pb::HookResult Run(const std::string& path, absl::string_view verb, absl::Duration timeout,
@@ -46,6 +49,7 @@ class HookPrograms : public Hooks {
 
  private:
   HookDirectories directories_;
+  std::vector<std::pair<std::string, std::string>> environment_;
 };
 
 // Backups and leftovers of editors and packages, as the QEMU guest agent's wrapper skips them.

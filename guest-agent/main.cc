@@ -22,6 +22,7 @@
 #include "guest-agent/freeze_controller.h"
 #include "guest-agent/guardian.h"
 #include "guest-agent/guest_server.h"
+#include "guest-agent/identity/identity.h"
 #include "guest-agent/kernel_freezer.h"
 #include "guest-agent/options.h"
 #include "guest-agent/quiet_log.h"
@@ -145,8 +146,10 @@ absl::Status RunAgent(Inheritance& inheritance) {
                                  TheLog().SetQuiet(quiet);
                                }});
   if (inheritance.recovered) controller.Recovered(*inheritance.recovered);
+  RealIdentityKernel identity_kernel;
+  IdentityAdopter identity({.kernel = identity_kernel, .controller = controller, .clock = Clock::Real(), .root = ""});
   KernelPower power;
-  GuestService service(controller, power, Clock::Real());
+  GuestService service(controller, identity, power, Clock::Real());
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<GuestServer> server, GuestServer::Start(service));
   absl::Status status;
   if (options.listen.empty()) {

@@ -5,10 +5,10 @@
 #include <sys/reboot.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <string>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -28,17 +28,17 @@ bool AskSystemd(bool reboot) {
   return output.ok() && output->exit.ok();
 }
 
-// busybox init's own protocol (init/init.c). Any other init would take these signals for something else.
+// busybox init's own protocol (init/init.c). Any other process 1 would take these signals for something else; a script
+// that busybox's shell runs as process 1 is known by its first argument, which names the shell.
 bool AskBusyboxInit(bool reboot) {
   char target[256];
   ssize_t size = ::readlink("/proc/1/exe", target, sizeof target);
-  bool busybox =
-      size > 0 && absl::string_view(target, static_cast<size_t>(size)).find("busybox") != absl::string_view::npos;
-  // A shell script run by busybox's shell as process 1 is no init.
-  absl::StatusOr<std::string> name = ReadFile("/proc/1/comm", 64);
-  if (!busybox || !name.ok() || *name != "init\n") return false;
-  absl::StatusOr<std::string> command = ReadFile("/proc/1/cmdline", 4096);
-  if (!command.ok() || std::count(command->begin(), command->end(), '\0') != 1) return false;
+  if (size <= 0 || !absl::StrContains(absl::string_view(target, static_cast<size_t>(size)), "busybox")) return false;
+  absl::StatusOr<std::string> command = ReadFile("/proc/1/cmdline", 64 << 10);
+  if (!command.ok()) return false;
+  absl::string_view program = absl::string_view(*command).substr(0, command->find('\0'));
+  program.remove_prefix(program.rfind('/') + 1);  // npos + 1 is 0.
+  if (program != "init" && program != "linuxrc") return false;
   return ::kill(1, reboot ? SIGTERM : SIGUSR2) == 0;
 }
 

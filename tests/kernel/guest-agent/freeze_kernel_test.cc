@@ -7,6 +7,7 @@
 #include "base/process.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "guest-agent/freeze_controller.h"
 #include "tests/kernel/guest-agent/sandbox.h"
 #include "tests/unit/guest-agent/fakes.h"
 

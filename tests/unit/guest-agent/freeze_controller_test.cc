@@ -4,7 +4,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/unit/guest-agent/fakes.h"
+#include "tests/unit/guest-agent/freeze_fixture.h"
 
 namespace still::agent {
 namespace {
@@ -13,19 +13,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-pb::QuiesceRequest Request(const std::string& token, uint32_t lease_ms = 5000) {
-  pb::QuiesceRequest request;
-  request.set_token(token);
-  request.set_lease_ms(lease_ms);
-  return request;
-}
-
-pb::ThawRequest ThawOf(const std::string& token) {
-  pb::ThawRequest request;
-  request.set_token(token);
-  return request;
-}
-
 pb::RenewQuiesceRequest RenewOf(const std::string& token, uint32_t lease_ms = 0) {
   pb::RenewQuiesceRequest request;
   request.set_token(token);
@@ -33,27 +20,8 @@ pb::RenewQuiesceRequest RenewOf(const std::string& token, uint32_t lease_ms = 0)
   return request;
 }
 
-class FreezeControllerTest : public ::testing::Test {
- protected:
-  FreezeController& controller() { return guest_.controller(); }
-  absl::StatusOr<pb::QuiesceResponse> Quiesce(const pb::QuiesceRequest& request) {
-    return controller().Quiesce(request, "connection");
-  }
-  // What must hold whenever nothing is frozen.
-  void ExpectThawed() {
-    EXPECT_EQ(guest_.frozen_now(), 0);
-    EXPECT_EQ(controller().Status().state(), pb::THAWED);
-    EXPECT_FALSE(controller().gated());
-    EXPECT_FALSE(PathExists(guest_.marker_path()));
-    EXPECT_EQ(guest_.timer.deadline(), absl::InfiniteDuration());
-    EXPECT_TRUE(guest_.quiet_changes.empty() || !guest_.quiet_changes.back());
-  }
-
-  FakeGuest guest_{FourDisks()};
-};
-
 TEST_F(FreezeControllerTest, FreezesNewestFirstAndThawsBackwards) {
-  auto frozen = Quiesce(Request("t"));
+  auto frozen = Quiesce(QuiesceOf("t"));
   ASSERT_TRUE(frozen.ok()) << frozen.status();
   EXPECT_EQ(frozen->frozen_size(), 4);
   EXPECT_EQ(frozen->frozen(0).mount_point(), "/c");
@@ -86,7 +54,7 @@ TEST_F(FreezeControllerTest, TheLeaseAndTheMarkerAreInForceBeforeTheFirstFreeze)
     EXPECT_THAT(guest_.quiet_changes, ElementsAre(true));
     ++checked;
   };
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   EXPECT_EQ(checked, 4);
 }
 
@@ -94,7 +62,7 @@ TEST_F(FreezeControllerTest, WhicheverFreezeFailsNothingStaysFrozen) {
   const std::vector<std::string> order = {"/c", "/b", "/a", "/"};
   for (size_t k = 0; k < order.size(); ++k) {
     guest_.superblock(order[k]).freeze_error = EIO;
-    auto frozen = Quiesce(Request(absl::StrCat("t", k)));
+    auto frozen = Quiesce(QuiesceOf(absl::StrCat("t", k)));
     EXPECT_EQ(frozen.status().code(), absl::StatusCode::kDataLoss) << order[k];
     EXPECT_THAT(frozen.status().message(), HasSubstr(absl::StrCat("freeze ", order[k])));
     guest_.superblock(order[k]).freeze_error = 0;
@@ -102,13 +70,13 @@ TEST_F(FreezeControllerTest, WhicheverFreezeFailsNothingStaysFrozen) {
     EXPECT_EQ(controller().Status().last_thaw_cause(), pb::FREEZE_FAILED);
     EXPECT_EQ(controller().Thaw(ThawOf(absl::StrCat("t", k)))->thawed(), k);
   }
-  EXPECT_TRUE(Quiesce(Request("after")).ok());
+  EXPECT_TRUE(Quiesce(QuiesceOf("after")).ok());
 }
 
 TEST_F(FreezeControllerTest, WhateverCannotFreezeIsSkippedAndNotThawedByUs) {
   guest_.superblock("/a").freeze_error = EOPNOTSUPP;
   guest_.superblock("/b").freezes = 1;  // Somebody else's.
-  auto frozen = Quiesce(Request("t"));
+  auto frozen = Quiesce(QuiesceOf("t"));
   ASSERT_TRUE(frozen.ok());
   EXPECT_EQ(frozen->frozen_size(), 2);
   std::map<std::string, pb::SkippedMount::Reason> reasons;
@@ -130,7 +98,7 @@ TEST_F(FreezeControllerTest, WhateverCannotFreezeIsSkippedAndNotThawedByUs) {
 
 TEST_F(FreezeControllerTest, NothingFreezableIsSuccessWithZero) {
   FakeGuest guest("90000001 0 0:1 / / rw - tmpfs tmpfs rw\n");
-  auto frozen = guest.controller().Quiesce(Request("t"), "c");
+  auto frozen = guest.controller().Quiesce(QuiesceOf("t"), "c");
   ASSERT_TRUE(frozen.ok());
   EXPECT_EQ(frozen->frozen_size(), 0);
   EXPECT_EQ(frozen->skipped(0).reason(), pb::SkippedMount::NO_BLOCK_DEVICE);
@@ -139,7 +107,7 @@ TEST_F(FreezeControllerTest, NothingFreezableIsSuccessWithZero) {
 }
 
 TEST_F(FreezeControllerTest, WithoutPresyncNothingIsSynced) {
-  pb::QuiesceRequest request = Request("t");
+  pb::QuiesceRequest request = QuiesceOf("t");
   request.set_skip_presync(true);
   ASSERT_TRUE(Quiesce(request).ok());
   EXPECT_THAT(guest_.calls(), ElementsAre("freeze /c", "freeze /b", "freeze /a", "freeze /"));
@@ -147,10 +115,10 @@ TEST_F(FreezeControllerTest, WithoutPresyncNothingIsSynced) {
 
 TEST_F(FreezeControllerTest, BadRequestsFreezeNothing) {
   for (const pb::QuiesceRequest& request :
-       {Request(""), Request(std::string(65, 'x')), Request("t", 99), Request("t", 600001)}) {
+       {QuiesceOf(""), QuiesceOf(std::string(65, 'x')), QuiesceOf("t", 99), QuiesceOf("t", 600001)}) {
     EXPECT_EQ(Quiesce(request).status().code(), absl::StatusCode::kInvalidArgument);
   }
-  pb::QuiesceRequest unknown_mount = Request("u");
+  pb::QuiesceRequest unknown_mount = QuiesceOf("u");
   unknown_mount.add_mounts("/nowhere");
   EXPECT_EQ(Quiesce(unknown_mount).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(guest_.calls(), IsEmpty());
@@ -158,25 +126,25 @@ TEST_F(FreezeControllerTest, BadRequestsFreezeNothing) {
 }
 
 TEST_F(FreezeControllerTest, TheSameTokenGetsTheFirstAnswerAgainAndAnotherIsRefused) {
-  auto first = Quiesce(Request("t"));
+  auto first = Quiesce(QuiesceOf("t"));
   ASSERT_TRUE(first.ok());
   guest_.Advance(absl::Seconds(1));
-  auto again = Quiesce(Request("t"));
+  auto again = Quiesce(QuiesceOf("t"));
   ASSERT_TRUE(again.ok());
   EXPECT_EQ(again->SerializeAsString(), first->SerializeAsString());
-  EXPECT_EQ(Quiesce(Request("other")).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Quiesce(QuiesceOf("other")).status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(controller().Thaw(ThawOf("other")).status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(guest_.frozen_now(), 4);
 }
 
 TEST_F(FreezeControllerTest, ThawIsIdempotentAndATokenIsUsedOnce) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   auto first = controller().Thaw(ThawOf("t"));
   guest_.Advance(absl::Seconds(3));
   auto second = controller().Thaw(ThawOf("t"));
   ASSERT_TRUE(second.ok());
   EXPECT_EQ(second->SerializeAsString(), first->SerializeAsString());
-  EXPECT_EQ(Quiesce(Request("t")).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Quiesce(QuiesceOf("t")).status().code(), absl::StatusCode::kFailedPrecondition);
   ExpectThawed();
 }
 
@@ -184,20 +152,20 @@ TEST_F(FreezeControllerTest, AThawThatOvertakesItsQuiesceWins) {
   auto thawed = controller().Thaw(ThawOf("t"));
   ASSERT_TRUE(thawed.ok());
   EXPECT_EQ(thawed->cause(), pb::NOT_FROZEN);
-  EXPECT_EQ(Quiesce(Request("t")).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Quiesce(QuiesceOf("t")).status().code(), absl::StatusCode::kFailedPrecondition);
   ExpectThawed();
 }
 
 TEST_F(FreezeControllerTest, AnEmptyTokenThawsWhoeverAsked) {
   EXPECT_EQ(controller().Thaw({})->cause(), pb::NOT_FROZEN);
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   EXPECT_EQ(controller().Thaw({})->thawed(), 4u);
   EXPECT_EQ(controller().Thaw({})->cause(), pb::REQUESTED);  // The last one's.
   ExpectThawed();
 }
 
 TEST_F(FreezeControllerTest, TheLeaseThawsByItselfAndItsTimeIsTold) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   EXPECT_EQ(controller().Status().remaining_ms(), 5000u);
   guest_.Advance(absl::Milliseconds(4999));
   EXPECT_EQ(guest_.frozen_now(), 4);
@@ -213,7 +181,7 @@ TEST_F(FreezeControllerTest, TheLeaseThawsByItselfAndItsTimeIsTold) {
 }
 
 TEST_F(FreezeControllerTest, RenewalsMoveTheDeadline) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   guest_.Advance(absl::Seconds(4));
   EXPECT_EQ(controller().Renew(RenewOf("t"))->remaining_ms(), 5000u);
   guest_.Advance(absl::Seconds(4));
@@ -224,7 +192,7 @@ TEST_F(FreezeControllerTest, RenewalsMoveTheDeadline) {
 }
 
 TEST_F(FreezeControllerTest, ARenewalThatComesTooLateIsRefusedThoughTheTimerIsLate) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   guest_.clock.Advance(absl::Seconds(5));  // The timer's thread has not run yet.
   EXPECT_EQ(controller().Renew(RenewOf("t")).status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(controller().Renew(RenewOf("other")).status().code(), absl::StatusCode::kFailedPrecondition);
@@ -234,7 +202,7 @@ TEST_F(FreezeControllerTest, ARenewalThatComesTooLateIsRefusedThoughTheTimerIsLa
 }
 
 TEST_F(FreezeControllerTest, ATimerThatFiresDuringARenewalThawsNothing) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   guest_.clock.Advance(absl::Seconds(4));
   ASSERT_TRUE(controller().Renew(RenewOf("t")).ok());
   // The callback of the old deadline, already on its way.
@@ -256,13 +224,13 @@ class StuckFreezeTest : public FreezeControllerTest {
       if (++count == 3) guest_.BlockNextFreeze();
     };
     absl::StatusOr<pb::QuiesceResponse> result;
-    std::thread caller([&] { result = Quiesce(Request("t")); });
+    std::thread caller([&] { result = Quiesce(QuiesceOf("t")); });
     guest_.WaitUntilFreezeBlocks();
     end_it();
     EXPECT_TRUE(Eventually([&] { return guest_.calls().back() == "thaw /c"; }));
     EXPECT_EQ(controller().Status().state(), pb::THAWING);
     EXPECT_TRUE(PathExists(guest_.marker_path()));
-    EXPECT_EQ(Quiesce(Request("next")).status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(Quiesce(QuiesceOf("next")).status().code(), absl::StatusCode::kFailedPrecondition);
     guest_.ReleaseFreeze();
     caller.join();
     EXPECT_EQ(result.status().code(), absl::StatusCode::kAborted) << result.status();
@@ -307,14 +275,14 @@ TEST_F(FreezeControllerTest, WhicheverFreezeTheLeaseRunsOutInNothingStaysFrozen)
     guest_.before_freeze = [&](const std::string&) {
       if (count++ == k) guest_.Advance(absl::Seconds(5));
     };
-    EXPECT_EQ(Quiesce(Request(absl::StrCat("t", k))).status().code(), absl::StatusCode::kAborted) << k;
+    EXPECT_EQ(Quiesce(QuiesceOf(absl::StrCat("t", k))).status().code(), absl::StatusCode::kAborted) << k;
     ExpectThawed();
     EXPECT_EQ(controller().Status().last_thaw_cause(), pb::LEASE_EXPIRED);
   }
 }
 
 TEST_F(FreezeControllerTest, AFileSystemThatDoesNotThawIsTriedAgainForEver) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   guest_.superblock("/b").thaw_errors = {EIO, EIO};
   guest_.Advance(absl::Seconds(5));
   EXPECT_EQ(guest_.frozen_now(), 1);
@@ -338,13 +306,13 @@ TEST_F(FreezeControllerTest, AFreezeThatFailsAndDoesNotThawIsNotForgotten) {
       return controller().Status().state() == pb::THAWED;
     }));
   });
-  EXPECT_EQ(Quiesce(Request("t")).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(Quiesce(QuiesceOf("t")).status().code(), absl::StatusCode::kDataLoss);
   retry.join();
   ExpectThawed();
 }
 
 TEST_F(FreezeControllerTest, SomebodyElsesThawIsReported) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   guest_.superblock("/a").freezes = 0;
   auto thawed = controller().Thaw(ThawOf("t"));
   ASSERT_TRUE(thawed.ok());
@@ -353,120 +321,29 @@ TEST_F(FreezeControllerTest, SomebodyElsesThawIsReported) {
 }
 
 TEST_F(FreezeControllerTest, AFreezeThatHoldsTwiceIsThawedTwiceAndCountedOnce) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   guest_.superblock("/a").freezes = 2;  // Device-mapper's as well.
   EXPECT_EQ(controller().Thaw(ThawOf("t"))->thawed(), 4u);
   ExpectThawed();
 }
 
 TEST_F(FreezeControllerTest, LosingAConnectionEndsOnlyAnUnconfirmedFreezeOfItsOwn) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   controller().ConnectionLost("another");
   EXPECT_EQ(guest_.frozen_now(), 4);
   controller().ConnectionLost("connection");
   ExpectThawed();
   EXPECT_EQ(controller().Status().last_thaw_cause(), pb::CLIENT_LOST);
-  ASSERT_TRUE(Quiesce(Request("u")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("u")).ok());
   ASSERT_TRUE(controller().Renew(RenewOf("u")).ok());
   controller().ConnectionLost("connection");
   EXPECT_EQ(guest_.frozen_now(), 4);
 }
 
 TEST_F(FreezeControllerTest, TheDestructorThaws) {
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   guest_.DestroyController();
   EXPECT_EQ(guest_.frozen_now(), 0);
-}
-
-class HookOrderTest : public FreezeControllerTest {
- protected:
-  HookOrderTest() { guest_.hooks.names = {"h1", "h2", "h3"}; }
-};
-
-TEST_F(HookOrderTest, HooksRunBeforeTheFreezeAndBackwardsAfterTheThaw) {
-  guest_.hooks.behaviour = [&](const std::string&, absl::string_view verb, const auto&) {
-    EXPECT_EQ(guest_.frozen_now(), 0) << verb;
-    return 0;
-  };
-  auto frozen = Quiesce(Request("t"));
-  ASSERT_TRUE(frozen.ok());
-  EXPECT_EQ(frozen->hooks_size(), 3);
-  auto thawed = controller().Thaw(ThawOf("t"));
-  ASSERT_TRUE(thawed.ok());
-  EXPECT_EQ(thawed->hooks_size(), 3);
-  EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "freeze h3", "thaw h3", "thaw h2", "thaw h1"));
-}
-
-TEST_F(HookOrderTest, WhicheverHookFailsNothingIsFrozenAndEveryStartedHookIsThawed) {
-  for (int k = 1; k <= 3; ++k) {
-    guest_.hooks.ran.clear();
-    std::string failing = absl::StrCat("h", k);
-    guest_.hooks.behaviour = [&](const std::string& path, absl::string_view verb, const auto&) {
-      return verb == "freeze" && path == failing ? 1 : 0;
-    };
-    auto frozen = Quiesce(Request(absl::StrCat("t", k)));
-    EXPECT_EQ(frozen.status().code(), absl::StatusCode::kFailedPrecondition);
-    EXPECT_THAT(frozen.status().message(), HasSubstr(failing));
-    std::vector<std::string> expected;
-    for (int i = 1; i <= k; ++i) expected.push_back(absl::StrCat("freeze h", i));
-    for (int i = k; i >= 1; --i) expected.push_back(absl::StrCat("thaw h", i));
-    EXPECT_EQ(guest_.hooks.ran, expected);
-    ExpectThawed();
-  }
-  for (const std::string& call : guest_.calls()) EXPECT_THAT(call, Not(HasSubstr("freeze")));
-}
-
-TEST_F(HookOrderTest, AFailureIsAWarningWhereTheCallerSaysSo) {
-  guest_.hooks.behaviour = [](const auto& path, absl::string_view, const auto&) { return path == "h2" ? 1 : 0; };
-  pb::QuiesceRequest request = Request("t");
-  request.set_hook_policy(pb::HOOK_WARN);
-  auto frozen = Quiesce(request);
-  ASSERT_TRUE(frozen.ok());
-  EXPECT_EQ(frozen->hooks(1).exit_code(), 1);
-  EXPECT_EQ(guest_.frozen_now(), 4);
-  // A thaw hook that fails stops nothing either.
-  EXPECT_EQ(controller().Thaw(ThawOf("t"))->hooks_size(), 3);
-  ExpectThawed();
-}
-
-TEST_F(HookOrderTest, SkippedHooksRunNeitherWay) {
-  pb::QuiesceRequest request = Request("t");
-  request.set_hook_policy(pb::HOOK_SKIP);
-  ASSERT_TRUE(Quiesce(request).ok());
-  ASSERT_TRUE(controller().Thaw(ThawOf("t")).ok());
-  EXPECT_THAT(guest_.hooks.ran, IsEmpty());
-}
-
-TEST_F(HookOrderTest, AFailedFreezeThawsTheHooksToo) {
-  guest_.superblock("/").freeze_error = EIO;
-  EXPECT_FALSE(Quiesce(Request("t")).ok());
-  EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "freeze h3", "thaw h3", "thaw h2", "thaw h1"));
-}
-
-TEST_F(HookOrderTest, TheLeaseRunsOutDuringAHookThatIsThenToldSo) {
-  guest_.hooks.behaviour = [&](const std::string& path, absl::string_view verb,
-                               const std::function<bool()>& cancelled) {
-    if (path != "h2" || verb != "freeze") return 0;
-    EXPECT_FALSE(cancelled());
-    guest_.Advance(absl::Seconds(5));
-    EXPECT_TRUE(cancelled());
-    return -1;
-  };
-  EXPECT_EQ(Quiesce(Request("t")).status().code(), absl::StatusCode::kAborted);
-  EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "thaw h2", "thaw h1"));
-  EXPECT_EQ(controller().Status().last_thaw_cause(), pb::LEASE_EXPIRED);
-  ExpectThawed();
-}
-
-TEST_F(HookOrderTest, TheMountTableIsReadAgainAfterTheHooks) {
-  int surveys_at_hook = 0;
-  guest_.hooks.behaviour = [&](const auto&, absl::string_view, const auto&) {
-    surveys_at_hook = guest_.surveys;
-    return 0;
-  };
-  ASSERT_TRUE(Quiesce(Request("t")).ok());
-  EXPECT_EQ(surveys_at_hook, 1);
-  EXPECT_EQ(guest_.surveys, 2);
 }
 
 // Many threads at once, with the machine's own clock: whatever they do, nothing stays frozen. (Run it under tsan.)
@@ -476,7 +353,7 @@ TEST_F(FreezeControllerTest, WhoeverCallsWhatWheneverNothingStaysFrozen) {
     threads.emplace_back([this, t] {
       for (int i = 0; i < 200; ++i) {
         std::string token = absl::StrCat(t, "-", i);
-        if (Quiesce(Request(token)).ok() && i % 3 == 0) (void)controller().Renew(RenewOf(token));
+        if (Quiesce(QuiesceOf(token)).ok() && i % 3 == 0) (void)controller().Renew(RenewOf(token));
         if (i % 5 == 0) guest_.Advance(absl::Seconds(1));
         if (i % 7 == 0) controller().ConnectionLost("connection");
         if (i % 2 == 0) controller().Abandon(token);

@@ -7,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "guest-agent/connection.h"
+#include "guest-agent/freeze_marker.h"
 #include "guest-agent/options.h"
 #include "guest-agent/quiet_log.h"
 #include "tests/unit/guest-agent/fakes.h"

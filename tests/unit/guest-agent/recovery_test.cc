@@ -3,7 +3,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/unit/guest-agent/fakes.h"
+#include "tests/unit/guest-agent/fake_guest.h"
 
 namespace still::agent {
 namespace {

@@ -19,7 +19,8 @@
 #include "gtest/gtest.h"
 #include "guest-agent/guest_server.h"
 #include "guest-agent/guest_service.h"
-#include "tests/unit/guest-agent/fakes.h"
+#include "tests/unit/guest-agent/fake_guest.h"
+#include "tests/unit/guest-agent/fake_identity.h"
 
 namespace still::agent {
 namespace {
@@ -75,12 +76,6 @@ class ServiceTest : public ::testing::Test {
     grpc::Status status = Init();
     ASSERT_TRUE(status.ok()) << status.error_message();
   }
-  static pb::QuiesceRequest QuiesceRequestFor(const std::string& token) {
-    pb::QuiesceRequest request;
-    request.set_token(token);
-    request.set_lease_ms(5000);
-    return request;
-  }
   pb::QuiesceState State() {
     grpc::ClientContext context;
     pb::PingResponse response;
@@ -113,7 +108,11 @@ class ServiceTest : public ::testing::Test {
 
   FakeGuest guest_{OneDisk()};
   FakePower power_;
-  GuestService service_{guest_.controller(), power_, Clock::Real()};
+  FakeIdentityKernel kernel_;
+  TempDir root_;
+  IdentityAdopter identity_{
+      {.kernel = kernel_, .controller = guest_.controller(), .clock = guest_.clock, .root = root_.path()}};
+  GuestService service_{guest_.controller(), identity_, power_, Clock::Real()};
   std::unique_ptr<GuestServer> server_;
   OwnedFd stop_{::eventfd(0, EFD_CLOEXEC)};
   OwnedFd host_side_;
@@ -152,7 +151,7 @@ TEST_F(ServiceTest, WhileFrozenOnlyTheCallsAboutTheFreezeAreServed) {
   ConnectAndInit();
   grpc::ClientContext quiesce, shutdown, renew, status_context, thaw;
   pb::QuiesceResponse frozen;
-  grpc::Status status = stub_->Quiesce(&quiesce, QuiesceRequestFor("t"), &frozen);
+  grpc::Status status = stub_->Quiesce(&quiesce, QuiesceOf("t"), &frozen);
   ASSERT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(frozen.frozen_size(), 1);
   EXPECT_EQ(State(), pb::FROZEN);
@@ -175,6 +174,22 @@ TEST_F(ServiceTest, WhileFrozenOnlyTheCallsAboutTheFreezeAreServed) {
   EXPECT_TRUE(Exec({"true"}).status.ok());
 }
 
+TEST_F(ServiceTest, AFrozenGuestAdoptsItsIdentityAndRunsOn) {
+  ConnectAndInit();
+  EXPECT_THAT(init_.features(), ::testing::ElementsAre("identity"));
+  grpc::ClientContext quiesce, adopt;
+  pb::QuiesceResponse frozen;
+  ASSERT_TRUE(stub_->Quiesce(&quiesce, QuiesceOf("t"), &frozen).ok());
+  pb::AdoptIdentityRequest request;
+  request.set_restore_id("restore-1");
+  request.set_entropy(std::string(32, 'e'));
+  pb::AdoptIdentityResponse response;
+  grpc::Status status = stub_->AdoptIdentity(&adopt, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.thaw().thawed(), 1u);
+  EXPECT_EQ(State(), pb::THAWED);
+}
+
 TEST_F(ServiceTest, ACallCancelledInTheMiddleOfAFreezeThaws) {
   ConnectAndInit();
   guest_.BlockNextFreeze();
@@ -186,7 +201,7 @@ TEST_F(ServiceTest, ACallCancelledInTheMiddleOfAFreezeThaws) {
     guest_.ReleaseFreeze();
   });
   pb::QuiesceResponse response;
-  EXPECT_EQ(stub_->Quiesce(&context, QuiesceRequestFor("t"), &response).error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(stub_->Quiesce(&context, QuiesceOf("t"), &response).error_code(), grpc::StatusCode::CANCELLED);
   canceller.join();
   guest_.WaitForState(pb::THAWED);
   EXPECT_EQ(guest_.frozen_now(), 0);
@@ -204,7 +219,7 @@ TEST_F(ServiceTest, AConnectionLostInTheMiddleOfAFreezeThaws) {
   });
   grpc::ClientContext context;
   pb::QuiesceResponse response;
-  EXPECT_FALSE(stub_->Quiesce(&context, QuiesceRequestFor("t"), &response).ok());
+  EXPECT_FALSE(stub_->Quiesce(&context, QuiesceOf("t"), &response).ok());
   loser.join();
   guest_.WaitForState(pb::THAWED);
   EXPECT_EQ(guest_.frozen_now(), 0);
@@ -216,7 +231,7 @@ TEST_F(ServiceTest, AnUnconfirmedFreezeEndsWithItsConnectionAndAConfirmedOneDoes
     std::string token = confirm ? "confirmed" : "unconfirmed";
     grpc::ClientContext quiesce, renew;
     pb::QuiesceResponse frozen;
-    ASSERT_TRUE(stub_->Quiesce(&quiesce, QuiesceRequestFor(token), &frozen).ok());
+    ASSERT_TRUE(stub_->Quiesce(&quiesce, QuiesceOf(token), &frozen).ok());
     if (confirm) {
       pb::RenewQuiesceRequest request;
       request.set_token(token);

@@ -1,0 +1,182 @@
+// FakeGuest: a guest that exists only in memory. Its file systems freeze and thaw as the kernel's do, and it has a
+// controller over them.
+#pragma once
+
+#include <cerrno>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "guest-agent/freeze_controller.h"
+#include "tests/unit/guest-agent/fakes.h"
+
+namespace still::agent {
+
+// One superblock as the kernel sees it.
+struct FakeSuperblock {
+  int freezes = 0;
+  int freeze_error = 0;          // Instead of freezing.
+  std::vector<int> thaw_errors;  // Of the next thaws, instead of thawing.
+};
+
+// The guest: freezer, hooks, clock, timer, marker and the controller over them.
+class FakeGuest : public Freezer {
+ public:
+  explicit FakeGuest(std::string mountinfo) : mountinfo_(std::move(mountinfo)) {
+    controller_ = std::make_unique<FreezeController>(
+        FreezeController::Parts{.freezer = *this,
+                                .hooks = hooks,
+                                .marker = FreezeMarker(marker_path()),
+                                .timer = timer,
+                                .clock = clock,
+                                .set_quiet = [this](bool quiet) { quiet_changes.push_back(quiet); },
+                                .thaw_patience = absl::Seconds(20)});
+  }
+
+  absl::StatusOr<MountSurvey> Survey() override {
+    ++surveys;
+    MountSurvey survey;
+    STILL_ASSIGN_OR_RETURN(survey.mounts, ParseMountTable(mountinfo_));
+    return survey;
+  }
+  absl::StatusOr<std::unique_ptr<FileSystemHandle>> Open(int mount_id, const std::string& mount_point) override;
+  void PinMemory() override { ++pinned; }
+
+  FreezeController& controller() { return *controller_; }
+  void DestroyController() { controller_.reset(); }
+  std::string marker_path() const { return directory_ / "frozen"; }
+  FakeSuperblock& superblock(const std::string& mount_point) { return superblocks_[mount_point]; }
+  int frozen_now() {
+    absl::MutexLock lock(&mutex_);
+    int frozen = 0;
+    for (auto& [name, superblock] : superblocks_) frozen += superblock.freezes > 0;
+    return frozen;
+  }
+  // "freeze /a", "thaw /a", "sync /a", in the order in which they were asked for.
+  std::vector<std::string> calls() {
+    absl::MutexLock lock(&mutex_);
+    return calls_;
+  }
+  void Advance(absl::Duration duration) {
+    clock.Advance(duration);
+    timer.Tick(clock.Monotonic());
+  }
+
+  // The next FIFREEZE does not return until it is released.
+  void BlockNextFreeze() {
+    absl::MutexLock lock(&mutex_);
+    block_next_ = true;
+  }
+  void WaitUntilFreezeBlocks() {
+    absl::MutexLock lock(&mutex_);
+    STILL_CHECK(mutex_.AwaitWithTimeout(absl::Condition(&blocked_), absl::Seconds(20)));
+  }
+  void ReleaseFreeze() {
+    absl::MutexLock lock(&mutex_);
+    blocked_ = false;
+  }
+  void WaitForState(pb::QuiesceState state) {
+    STILL_CHECK(Eventually([&] { return controller().Status().state() == state; }));
+  }
+
+  FakeClock clock;
+  FakeTimer timer;
+  FakeHooks hooks;
+  int surveys = 0;
+  int pinned = 0;
+  std::vector<bool> quiet_changes;
+  std::function<void(const std::string& mount_point)> before_freeze;  // On the freezing thread, without locks.
+
+ private:
+  friend class FakeHandle;
+  int Freeze(const std::string& mount_point);
+  int Thaw(const std::string& mount_point);
+
+  TempDir directory_;
+  const std::string mountinfo_;
+  absl::Mutex mutex_;
+  std::map<std::string, FakeSuperblock> superblocks_;
+  std::vector<std::string> calls_;
+  bool block_next_ = false;
+  bool blocked_ = false;
+  std::unique_ptr<FreezeController> controller_;
+};
+
+class FakeHandle : public FileSystemHandle {
+ public:
+  FakeHandle(FakeGuest& guest, std::string mount_point) : guest_(guest), mount_point_(std::move(mount_point)) {}
+  absl::Status Sync() override {
+    absl::MutexLock lock(&guest_.mutex_);
+    guest_.calls_.push_back("sync " + mount_point_);
+    return absl::OkStatus();
+  }
+  int Freeze() override { return guest_.Freeze(mount_point_); }
+  int Thaw() override { return guest_.Thaw(mount_point_); }
+
+ private:
+  FakeGuest& guest_;
+  const std::string mount_point_;
+};
+
+inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int, const std::string& mount_point) {
+  return std::make_unique<FakeHandle>(*this, mount_point);
+}
+
+inline int FakeGuest::Freeze(const std::string& mount_point) {
+  if (before_freeze) before_freeze(mount_point);
+  absl::MutexLock lock(&mutex_);
+  calls_.push_back("freeze " + mount_point);
+  if (block_next_) {
+    block_next_ = false;
+    blocked_ = true;
+    auto released = [this] { return !blocked_; };
+    mutex_.Await(absl::Condition(&released));
+  }
+  FakeSuperblock& superblock = superblocks_[mount_point];
+  if (superblock.freeze_error != 0) return superblock.freeze_error;
+  if (superblock.freezes > 0) return EBUSY;
+  ++superblock.freezes;
+  return 0;
+}
+
+inline int FakeGuest::Thaw(const std::string& mount_point) {
+  absl::MutexLock lock(&mutex_);
+  calls_.push_back("thaw " + mount_point);
+  FakeSuperblock& superblock = superblocks_[mount_point];
+  if (!superblock.thaw_errors.empty()) {
+    int error = superblock.thaw_errors.front();
+    superblock.thaw_errors.erase(superblock.thaw_errors.begin());
+    return error;
+  }
+  if (superblock.freezes == 0) return EINVAL;
+  --superblock.freezes;
+  return 0;
+}
+
+inline std::string OneDisk() { return "90000021 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"; }
+
+inline std::string FourDisks() {
+  return "90000021 1 254:0 / / rw - ext4 /dev/vda rw\n"
+         "90000022 90000021 0:5 / /proc rw - proc proc rw\n"
+         "90000030 90000021 254:16 / /a rw - ext4 /dev/vdb rw\n"
+         "90000031 90000021 254:32 / /b rw - xfs /dev/vdc rw\n"
+         "90000032 90000021 254:48 / /c rw - ext4 /dev/vdd rw\n";
+}
+
+inline pb::QuiesceRequest QuiesceOf(const std::string& token, uint32_t lease_ms = 5000) {
+  pb::QuiesceRequest request;
+  request.set_token(token);
+  request.set_lease_ms(lease_ms);
+  return request;
+}
+
+inline pb::ThawRequest ThawOf(const std::string& token) {
+  pb::ThawRequest request;
+  request.set_token(token);
+  return request;
+}
+
+}  // namespace still::agent
