@@ -116,8 +116,8 @@ absl::Status StatusOfLastWords(absl::string_view tail, const absl::Status& other
       colon != absl::string_view::npos && absl::StrContains(text.substr(0, colon), "qemu")) {
     text.remove_prefix(colon + 2);
   }
-  if (absl::StrContains(text, "Failed to get \"write\" lock") || absl::StrContains(text, "Failed to get shared")) {
-    return absl::FailedPreconditionError(absl::StrCat("a disk is in use by another process (", text, ")"));
+  if (absl::StrContains(tail, "another process using the image")) {
+    return absl::FailedPreconditionError(absl::StrCat("a disk is in use by another process (QEMU: ", text, ")"));
   }
   return absl::FailedPreconditionError(absl::StrCat("QEMU did not start: ", text));
 }
