@@ -153,20 +153,27 @@ std::string EncodeManifest(const RepositoryState& state, const manifest::Snapsho
   return object;
 }
 
+absl::StatusOr<manifest::Snapshot> ParseManifest(absl::string_view payload, absl::string_view id) {
+  manifest::Snapshot snapshot;
+  if (payload.size() > MaxPlainSize(FrameKind::kManifest) ||
+      !snapshot.ParseFromArray(payload.data(), static_cast<int>(payload.size())) || snapshot.id() != id) {
+    return absl::DataLossError("not the manifest of this snapshot");
+  }
+  for (const manifest::Image& image : snapshot.images()) {
+    if (image.root().size() != NodeId::size() || image.size() > kMaxImageSize) {
+      return absl::DataLossError(absl::StrCat("image ", image.name(), " is impossible"));
+    }
+  }
+  return snapshot;
+}
+
 absl::StatusOr<manifest::Snapshot> ReadManifest(const RepositoryState& state, absl::string_view id) {
   const std::string name = SnapshotObject(id);
   STILL_ASSIGN_OR_RETURN(std::string object, state.objects->Get(name, kMaxManifestObject));
   auto payload = FrameCodec().Decode(FrameKind::kManifest, {.keys = state.sealing_keys(), .object = name}, object);
   if (!payload.ok()) return Annotate(payload.status(), name);
-  manifest::Snapshot snapshot;
-  if (!snapshot.ParseFromString(*payload) || snapshot.id() != id) {
-    return absl::DataLossError(absl::StrCat(name, ": not the manifest of this snapshot"));
-  }
-  for (const manifest::Image& image : snapshot.images()) {
-    if (image.root().size() != NodeId::size() || image.size() > kMaxImageSize) {
-      return absl::DataLossError(absl::StrCat(name, ": image ", image.name(), " is impossible"));
-    }
-  }
+  auto snapshot = ParseManifest(*payload, id);
+  if (!snapshot.ok()) return Annotate(snapshot.status(), name);
   return snapshot;
 }
 

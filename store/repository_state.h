@@ -74,7 +74,8 @@ class RepositoryState final : public NodeFinder {
 // Manifests.
 std::string SnapshotObject(absl::string_view id);
 std::string EncodeManifest(const RepositoryState& state, const stillpoint::manifest::v1::Snapshot& snapshot);
-// DATA_LOSS if it is damaged or not this snapshot's.
+// The payload of a manifest. DATA_LOSS if it is not this snapshot's, or impossible.
+absl::StatusOr<stillpoint::manifest::v1::Snapshot> ParseManifest(absl::string_view payload, absl::string_view id);
 absl::StatusOr<stillpoint::manifest::v1::Snapshot> ReadManifest(const RepositoryState& state, absl::string_view id);
 
 // Notes of prune that a pack is unused (docs/format/repository.md).
