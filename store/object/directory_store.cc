@@ -172,6 +172,18 @@ absl::Status DirectoryObjectStore::SyncDirectories(absl::Span<const std::string>
   return status;
 }
 
+absl::Status DirectoryObjectStore::Settle(absl::Span<const std::string> names) {
+  std::vector<std::string> directories;
+  for (const std::string& name : names) {
+    STILL_RETURN_IF_ERROR(CheckObjectName(name));
+    // The bytes were synced before the name could be seen; only the name, and the way to it, may still be volatile.
+    if (!file_system_.Stat(Absolute(FileOf(name))).ok()) continue;
+    STILL_RETURN_IF_ERROR(AboutObject(EnsureDirectory(DirectoryOf(name)), name));
+    directories.push_back(DirectoryOf(name));
+  }
+  return SyncDirectories(directories);
+}
+
 absl::Status DirectoryObjectStore::GetRange(absl::string_view name, uint64_t offset, absl::Span<char> out) {
   STILL_RETURN_IF_ERROR(CheckObjectName(name));
   return AboutObject(file_system_.ReadRange(Absolute(FileOf(name)), offset, out), name);

@@ -32,6 +32,7 @@ class DirectoryObjectStore final : public ObjectStore {
   absl::StatusOr<std::unique_ptr<ObjectWriter>> NewWriter(absl::string_view name, PutOptions options) override;
   using ObjectStore::Publish;
   absl::Status Publish(std::vector<std::unique_ptr<ObjectWriter>> writers) override;
+  absl::Status Settle(absl::Span<const std::string> names) override;
   absl::Status GetRange(absl::string_view name, uint64_t offset, absl::Span<char> out) override;
   absl::StatusOr<uint64_t> Size(absl::string_view name) override;
   absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix) override;

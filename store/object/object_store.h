@@ -9,8 +9,8 @@
 //     once. A writer that is dropped, fails or dies leaves nothing that List() or GetRange() can see.
 //   - Durable. When Publish() or Delete() returns OK, the change survives a power cut (unless the writer asked for
 //     kVolatile). After an error, or a power cut in the middle, any of its objects may be done and any may not.
-//     Visible comes before durable: only refer to another writer's object when you learned of it from something that
-//     was published after it (an index, a manifest, the catalog), never from List() alone.
+//     Visible comes before durable: before you refer to an object of another writer, who may have died in between,
+//     Settle() it.
 //   - Read after write. Whatever happened before a call began, in any process, is seen by that call; also by List().
 //   - Immutable. A published object never changes. kReplace swaps it for another whole one; a reader of several ranges
 //     may then see both, so it is for objects that are read in one piece.
@@ -93,6 +93,10 @@ class ObjectStore {
   // Makes the objects visible, each atomically, in the order given, and returns when all are durable: several together
   // cost little more than one. Stops at the first that fails and drops the rest.
   virtual absl::Status Publish(std::vector<std::unique_ptr<ObjectWriter>> writers) = 0;
+
+  // What is visible of these objects now survives a power cut once this returns: for objects that others published, and
+  // which List() showed. What is not there is no error. Cheap where it was so already.
+  virtual absl::Status Settle(absl::Span<const std::string> names) = 0;
 
   // Fills all of `out` from `offset` on.
   virtual absl::Status GetRange(absl::string_view name, uint64_t offset, absl::Span<char> out) = 0;

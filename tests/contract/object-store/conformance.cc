@@ -202,6 +202,17 @@ TEST_P(ObjectStoreContract, PublishStopsAtTheFirstThatFails) {
   EXPECT_EQ(other_.SweepLeftovers()->removed, 0);
 }
 
+TEST_P(ObjectStoreContract, SettlingChangesNothingThatCanBeSeen) {
+  ASSERT_TRUE(store_.Put("packs/one", "1").ok());
+  ASSERT_TRUE(store_.Put(LongLeaf('a', 1), "2").ok());
+  const std::vector<std::string> names = {"packs/one", LongLeaf('a', 1), "packs/absent", "nowhere/at-all"};
+  EXPECT_TRUE(other_.Settle(names).ok());
+  EXPECT_TRUE(other_.Settle({}).ok());
+  EXPECT_THAT(Names(store_, ""), ElementsAre(LongLeaf('a', 1), "packs/one"));
+  const std::vector<std::string> bad = {"../x"};
+  EXPECT_EQ(other_.Settle(bad).code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_P(ObjectStoreContract, ListsByPrefixInOrder) {
   for (const char* name : {"config", "packs/zzz", "packs/abcdefghijklmnopqrstuvwxyz", "packs/abc", "packs/abx",
                            "snapshots/abcdefghijklmnopqrstuvwxyz", "pack", "packs/abczefghijklmnopqrstuvwxyz"}) {

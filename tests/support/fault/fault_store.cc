@@ -135,6 +135,11 @@ absl::Status FaultObjectStore::Publish(std::vector<std::unique_ptr<ObjectWriter>
   return FirstError(std::move(status), store_.Publish(std::move(inner)));
 }
 
+absl::Status FaultObjectStore::Settle(absl::Span<const std::string> names) {
+  STILL_RETURN_IF_ERROR(Begin(Operation::kSettle, names.empty() ? "" : names[0]));
+  return store_.Settle(names);
+}
+
 absl::Status FaultObjectStore::GetRange(absl::string_view name, uint64_t offset, absl::Span<char> out) {
   STILL_RETURN_IF_ERROR(Begin(Operation::kGetRange, name));
   STILL_RETURN_IF_ERROR(store_.GetRange(name, offset, out));

@@ -23,7 +23,7 @@ namespace still {
 
 class FaultObjectStore final : public ObjectStore {
  public:
-  enum class Operation { kNewWriter, kAppend, kPublish, kDelete, kGetRange, kSize, kList, kSweep, kSpace };
+  enum class Operation { kNewWriter, kAppend, kPublish, kSettle, kDelete, kGetRange, kSize, kList, kSweep, kSpace };
   struct Call {
     Operation operation;
     std::string object;  // Or the prefix; of a Publish or Delete the first name.
@@ -51,6 +51,7 @@ class FaultObjectStore final : public ObjectStore {
   absl::StatusOr<std::unique_ptr<ObjectWriter>> NewWriter(absl::string_view name, PutOptions options) override;
   using ObjectStore::Publish;
   absl::Status Publish(std::vector<std::unique_ptr<ObjectWriter>> writers) override;
+  absl::Status Settle(absl::Span<const std::string> names) override;
   absl::Status GetRange(absl::string_view name, uint64_t offset, absl::Span<char> out) override;
   absl::StatusOr<uint64_t> Size(absl::string_view name) override;
   absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix) override;

@@ -132,6 +132,31 @@ TEST(DirectoryStoreCrashTest, AProcessKilledAtAnyChangeLeavesEveryObjectWholeOrA
   CrashEverywhere(After::kProcessDeath);
 }
 
+// A writer dies between making an object visible and making it durable; another process finds it, settles it, and
+// builds on it. Then the power goes.
+TEST(DirectoryStoreCrashTest, WhatWasSettledSurvivesWhoeverWroteIt) {
+  SetLogLevel(LogLevel::kError);
+  const std::string name = "packs/0123456789abcdef";
+  int seen = 0;
+  for (uint64_t seed = 1; seed <= 4 * kSeeds; ++seed) {
+    for (int64_t k = 1; k < 20; ++k) {
+      SimulatedDisk disk(seed);
+      disk.CutPowerAt(k);
+      if ((*DirectoryObjectStore::Open(disk.root(), disk))->Put(name, Content(name, 1)).ok()) break;
+      disk.RestartProcess();
+      std::unique_ptr<ObjectStore> store = *DirectoryObjectStore::Open(disk.root(), disk);
+      if (!store->Size(name).ok()) continue;
+      ++seen;
+      ASSERT_TRUE(store->Settle({&name, 1}).ok());
+      disk.Reboot();
+      absl::StatusOr<std::string> content = store->Get(name, kLimit);
+      ASSERT_TRUE(content.ok()) << "seed " << seed << ", crash at change " << k << ": " << content.status();
+      ASSERT_EQ(*content, Content(name, 1));
+    }
+  }
+  EXPECT_GT(seen, 10) << "the moment between visible and durable was not met";
+}
+
 TEST(DirectoryStoreCrashTest, AnErrorAtAnyChangeIsReportedAndLeavesNothingHalf) {
   for (int64_t k = 1;; ++k) {
     SCOPED_TRACE(absl::StrCat("error at change ", k));
