@@ -93,6 +93,10 @@ absl::Status RepositoryState::SyncPacks() {
     if (name.ok() && gone.erase(*name) == 0) unknown.push_back(*name);
   }
   if (unknown.empty() && gone.empty()) return absl::OkStatus();
+  // From here on new snapshots may use them, and whoever published them may have died before they were durable.
+  std::vector<std::string> found;
+  for (const PackName& name : unknown) found.push_back(PackObject(name));
+  STILL_RETURN_IF_ERROR(objects->Settle(found));
   const std::vector<PackSummary> read = ReadPacks(*this, unknown);
   if (read.empty() && gone.empty()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());

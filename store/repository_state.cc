@@ -66,14 +66,20 @@ absl::StatusOr<LeaseKeeper*> RepositoryState::Keeper() {
 }
 
 absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldShared(const std::string& purpose) {
-  absl::MutexLock lock(&lease_mutex_);
-  // One that was lost is of no use to newcomers; those who hold it find out when they check.
-  if (std::shared_ptr<Lease> held = shared_lease_.lock(); held != nullptr && held->Check().ok()) return held;
-  STILL_ASSIGN_OR_RETURN(LeaseKeeper * keeper, Keeper());
-  STILL_ASSIGN_OR_RETURN(Lease lease,
-                         keeper->Acquire({.kind = LeaseKind::kShared, .purpose = purpose, .wait = kLeaseWait}));
-  auto shared = std::make_shared<Lease>(std::move(lease));
-  shared_lease_ = shared;
+  std::shared_ptr<Lease> shared;
+  {
+    absl::MutexLock lock(&lease_mutex_);
+    // One that was lost is of no use to newcomers; those who hold it find out when they check.
+    if (std::shared_ptr<Lease> held = shared_lease_.lock(); held != nullptr && held->Check().ok()) return held;
+    STILL_ASSIGN_OR_RETURN(LeaseKeeper * keeper, Keeper());
+    STILL_ASSIGN_OR_RETURN(Lease lease,
+                           keeper->Acquire({.kind = LeaseKind::kShared, .purpose = purpose, .wait = kLeaseWait}));
+    shared = std::make_shared<Lease>(std::move(lease));
+    shared_lease_ = shared;
+  }
+  // Until now others could prune, and what their catalog says (with encryption each host and user has one of his own)
+  // is not in ours: nodes may have moved to new packs and the old ones be gone.
+  if (config.encrypted) STILL_RETURN_IF_ERROR(SyncCatalog());
   return shared;
 }
 

@@ -46,7 +46,7 @@ class Prune {
 
   // Deletes what has been condemned for long enough. The caller holds the exclusive lease, so no capture runs, and what
   // the manifests reach now is all that is used.
-  absl::Status Sweep() {
+  absl::Status Sweep(const Lease& lease) {
     STILL_RETURN_IF_ERROR(state_.SyncCatalog());
     STILL_ASSIGN_OR_RETURN(std::vector<CatalogPack> due, Due());
     if (due.empty()) return absl::OkStatus();
@@ -62,6 +62,8 @@ class Prune {
       LogInfo("condemned pack is used again", {{"pack", PackObject(NameOf(pack))}});
       STILL_RETURN_IF_ERROR(Acquit(state_, NameOf(pack)));
     }
+    // The walk above may have taken long, and a host that slept meanwhile is not alone any more.
+    STILL_RETURN_IF_ERROR(lease.Check());
     return DeletePacks(unused);
   }
 
@@ -170,7 +172,7 @@ absl::StatusOr<PruneReport> PruneRepository(RepositoryState& state, const PruneO
       wait_for_later();
     } else {
       if (!lease.ok()) return lease.status();
-      STILL_RETURN_IF_ERROR(prune.Sweep());
+      STILL_RETURN_IF_ERROR(prune.Sweep(**lease));
     }
   }
   prune.Progress(4);
