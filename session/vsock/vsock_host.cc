@@ -26,8 +26,11 @@ absl::StatusOr<std::unique_ptr<VsockHost>> VsockHost::Create(const VsockOptions&
       break;
   }
   absl::StatusOr<std::unique_ptr<VsockHost>> kernel = CreateKernelVsock(options);
-  bool absent = absl::IsFailedPrecondition(kernel.status()) || absl::IsPermissionDenied(kernel.status());
-  if (!absent) return kernel;  // Also when it is there and the port is taken, say: that is for the caller to mend.
+  // A port or CID that is taken is no obstacle in user space, where every VM has its own: so a restored VM, whose agent
+  // knows only the port that it was saved with, can run beside its source.
+  bool helped = absl::IsFailedPrecondition(kernel.status()) || absl::IsPermissionDenied(kernel.status()) ||
+                absl::IsAlreadyExists(kernel.status());
+  if (!helped) return kernel;
   absl::StatusOr<std::unique_ptr<VsockHost>> userspace = CreateUserspaceVsock(options);
   if (!userspace.ok() && absl::IsFailedPrecondition(userspace.status())) {
     return absl::FailedPreconditionError(

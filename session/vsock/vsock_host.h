@@ -21,6 +21,8 @@
 
 namespace still::session {
 
+// kAutomatic: the kernel's where it is there and a port or CID that was asked for is free on this host; else user
+// space.
 enum class VsockBackend { kAutomatic, kKernel, kUserspace };
 
 struct VsockOptions {
@@ -36,7 +38,7 @@ struct VsockOptions {
 class VsockHost {
  public:
   // FAILED_PRECONDITION names what is missing when the back end that was asked for is not there; ALREADY_EXISTS: the
-  // port or the CID that was asked for is taken on this host (with the kernel's back end).
+  // port or the CID that was asked for is taken on this host (when the kernel's back end was asked for).
   // The user-space back end looks for libstill-vsock.so beside the running program and in ../lib/stillpoint;
   // STILL_VSOCK_LIBRARY overrides both.
   static absl::StatusOr<std::unique_ptr<VsockHost>> Create(const VsockOptions& options);
