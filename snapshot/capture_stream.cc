@@ -12,6 +12,7 @@ namespace {
 
 // A dead socket is seen by us before the session's word about its cause arrives.
 constexpr absl::Duration kFailureGrace = absl::Seconds(5);
+constexpr absl::Duration kReleaseTimeout = absl::Seconds(20);
 constexpr absl::Duration kEndTimeout = absl::Seconds(60);
 
 absl::Status StatusOf(const sessionpb::CaptureFailed& failed) {
@@ -33,6 +34,11 @@ std::unique_ptr<CaptureStream> CaptureStream::Begin(sessionpb::SessionControl::S
 }
 
 CaptureStream::~CaptureStream() {
+  {
+    // A session that has reported a failure is taking its pins away; another capture is welcome when it has.
+    absl::MutexLock lock(&mutex_);
+    if (!failure_.ok()) mutex_.AwaitWithTimeout(absl::Condition(&closed_), kReleaseTimeout);
+  }
   context_.TryCancel();
   thread_.join();
 }

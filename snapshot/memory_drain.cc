@@ -26,11 +26,14 @@ class Receiver final : public session::MemoryStreamReceiver {
 
   absl::Status OnMemorySize(uint64_t size) override {
     result_.ram_bytes = size;
-    STILL_ASSIGN_OR_RETURN(image_, open_image_(size));
-    return absl::OkStatus();
+    absl::StatusOr<std::unique_ptr<store::ImageWriter>> image = open_image_(size);
+    if (image.ok()) image_ = *std::move(image);
+    return Remember(image.status());
   }
-  absl::Status OnPages(uint64_t offset, absl::string_view data) override { return image_->Write(offset, data); }
-  absl::Status OnZeroPage(uint64_t offset) override { return image_->WriteZeros(offset, store::kBlockBytes); }
+  absl::Status OnPages(uint64_t offset, absl::string_view data) override {
+    return Remember(image_->Write(offset, data));
+  }
+  absl::Status OnZeroPage(uint64_t offset) override { return Remember(image_->WriteZeros(offset, store::kBlockBytes)); }
   absl::Status OnDeviceState(absl::string_view data) override {
     if (result_.device_state.size() + data.size() > kMaxDeviceState) {
       return absl::ResourceExhaustedError(absl::StrCat("device state of more than ", kMaxDeviceState, " bytes"));
@@ -40,12 +43,20 @@ class Receiver final : public session::MemoryStreamReceiver {
   }
   absl::Status Finish() {
     if (image_ == nullptr) return absl::DataLossError("the memory stream holds no memory");
-    return image_->Finish();
+    return Remember(image_->Finish());
   }
+  // What the repository answered, if that was an error.
+  const absl::Status& repository_status() const { return repository_status_; }
 
  private:
+  absl::Status Remember(absl::Status status) {
+    if (!status.ok()) repository_status_ = status;
+    return status;
+  }
+
   const MemoryDrain::OpenImage& open_image_;
   DrainedMemory& result_;
+  absl::Status repository_status_;
   std::unique_ptr<store::ImageWriter> image_;
 };
 
@@ -82,6 +93,7 @@ void MemoryDrain::ReadLoop() {
     buffer.resize(static_cast<size_t>(got));
     bytes_read_ += static_cast<uint64_t>(got);
     if (absl::Status status = pipe_.Write(std::move(buffer)); !status.ok()) {
+      FailBecauseOfUs(status);
       Cancel();  // The hypervisor notices, and the session gives the capture up.
       return;
     }
@@ -106,10 +118,21 @@ absl::Status MemoryDrain::Parse() {
   absl::Status status = session::SplitMemoryStream(format_, source, receiver);
   if (status.ok()) status = receiver.Finish();
   if (!status.ok()) {
+    FailBecauseOfUs(receiver.repository_status());
     pipe_.Abandon();
     Cancel();
   }
   return status;
+}
+
+void MemoryDrain::FailBecauseOfUs(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  own_failure_.Update(status);
+}
+
+absl::Status MemoryDrain::own_failure() const {
+  absl::MutexLock lock(&mutex_);
+  return own_failure_;
 }
 
 absl::StatusOr<DrainedMemory> MemoryDrain::Finish() {

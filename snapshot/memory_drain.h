@@ -9,6 +9,8 @@
 #include <string>
 #include <thread>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/fd.h"
 #include "base/status.h"
 #include "session/hypervisor/hypervisor.h"
@@ -39,10 +41,14 @@ class MemoryDrain {
   // Makes Finish fail soon. Thread-safe.
   void Cancel();
   uint64_t bytes_done() const { return bytes_parsed_; }
+  // What failed on our side (the repository, the spill file) and so made the stream break; OK when nothing did.
+  // Thread-safe.
+  absl::Status own_failure() const;
 
  private:
   void ReadLoop();
   absl::Status Parse();
+  void FailBecauseOfUs(const absl::Status& status);
 
   OwnedFd stream_;
   const std::string format_;
@@ -52,6 +58,8 @@ class MemoryDrain {
   std::atomic<uint64_t> bytes_parsed_{0};
   DrainedMemory result_;
   absl::Status status_;
+  mutable absl::Mutex mutex_;
+  absl::Status own_failure_ ABSL_GUARDED_BY(mutex_);
   std::thread reader_;
   std::thread parser_;
 };

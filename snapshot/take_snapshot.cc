@@ -68,6 +68,7 @@ class SnapshotRun {
   absl::Status Commit();
   void Release();
 
+  absl::Status Cause(const absl::Status& seen);
   absl::Status StoreBootFiles();
   absl::Status DrainDisks();
   absl::Status StoreDeviceState(const std::string& content);
@@ -145,7 +146,7 @@ absl::Status SnapshotRun::Window() {
         std::move(sink), prepared.memory_format(), session_.directory,
         [this](uint64_t size) { return writer_->BeginImage(ImageOptionsFor("ram", Image::ROLE_RAM, size)); });
   }
-  STILL_RETURN_IF_ERROR(stream_->WaitPinned());
+  if (absl::Status status = stream_->WaitPinned(); !status.ok()) return Cause(status);
   const sessionpb::CapturePinned& pinned = stream_->pinned();
   manifest_.set_point_unix_ns(pinned.point_unix_ns());
   *manifest_.mutable_consistency() = pinned.consistency();
@@ -176,9 +177,7 @@ absl::Status SnapshotRun::Drain() {
       status = StoreDeviceState(drained->device_state);
     }
   }
-  // What the session says is the cause; what we saw (a closed socket) is its effect.
-  if (!status.ok()) return stream_->FailureOr(status);
-  return stream_->FailureOr(absl::OkStatus());
+  return Cause(status);
 }
 
 // Needs            every image finished.
@@ -204,6 +203,14 @@ void SnapshotRun::Release() {
   if (absl::Status status = stream_->End(/*committed=*/true); !status.ok()) {
     LogWarning("the session did not release the capture cleanly", {{"error", status.ToString()}});
   }
+}
+
+// Of several errors about one thing the first in time: a full repository breaks our end of the stream, which the
+// session then reports as a lost reader; a session that gives up closes its end, which we then see as a broken socket.
+absl::Status SnapshotRun::Cause(const absl::Status& seen) {
+  if (memory_ != nullptr && !memory_->own_failure().ok()) return memory_->own_failure();
+  bool effect = absl::IsUnavailable(seen) || absl::IsDataLoss(seen) || absl::IsCancelled(seen);
+  return seen.ok() || effect ? stream_->FailureOr(seen) : seen;
 }
 
 absl::Status SnapshotRun::StoreBootFiles() {

@@ -180,8 +180,8 @@ class BadInput(VmTest):
         config = next(p for p in (self.host.directory / "repo").iterdir() if p.name == "config")
         content = config.read_bytes()
         self.addCleanup(config.write_bytes, content)
-        # docs/format/repository.md: the version is the 32-bit number behind the 8 bytes of magic.
-        config.write_bytes(content[:8] + (99).to_bytes(4, "little") + content[12:])
+        # docs/format/repository.md, frame header: byte 5 is the version of what the frame holds.
+        config.write_bytes(content[:5] + bytes([99]) + content[6:])
         result = self.host.run("list")
         self.assertEqual(result.returncode, 5, result.stderr)
         self.assertIn("newer", result.stderr)
