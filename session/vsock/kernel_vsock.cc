@@ -107,6 +107,11 @@ absl::StatusOr<OwnedFd> KernelVsock::Connect(uint32_t guest_port, absl::Duration
   address.svm_family = AF_VSOCK;
   address.svm_cid = guest_cid_;
   address.svm_port = guest_port;
+  // Else the kernel gives up after 2 s, whatever the caller is ready to wait.
+  timeval limit = absl::ToTimeval(std::clamp(timeout, absl::Milliseconds(1), absl::Hours(1)));
+  if (::setsockopt(fd.get(), AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof limit) != 0) {
+    return ErrnoStatus(errno, "setsockopt SO_VM_SOCKETS_CONNECT_TIMEOUT");
+  }
   int error = 0;
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) error = errno;
   if (error == EINPROGRESS) {
@@ -125,7 +130,8 @@ absl::StatusOr<OwnedFd> KernelVsock::Connect(uint32_t guest_port, absl::Duration
     socklen_t length = sizeof error;
     if (::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length) != 0) return ErrnoStatus(errno, "getsockopt");
   }
-  if (error == ECONNREFUSED || error == ECONNRESET || error == ENODEV || error == ETIMEDOUT || error == EHOSTUNREACH) {
+  if (error == ETIMEDOUT) return absl::DeadlineExceededError(absl::StrCat(what, ": no answer in time"));
+  if (error == ECONNREFUSED || error == ECONNRESET || error == ENODEV || error == EHOSTUNREACH) {
     return absl::UnavailableError(absl::StrCat(what, ": nothing in the guest accepts"));
   }
   if (error != 0) return ErrnoStatus(error, absl::StrCat("connect to ", what));
