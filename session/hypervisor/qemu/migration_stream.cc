@@ -42,6 +42,8 @@ enum PageFlag : uint64_t {
   kContinue = 0x20,
 };
 
+// The longest record: flags, a block's name, a page; and the configuration.
+constexpr size_t kMinBufferBytes = 8 << 10;
 constexpr size_t kMaxConfigurationBytes = 4096;  // Holds the machine type's name.
 constexpr size_t kMaxBlocks = 256;               // Six in our machines, one or two more for each card.
 // A run of neighbouring pages is handed over in one piece up to this size.
@@ -60,7 +62,7 @@ std::string Prefixed(const std::string& name) {
 class Splitter {
  public:
   Splitter(MigrationStreamSource& source, const MigrationStreamOptions& options, MemoryStreamReceiver& receiver)
-      : window_(source), options_(options), receiver_(receiver) {}
+      : window_(source, std::max(options.buffer_bytes, kMinBufferBytes)), options_(options), receiver_(receiver) {}
 
   absl::StatusOr<MigrationStreamReport> Run();
 

@@ -27,6 +27,8 @@ struct MigrationStreamOptions {
   uint64_t max_memory_bytes = uint64_t{4} << 40;  // Costs one bit a page in here.
   // All that is not main memory: 400 KB in our machines, 16 MiB more with a VGA card.
   uint64_t max_device_state_bytes = 256u << 20;
+  // The stream is read in pieces of up to this size; at least 8 KiB.
+  size_t buffer_bytes = 4u << 20;
 };
 
 struct MigrationStreamReport {

@@ -20,6 +20,8 @@ using nlohmann::json;
 constexpr char kMemoryFd[] = "still-memory";
 // No throttle: as long as the stream lasts, the guest waits for pages that are not yet in it.
 constexpr uint64_t kNoBandwidthLimit = uint64_t{1} << 40;
+// A hypervisor that writes nothing, though its reader would take it, is only short of processor time for a while.
+constexpr absl::Duration kSilenceLimit = absl::Seconds(10);
 // How often a wait looks for Cancel() and for progress.
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 
@@ -230,6 +232,7 @@ void QemuCapture::Cancel() {
 
 // The relay watches the reader, this watches QEMU.
 absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
+  const absl::Duration silence_limit = std::max(2 * stall_limit, kSilenceLimit);
   absl::Duration moved_at = Clock::Real().Monotonic();
   uint64_t moved_bytes = 0;
   while (migration_ == Migration::kActive) {
@@ -239,11 +242,10 @@ absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
       moved_bytes = bytes;
       moved_at = now;
     }
-    // Somewhat later than the relay, whose reason is the better one.
-    if (now - moved_at >= 2 * stall_limit) {
+    if (now - moved_at >= silence_limit) {
       relay_->Cancel();
       return absl::DeadlineExceededError(
-          absl::StrCat("the hypervisor wrote no memory for ", absl::FormatDuration(2 * stall_limit)));
+          absl::StrCat("the hypervisor wrote no memory for ", absl::FormatDuration(silence_limit)));
     }
     absl::Status next = NextEvent(std::min(kTick, stall_limit));
     if (!next.ok() && next.code() != absl::StatusCode::kDeadlineExceeded) return next;

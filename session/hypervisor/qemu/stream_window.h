@@ -21,11 +21,9 @@ std::string BigEndian64(uint64_t value);
 
 class StreamWindow {
  public:
-  static constexpr size_t kBufferBytes = 4 << 20;
+  StreamWindow(MigrationStreamSource& source, size_t buffer_bytes) : source_(source), buffer_(buffer_bytes) {}
 
-  explicit StreamWindow(MigrationStreamSource& source) : source_(source), buffer_(kBufferBytes) {}
-
-  // The next `size` bytes (at most kBufferBytes), not consumed; valid until a Need for which Has() was false.
+  // The next `size` bytes (at most the buffer's), not consumed; valid until a Need for which Has() was false.
   absl::StatusOr<char*> Need(size_t size);
   // True when so much is at hand that Need(size) reads and moves nothing.
   bool Has(size_t size) const { return end_ - begin_ >= size; }

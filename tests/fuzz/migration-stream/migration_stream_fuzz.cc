@@ -57,6 +57,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Source source(absl::string_view(reinterpret_cast<const char*>(data), size));
   Receiver receiver;
   (void)still::session::SplitMigrationStream(
-      source, {.max_memory_bytes = 1 << 30, .max_device_state_bytes = Receiver::kLimit}, receiver);
+      source, {.max_memory_bytes = 1 << 30, .max_device_state_bytes = Receiver::kLimit, .buffer_bytes = 8 << 10},
+      receiver);
   return 0;
 }

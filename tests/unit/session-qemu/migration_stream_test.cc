@@ -109,6 +109,9 @@ TEST(MigrationStream, PagesGoOutAndTheRestStays) {
     EXPECT_EQ(report->stream_bytes, stream.bytes().size());
     EXPECT_EQ(report->device_state_bytes, kept.bytes().size());
     EXPECT_EQ(recorder.zero_calls, 0);
+    Recorder small;
+    ASSERT_TRUE(Split(stream.bytes(), small, step, {.buffer_bytes = 0}).ok());
+    EXPECT_TRUE(small.memory == memory && small.device_state == kept.bytes()) << "with the smallest buffer";
   }
 }
 
