@@ -108,7 +108,7 @@ class Cursor {
 // Zero and clean ranges only count in whole blocks; what is between is data.
 class Plan {
  public:
-  Plan(uint64_t size) : size_(size) {}
+  explicit Plan(uint64_t size) : size_(size) {}
 
   void Add(Range range) {
     if (range.what != What::kData) {

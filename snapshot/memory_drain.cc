@@ -27,8 +27,9 @@ class Receiver final : public session::MemoryStreamReceiver {
   absl::Status OnMemorySize(uint64_t size) override {
     result_.ram_bytes = size;
     absl::StatusOr<std::unique_ptr<store::ImageWriter>> image = open_image_(size);
-    if (image.ok()) image_ = *std::move(image);
-    return Remember(image.status());
+    if (!image.ok()) return Remember(image.status());
+    image_ = *std::move(image);
+    return absl::OkStatus();
   }
   absl::Status OnPages(uint64_t offset, absl::string_view data) override {
     return Remember(image_->Write(offset, data));

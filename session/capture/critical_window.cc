@@ -60,7 +60,7 @@ CriticalWindow::CriticalWindow(Clock& clock, VmCapture& capture, Freezer freezer
     : clock_(clock),
       capture_(capture),
       freezer_(std::move(freezer)),
-      options_(std::move(options)),
+      options_(options),
       observer_(std::move(observer)) {}
 
 absl::StatusOr<WindowReport> CriticalWindow::Run() {

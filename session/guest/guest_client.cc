@@ -30,7 +30,7 @@ absl::Status Result(const grpc::Status& status, absl::string_view call) {
 
 }  // namespace
 
-GuestClient::GuestClient(std::shared_ptr<grpc::Channel> channel) : stub_(guestpb::Guest::NewStub(channel)) {}
+GuestClient::GuestClient(const std::shared_ptr<grpc::Channel>& channel) : stub_(guestpb::Guest::NewStub(channel)) {}
 
 absl::StatusOr<std::unique_ptr<GuestClient>> GuestClient::Connect(OwnedFd connection, const GuestHello& hello,
                                                                   absl::Duration timeout) {

@@ -45,7 +45,7 @@ class GuestClient {
   absl::StatusOr<guestpb::ExecExit> Exec(const guestpb::ExecRequest& request, const ExecSink& sink);
 
  private:
-  GuestClient(std::shared_ptr<grpc::Channel> channel);
+  explicit GuestClient(const std::shared_ptr<grpc::Channel>& channel);
 
   std::unique_ptr<guestpb::Guest::Stub> stub_;
   guestpb::InitResponse init_;
