@@ -93,10 +93,11 @@ class SnapshotRun {
   absl::Duration drain_started_;
 };
 
-// Needs            a running session, an open repository.
-// Does             everything that can fail before the guest is touched: the name, the parent, the writer, the boot
-// files. Undo             the writer drops what it has. If we crash here nothing has happened to the guest; stored
-// packs are found by the next capture. Time bound       that of the repository; the guest does not wait.
+// Needs:            a running session, an open repository.
+// Does:             all that can fail before the guest is touched: the name, the parent, the writer, the boot files.
+// Undo:             the writer drops what it has.
+// If we crash here: nothing has happened to the guest; stored packs are found by the next capture.
+// Time bound:       that of the repository; the guest does not wait.
 absl::Status SnapshotRun::Prepare() {
   Show("prepare");
   STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_.ListSnapshots());
@@ -119,11 +120,11 @@ absl::Status SnapshotRun::Prepare() {
   return StoreBootFiles();
 }
 
-// Needs            a prepared writer.
-// Does             asks the session for the critical window and takes the memory stream from its first byte on.
-// Undo             destroying stream_ breaks the session's life line: it resumes, thaws and releases by itself.
-// If we crash here the same.
-// Time bound       the freeze lease and the session's own deadlines.
+// Needs:            a prepared writer.
+// Does:             asks the session for the critical window and takes the memory stream from its first byte on.
+// Undo:             destroying stream_ breaks the session's life line: it resumes, thaws and releases by itself.
+// If we crash here: the same.
+// Time bound:       the freeze lease and the session's own deadlines.
 absl::Status SnapshotRun::Window() {
   Show("freeze");
   sessionpb::BeginCaptureRequest request;
@@ -155,11 +156,11 @@ absl::Status SnapshotRun::Window() {
   return absl::OkStatus();
 }
 
-// Needs            pinned disks and a memory stream; the guest runs.
-// Does             reads both into the repository at the same time.
-// Undo             as in Window.
-// If we crash here as in Window; finished packs are found by the next capture.
-// Time bound       none of its own: a stuck memory stream is cancelled by the session, a dead one by its end.
+// Needs:            pinned disks and a memory stream; the guest runs.
+// Does:             reads both into the repository at the same time.
+// Undo:             as in Window.
+// If we crash here: as in Window; finished packs are found by the next capture.
+// Time bound:       none of its own: a stuck memory stream is cancelled by the session, a dead one by its end.
 absl::Status SnapshotRun::Drain() {
   drain_started_ = Clock::Real().Monotonic();
   absl::Status status = DrainDisks();
@@ -180,11 +181,11 @@ absl::Status SnapshotRun::Drain() {
   return Cause(status);
 }
 
-// Needs            every image finished.
-// Does             makes the snapshot durable and listed.
-// Undo             none: it is listed or it is not.
-// If we crash here the earlier state or the new one; the session releases as abandoned, its bitmaps are merged back.
-// Time bound       that of the repository.
+// Needs:            every image finished.
+// Does:             makes the snapshot durable and listed.
+// Undo:             none: it is listed or it is not.
+// If we crash here: the earlier state or the new one; the session releases as abandoned, its bitmaps are merged back.
+// Time bound:       that of the repository.
 absl::Status SnapshotRun::Commit() {
   Show("commit");
   manifest_.mutable_drain()->set_duration_us(
@@ -194,11 +195,11 @@ absl::Status SnapshotRun::Commit() {
   return absl::OkStatus();
 }
 
-// Needs            a committed snapshot.
-// Does             lets the session take its pins away. A failure costs the next snapshot its bitmaps, not this one.
-// Undo             none.
-// If we crash here the broken life line does the same, as abandoned.
-// Time bound       60 s.
+// Needs:            a committed snapshot.
+// Does:             lets the session take its pins away. A failure costs the next snapshot its bitmaps, not this one.
+// Undo:             none.
+// If we crash here: the broken life line does the same, as abandoned.
+// Time bound:       60 s.
 void SnapshotRun::Release() {
   if (absl::Status status = stream_->End(/*committed=*/true); !status.ok()) {
     LogWarning("the session did not release the capture cleanly", {{"error", status.ToString()}});

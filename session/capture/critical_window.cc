@@ -93,11 +93,11 @@ absl::Status CriticalWindow::RunStep(const char* name, Step step) {
   return absl::OkStatus();
 }
 
-// Needs            nothing; an agent makes it worth more.
-// Does             asks the agent to write back, run hooks and freeze; keeps its report.
-// Undo             frozen_ thaws.
-// If we crash here the guest's lease ends the freeze.
-// Time bound       the lease, which is also the call's deadline.
+// Needs:            nothing; an agent makes it worth more.
+// Does:             asks the agent to write back, run hooks and freeze; keeps its report.
+// Undo:             frozen_ thaws.
+// If we crash here: the guest's lease ends the freeze.
+// Time bound:       the lease, which is also the call's deadline.
 absl::Status CriticalWindow::Quiesce() {
   freeze_started_ = clock_.Monotonic();
   if (options_.quiesce == sessionpb::QUIESCE_OFF) {
@@ -114,11 +114,11 @@ absl::Status CriticalWindow::Quiesce() {
   return absl::OkStatus();
 }
 
-// Needs            what Quiesce left.
-// Does             asks the agent, immediately before the pause, whether the freeze has held and holds long enough.
-// Undo             none; it changes nothing but the lease, which starts anew.
-// If we crash here as in Quiesce.
-// Time bound       2 s.
+// Needs:            what Quiesce left.
+// Does:             asks the agent, immediately before the pause, whether the freeze has held and holds long enough.
+// Undo:             none; it changes nothing but the lease, which starts anew.
+// If we crash here: as in Quiesce.
+// Time bound:       2 s.
 absl::Status CriticalWindow::Recheck() {
   if (frozen_ == nullptr) return absl::OkStatus();
   recheck_started_ = clock_.Monotonic();
@@ -128,11 +128,11 @@ absl::Status CriticalWindow::Recheck() {
   return RequireOrDowngrade(status, "the freeze ended before the pause");
 }
 
-// Needs            nothing; everything that can be prepared is prepared (VmCapture).
-// Does             stops the vcpus: this is the point.
-// Undo             paused_ resumes.
-// If we crash here the hypervisor ends with this process (docs/ARCHITECTURE.md, Processes): never left paused.
-// Time bound       the capture's command deadline.
+// Needs:            nothing; everything that can be prepared is prepared (VmCapture).
+// Does:             stops the vcpus: this is the point.
+// Undo:             paused_ resumes.
+// If we crash here: the hypervisor ends with this process (docs/ARCHITECTURE.md, Processes): never left paused.
+// Time bound:       the capture's command deadline.
 absl::Status CriticalWindow::Pause() {
   STILL_ASSIGN_OR_RETURN(PausedVm paused, capture_.Pause());
   paused_.emplace(std::move(paused));
@@ -143,18 +143,18 @@ absl::Status CriticalWindow::Pause() {
   return absl::OkStatus();
 }
 
-// Needs            the pause, by proof.
-// Does             pins every disk at this instant.
-// Undo             VmCapture::Release.
-// If we crash here as in Pause.
-// Time bound       the capture's command deadline for each command.
+// Needs:            the pause, by proof.
+// Does:             pins every disk at this instant.
+// Undo:             VmCapture::Release.
+// If we crash here: as in Pause.
+// Time bound:       the capture's command deadline for each command.
 absl::Status CriticalWindow::PinDisks() { return capture_.PinDisks(*paused_); }
 
-// Needs            the pause; the pins, so that memory and disks are of one instant.
-// Does             starts the memory stream and ends the pause.
-// Undo             VmCapture::Release; the guard has been handed over and resumes.
-// If we crash here as in Pause.
-// Time bound       the capture's command deadline; without background saving as long as the memory takes.
+// Needs:            the pause; the pins, so that memory and disks are of one instant.
+// Does:             starts the memory stream and ends the pause.
+// Undo:             VmCapture::Release; the guard has been handed over and resumes.
+// If we crash here: as in Pause.
+// Time bound:       the capture's command deadline; without background saving as long as the memory takes.
 absl::Status CriticalWindow::SaveState() {
   PausedVm paused = *std::move(paused_);
   paused_.reset();
@@ -165,11 +165,11 @@ absl::Status CriticalWindow::SaveState() {
   return absl::OkStatus();
 }
 
-// Needs            a running VM.
-// Does             thaws and compares the answer with the freeze: what was not proven is not claimed.
-// Undo             none; it is itself one.
-// If we crash here the guest's lease ends the freeze.
-// Time bound       30 s; then the capture fails and the lease ends the freeze.
+// Needs:            a running VM.
+// Does:             thaws and compares the answer with the freeze: what was not proven is not claimed.
+// Undo:             none; it is itself one.
+// If we crash here: the guest's lease ends the freeze.
+// Time bound:       30 s; then the capture fails and the lease ends the freeze.
 absl::Status CriticalWindow::Thaw() {
   if (frozen_ == nullptr) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thaw, frozen_->Thaw(kThawTimeout));
