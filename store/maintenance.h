@@ -22,11 +22,21 @@ struct LostRange {
   ImageRange range;
 };
 
+// One of `count` parts of a repository's data. A pack belongs to the same one for ever, so runs over index 0 to count -
+// 1 together read everything, whatever is added or rewritten meanwhile (what is rewritten is checked by that). A
+// scheduler counts its runs and gives run % count.
+struct VerifySlice {
+  uint32_t index = 0;
+  uint32_t count = 0;  // 0: no slice.
+};
+
+// The structure is always verified: every manifest, node and footer is there, whole and consistent. Of the data, packs
+// are read whole and every block of them is hashed: a share, a slice, or none. INVALID_ARGUMENT if both are given, or
+// are out of range.
 struct VerifyOptions {
-  // 0: structure only (every manifest, node and footer is there, whole and consistent). Else this share of the packs is
-  // read and every block hashed, chosen at random by `seed`; 100: all.
-  double read_data_percent = 0;
+  double read_data_percent = 0;  // To 100; chosen at random by `seed`.
   uint64_t seed = 0;
+  VerifySlice read_slice;
   ProgressCallback progress;
 };
 

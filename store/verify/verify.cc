@@ -9,6 +9,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "store/block/bytes.h"
 #include "store/verify/check_pack.h"
 #include "store/verify/damage.h"
 
@@ -64,6 +65,24 @@ class LeafChecker {
   Damage& damage_;
 };
 
+absl::Status CheckOptions(const VerifyOptions& options) {
+  if (!(options.read_data_percent >= 0 && options.read_data_percent <= 100)) {
+    return absl::InvalidArgumentError("verify: the share to read must be 0 to 100 percent");
+  }
+  const VerifySlice& slice = options.read_slice;
+  if (slice.count == 0 && slice.index == 0) return absl::OkStatus();
+  if (slice.index >= slice.count) {
+    return absl::InvalidArgumentError(absl::StrCat("verify: slice ", slice.index, " of ", slice.count));
+  }
+  if (options.read_data_percent == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("verify: either a share or a slice");
+}
+
+// Names are random, so slices are of about one size.
+bool InSlice(const PackName& name, const VerifySlice& slice) {
+  return LoadInt<uint64_t>(name.view().data()) % slice.count == slice.index;
+}
+
 class Verification {
  public:
   Verification(RepositoryState& state, const VerifyOptions& options, Damage& damage)
@@ -106,14 +125,15 @@ class Verification {
   absl::Status ChoosePacks() {
     STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects, state_.objects->List("packs/"));
     std::mt19937_64 random(options_.seed);
-    std::bernoulli_distribution chosen(std::clamp(options_.read_data_percent / 100, 0.0, 1.0));
+    std::bernoulli_distribution chosen(options_.read_data_percent / 100);
+    const VerifySlice& slice = options_.read_slice;
     for (const ObjectInfo& object : objects) {
       auto name = PackNameOf(object.name);
       if (!name.ok()) {
         damage_.AddProblem(absl::StrCat(object.name, ": does not belong here"));
         continue;
       }
-      packs_.push_back({.name = *name, .read_data = chosen(random)});
+      packs_.push_back({.name = *name, .read_data = slice.count > 0 ? InSlice(*name, slice) : chosen(random)});
     }
     report_.packs = packs_.size();
     return absl::OkStatus();
@@ -165,6 +185,7 @@ class Verification {
 }  // namespace
 
 absl::StatusOr<VerifyReport> VerifyRepository(RepositoryState& state, const VerifyOptions& options, Damage& damage) {
+  STILL_RETURN_IF_ERROR(CheckOptions(options));
   return Verification(state, options, damage).Run();
 }
 

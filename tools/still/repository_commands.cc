@@ -4,8 +4,11 @@
 #include <iostream>
 #include <memory>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/random.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -65,10 +68,32 @@ void PrintLost(const std::vector<store::LostRange>& lost) {
   }
 }
 
-absl::Status Verify(Context& context, double read_data_percent) {
+struct VerifyArguments {
+  double read_data_percent = 0;
+  std::string slice;
+};
+
+// "3/30" is the third of thirty.
+absl::StatusOr<store::VerifySlice> ParseSlice(const std::string& text) {
+  std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits('/', 1));
+  uint32_t number = 0;
+  store::VerifySlice slice;
+  if (!absl::SimpleAtoi(parts.first, &number) || !absl::SimpleAtoi(parts.second, &slice.count) || number == 0 ||
+      number > slice.count) {
+    return absl::InvalidArgumentError(absl::StrCat("slice \"", text, "\": write it like 3/30, the third of thirty"));
+  }
+  slice.index = number - 1;
+  return slice;
+}
+
+absl::Status Verify(Context& context, const VerifyArguments& arguments) {
+  store::VerifyOptions options{.read_data_percent = arguments.read_data_percent};
+  RandomBytes(reinterpret_cast<char*>(&options.seed), sizeof(options.seed));
+  if (!arguments.slice.empty()) {
+    STILL_ASSIGN_OR_RETURN(options.read_slice, ParseSlice(arguments.slice));
+  }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   snapshot::ProgressSink progress = context.MakeProgress();
-  store::VerifyOptions options{.read_data_percent = read_data_percent, .seed = 0};
   options.progress = [&](uint64_t done, uint64_t total) {
     progress({.stage = "verify", .done = done, .total = total});
   };
@@ -188,13 +213,14 @@ void AddRepositoryCommands(CLI::App& app, Context& context) {
                                       [=](Context& c) { return Init(c, *init_arguments); });
   init->add_flag("--no-encryption", init_arguments->no_encryption, "Store everything readable");
 
-  auto percent = std::make_shared<double>(0);
+  auto verify_arguments = std::make_shared<VerifyArguments>();
   CLI::App* verify = context.AddCommand(app, "verify", "Check that every snapshot is whole",
-                                        [=](Context& c) { return Verify(c, *percent); });
-  verify->add_option("--read-data", *percent, "Also read and hash this share of the packs, in percent")
-      ->expected(0, 1)
-      ->default_str("100")
-      ->check(CLI::Range(0.0, 100.0));
+                                        [=](Context& c) { return Verify(c, *verify_arguments); });
+  CLI::Option* read_data = verify->add_option("--read-data", verify_arguments->read_data_percent,
+                                              "Also read and hash this share of the packs, in percent, at random");
+  read_data->expected(0, 1)->default_str("100")->check(CLI::Range(0.0, 100.0));
+  verify->add_option("--slice", verify_arguments->slice, "Also read and hash part K of N (K/N): N runs read everything")
+      ->excludes(read_data);
 
   auto what = std::make_shared<std::string>();
   auto dry_run = std::make_shared<bool>(false);

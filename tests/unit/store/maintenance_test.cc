@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "store/pack/pack_format.h"
 #include "tests/unit/store/test_repository.h"
 
 namespace still::store {
@@ -67,6 +68,32 @@ TEST_F(MaintenanceTest, AWholeRepositoryVerifies) {
   EXPECT_EQ(report.snapshots, 1);
   EXPECT_EQ(report.packs, 2);
   EXPECT_EQ(report.blocks_read, repository->Stats()->unique_blocks);
+}
+
+TEST_F(MaintenanceTest, SlicesTogetherReadEverythingOnce) {
+  auto repository = MustMake(Options());
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    ASSERT_TRUE(StoreImage(*repository, absl::StrCat("s", seed), MakeImage(seed, 100 * 1024)).ok());
+  }
+  FlipBit(PacksBySize()[0], 1000);
+  constexpr uint32_t kSlices = 5;
+  uint64_t blocks_read = 0;
+  int found = 0;
+  const uint64_t blocks = repository->Stats()->unique_blocks;
+  for (uint32_t i = 0; i < kSlices; ++i) {
+    auto report = repository->Verify({.read_slice = {.index = i, .count = kSlices}});
+    ASSERT_TRUE(report.ok()) << report.status();
+    blocks_read += report->blocks_read;
+    if (!report->ok()) ++found;
+  }
+  EXPECT_EQ(found, 1);
+  // But those of the group that cannot be read.
+  EXPECT_LT(blocks_read, blocks);
+  EXPECT_GE(blocks_read + kBlocksPerGroup, blocks);
+  EXPECT_TRUE(absl::IsInvalidArgument(repository->Verify({.read_slice = {.index = 5, .count = 5}}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      repository->Verify({.read_data_percent = 1, .read_slice = {.index = 0, .count = 5}}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(repository->Verify({.read_data_percent = 101}).status()));
 }
 
 TEST_F(MaintenanceTest, EveryFlippedBitIsFoundAndNoneIsServed) {
