@@ -71,7 +71,7 @@ struct FreezeController::Run {
   bool confirmed = false;       // The host has shown that it knows of this freeze.
   bool worker_active = true;    // Quiesce is still under way.
   bool freezing_begun = false;  // Before that there is nothing to thaw, and the worker notices a cancel soon by itself.
-  bool run_thaw_hooks = true;
+  std::atomic<bool> run_thaw_hooks = true;  // A Thaw may say so while the lease's end unwinds already.
   int unwinders = 0;
   pb::ThawCause cause = pb::THAW_CAUSE_UNSPECIFIED;
   std::atomic<bool> cancelled_flag = false;  // cause is set; for the hook that is running.

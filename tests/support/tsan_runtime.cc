@@ -1,6 +1,7 @@
-// For thread-sanitizer builds only: tells the sanitizer about absl::Mutex. Debian's libabsl is not instrumented, so the
-// order that its mutexes establish is invisible, and every guarded variable would be reported. These definitions come
-// before the library's at run time; each calls it and says what it has done.
+// For thread-sanitizer builds only. Debian's Abseil, gRPC and protobuf are not instrumented: the sanitizer is told not to
+// look into them, and what Abseil's mutexes, condition variables, notifications and counters order. Without the latter
+// every guarded variable would be reported. The definitions here come before the library's at run time; each calls it and
+// says what it has done.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -13,6 +14,12 @@ void __tsan_release(void* address);
 void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
 }
+
+extern "C" const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1"; }
+
+// What gRPC's threads hand to each other without a lock looks like a race where code that its headers inlined into ours
+// touches it. Only reports whose innermost frame is theirs are left out.
+extern "C" const char* __tsan_default_suppressions() { return "race_top:grpc::\nrace_top:google::protobuf::\n"; }
 
 namespace {
 
@@ -94,5 +101,34 @@ extern "C" void _ZN4absl7debian35Mutex8LockWhenERKNS0_9ConditionE(void* mutex, c
     IgnoreReads ignore;
     real(mutex, condition);
   }
+  __tsan_acquire(mutex);
+}
+
+#define STILL_TSAN_WAIT(name)                           \
+  extern "C" void name(void* object) {                  \
+    static auto* const real = Real<void(void*)>(#name); \
+    real(object);                                       \
+    __tsan_acquire(object);                             \
+  }
+#define STILL_TSAN_NOTIFY(type, name)                   \
+  extern "C" type name(void* object) {                  \
+    static auto* const real = Real<type(void*)>(#name); \
+    __tsan_release(object);                             \
+    return real(object);                                \
+  }
+
+// Notification::Notify, WaitForNotification; HasBeenNotified is inlined, and with it its atomic load.
+STILL_TSAN_NOTIFY(void, _ZN4absl7debian312Notification6NotifyEv)
+STILL_TSAN_WAIT(_ZNK4absl7debian312Notification19WaitForNotificationEv)
+
+// BlockingCounter::DecrementCount, Wait
+STILL_TSAN_NOTIFY(bool, _ZN4absl7debian315BlockingCounter14DecrementCountEv)
+STILL_TSAN_WAIT(_ZN4absl7debian315BlockingCounter4WaitEv)
+
+// CondVar::Wait: the mutex changes hands while it waits.
+extern "C" void _ZN4absl7debian37CondVar4WaitEPNS0_5MutexE(void* variable, void* mutex) {
+  static auto* const real = Real<void(void*, void*)>("_ZN4absl7debian37CondVar4WaitEPNS0_5MutexE");
+  __tsan_release(mutex);
+  real(variable, mutex);
   __tsan_acquire(mutex);
 }
