@@ -28,6 +28,7 @@
 #include "base/status.h"
 #include "proto/manifest.pb.h"
 #include "store/crypto/key_ring.h"
+#include "store/drill_record.h"
 #include "store/image/image_reader.h"
 #include "store/image/image_writer.h"
 #include "store/maintenance.h"
@@ -99,8 +100,9 @@ class Repository {
 
   // Oldest point first.
   virtual absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() = 0;
-  // `reference`: a name, an id or at least 4 digits of its beginning, "latest", "SESSION@latest", or NAME@AGE: of the
-  // session NAME the newest that is at least AGE old ("web@2d"; units s, m, h, d, w). FAILED_PRECONDITION if ambiguous.
+  // `reference`: a name or its beginning, an id or at least 4 digits of its beginning, "latest", SESSION@latest, or
+  // SESSION@AGE: of that session the newest that is at least AGE old ("web@2d"; units s, m, h, d, w; the session's name
+  // may be cut, too, or left out). NOT_FOUND suggests what is near, FAILED_PRECONDITION lists what it could be.
   virtual absl::StatusOr<manifest::Snapshot> FindSnapshot(absl::string_view reference) = 0;
   // `image`: its name in the snapshot.
   virtual absl::StatusOr<std::unique_ptr<ImageReader>> OpenImage(const manifest::Snapshot& snapshot,
@@ -119,6 +121,13 @@ class Repository {
   virtual absl::StatusOr<PruneReport> Prune(const PruneOptions& options) = 0;
   // Writes the catalog anew from packs and manifests alone.
   virtual absl::Status RebuildCatalog() = 0;
+
+  // Restore drills: what was tried when, and whether it worked. Gives the drill's id; `drill.id` is ignored.
+  virtual absl::StatusOr<int64_t> AddDrill(const DrillRecord& drill) = 0;
+  // State, end, times, exit code and message. NOT_FOUND.
+  virtual absl::Status UpdateDrill(const DrillRecord& drill) = 0;
+  // Newest first, at most `limit`.
+  virtual absl::StatusOr<std::vector<DrillRecord>> ListDrills(int64_t limit) = 0;
 
   // Passphrases and key files that open this repository; encrypted ones only (FAILED_PRECONDITION).
   virtual absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() = 0;

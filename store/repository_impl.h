@@ -31,6 +31,11 @@ class RepositoryImpl final : public Repository {
   absl::Status Forget(const std::vector<std::string>& ids) override;
   absl::StatusOr<PruneReport> Prune(const PruneOptions& options) override;
   absl::Status RebuildCatalog() override;
+  absl::StatusOr<int64_t> AddDrill(const DrillRecord& drill) override { return state_->catalog().AddDrill(drill); }
+  absl::Status UpdateDrill(const DrillRecord& drill) override { return state_->catalog().UpdateDrill(drill); }
+  absl::StatusOr<std::vector<DrillRecord>> ListDrills(int64_t limit) override {
+    return state_->catalog().ListDrills(limit);
+  }
   absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() override;
   absl::StatusOr<std::string> AddKey(const Credentials& credentials, const std::string& label) override;
   absl::Status RemoveKey(absl::string_view key_id) override;

@@ -117,6 +117,7 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
     const CatalogOptions& options, const std::function<absl::Status(CatalogTransaction& change)>& fill) {
   std::vector<CatalogSchedule> schedules;
   std::vector<CatalogJob> jobs;
+  std::vector<DrillRecord> drills;
   absl::StatusOr<std::unique_ptr<Catalog>> catalog = Open(options);
   absl::Status health = catalog.ok() ? (*catalog)->Check() : catalog.status();
   if (absl::IsDataLoss(health)) {
@@ -124,6 +125,7 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
       // Whatever of it can still be read; they are nowhere else.
       if (auto readable = (*catalog)->ListSchedules(); readable.ok()) schedules = *std::move(readable);
       if (auto readable = (*catalog)->ListJobs(1000); readable.ok()) jobs = *std::move(readable);
+      if (auto readable = (*catalog)->ListDrills(1000); readable.ok()) drills = *std::move(readable);
     }
     LogWarning("damaged catalog set aside", {{"path", options.path}, {"error", health.ToString()}});
     catalog = absl::UnknownError("closed");
@@ -136,6 +138,9 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
   for (const CatalogSchedule& schedule : schedules) STILL_RETURN_IF_ERROR((*catalog)->PutSchedule(schedule));
   for (auto job = jobs.rbegin(); job != jobs.rend(); ++job) {
     STILL_RETURN_IF_ERROR((*catalog)->AddJob(*job).status());
+  }
+  for (auto drill = drills.rbegin(); drill != drills.rend(); ++drill) {
+    STILL_RETURN_IF_ERROR((*catalog)->AddDrill(*drill).status());
   }
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, (*catalog)->Begin());
   STILL_RETURN_IF_ERROR(change.ClearRebuildable());

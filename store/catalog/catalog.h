@@ -1,5 +1,5 @@
 // Catalog: the SQLite index of a repository. It speeds everything up and is never the only place of anything but
-// schedules and jobs: whatever else it says can be rebuilt from packs and manifests (docs/format/catalog.md).
+// schedules, jobs and drills: whatever else it says can be rebuilt from packs and manifests (docs/format/catalog.md).
 //
 //   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Catalog> catalog, Catalog::Open({.path = "/srv/vm.still/catalog.db"}));
 //   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog->Begin());
@@ -27,6 +27,7 @@
 #include "absl/types/span.h"
 #include "base/status.h"
 #include "store/catalog/rows.h"
+#include "store/drill_record.h"
 
 namespace still::store {
 
@@ -51,7 +52,7 @@ class CatalogTransaction {
   // ALREADY_EXISTS when the id or the name (unless empty) is taken.
   absl::Status PutSnapshot(const CatalogSnapshot& snapshot);
   absl::Status RemoveSnapshot(absl::string_view id);
-  // Everything that can be rebuilt: packs, nodes, snapshots. Schedules and jobs stay.
+  // Everything that can be rebuilt: packs, nodes, snapshots. Schedules, jobs and drills stay.
   absl::Status ClearRebuildable();
 
   // FAILED_PRECONDITION when the file was replaced by a rebuild meanwhile: open the catalog again.
@@ -73,9 +74,9 @@ class Catalog {
  public:
   // Makes the file if there is none, and brings an older one up to date.
   static absl::StatusOr<std::unique_ptr<Catalog>> Open(const CatalogOptions& options);
-  // Replaces everything that can be rebuilt with what `fill` puts, in one transaction. Schedules and jobs are kept
-  // where they can be read. A file that is damaged is set aside first as PATH.damaged, replacing an earlier one: the
-  // caller holds the repository's exclusive lock, or nobody else has the catalog open.
+  // Replaces everything that can be rebuilt with what `fill` puts, in one transaction. Schedules, jobs and drills
+  // are kept where they can be read. A file that is damaged is set aside first as PATH.damaged, replacing an earlier
+  // one: the caller holds the repository's exclusive lock, or nobody else has the catalog open.
   static absl::StatusOr<std::unique_ptr<Catalog>> Rebuild(
       const CatalogOptions& options, const std::function<absl::Status(CatalogTransaction& change)>& fill);
   ~Catalog();
@@ -109,6 +110,13 @@ class Catalog {
   absl::StatusOr<std::vector<CatalogJob>> ListJobs(int64_t limit);
   // Forgets all that have ended but the newest `keep`.
   absl::Status TrimJobs(int64_t keep);
+
+  // Restore drills, likewise. Gives the drill's id; `drill.id` is ignored.
+  absl::StatusOr<int64_t> AddDrill(const DrillRecord& drill);
+  // State, end, times, exit code and message. NOT_FOUND.
+  absl::Status UpdateDrill(const DrillRecord& drill);
+  // Newest first, at most `limit`.
+  absl::StatusOr<std::vector<DrillRecord>> ListDrills(int64_t limit);
 
   // OK, or DATA_LOSS with what SQLite finds wrong. Reads the whole file.
   absl::Status Check();

@@ -90,7 +90,25 @@ CREATE TABLE job (
 CREATE INDEX job_by_state ON job(state, id);
 )sql";
 
-constexpr const char* kMigrations[] = {kVersion1};
+constexpr char kVersion2[] = R"sql(
+CREATE TABLE drill (
+  id             INTEGER PRIMARY KEY AUTOINCREMENT,
+  snapshot       TEXT NOT NULL,
+  snapshot_name  TEXT NOT NULL,
+  session        TEXT NOT NULL,
+  place          TEXT NOT NULL,
+  state          INTEGER NOT NULL,
+  started        INTEGER NOT NULL,
+  ended          INTEGER,
+  restored       INTEGER NOT NULL,
+  "check"        TEXT NOT NULL,
+  exit_code      INTEGER,
+  message        TEXT NOT NULL
+) STRICT;
+CREATE INDEX drill_by_session ON drill(session, id);
+)sql";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2};
 
 absl::Status ApplyMigrations(Database& db, absl::Span<const char* const> migrations) {
   STILL_ASSIGN_OR_RETURN(int64_t version, db.QueryInt("PRAGMA user_version"));

@@ -291,6 +291,41 @@ TEST_F(CatalogTest, SchedulesAndJobsAreKept) {
   EXPECT_THAT(*catalog->ListJobs(1), SizeIs(1));
 }
 
+TEST_F(CatalogTest, DrillsAreKeptAndUpdated) {
+  std::unique_ptr<Catalog> catalog = OpenOrDie();
+  DrillRecord drill = {.snapshot_id = "ab",
+                       .snapshot_name = "nightly",
+                       .session = "web",
+                       .place = "drill-01",
+                       .started = absl::FromUnixSeconds(5),
+                       .check = "true"};
+  drill.id = *catalog->AddDrill(drill);
+  DrillRecord found = catalog->ListDrills(10)->at(0);
+  EXPECT_EQ(found.state, DrillState::kRunning);
+  EXPECT_FALSE(found.ended.has_value());
+  EXPECT_FALSE(found.exit_code.has_value());
+  drill.state = DrillState::kPassed;
+  drill.ended = absl::FromUnixSeconds(9);
+  drill.restored = absl::Milliseconds(1500);
+  drill.exit_code = 0;
+  drill.message = "all units run";
+  ASSERT_TRUE(catalog->UpdateDrill(drill).ok());
+  ASSERT_TRUE(catalog->AddDrill({.session = "db"}).ok());
+  std::vector<DrillRecord> drills = *catalog->ListDrills(10);
+  ASSERT_THAT(drills, SizeIs(2));
+  EXPECT_EQ(drills[0].session, "db") << "newest first";
+  EXPECT_EQ(drills[1].snapshot_name, "nightly");
+  EXPECT_EQ(drills[1].place, "drill-01");
+  EXPECT_EQ(drills[1].state, DrillState::kPassed);
+  EXPECT_EQ(drills[1].ended, absl::FromUnixSeconds(9));
+  EXPECT_EQ(drills[1].restored, absl::Milliseconds(1500));
+  EXPECT_EQ(drills[1].check, "true");
+  EXPECT_EQ(drills[1].exit_code, 0);
+  EXPECT_EQ(drills[1].message, "all units run");
+  EXPECT_THAT(*catalog->ListDrills(1), SizeIs(1));
+  EXPECT_EQ(catalog->UpdateDrill({.id = 99}).code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(CatalogTest, ADamagedFileIsNamedWithTheCommandThatMendsIt) {
   ASSERT_TRUE(WriteFileAtomically(path_, std::string(8192, 'x')).ok());
   absl::Status status = Catalog::Open({.path = path_}).status();
@@ -331,6 +366,7 @@ TEST_F(CatalogTest, RebuildReplacesWhatCanBeRebuiltAndKeepsTheRest) {
       ASSERT_TRUE(PutSnapshot(*catalog, Snapshot('a', "lost")).ok());
       ASSERT_TRUE(catalog->PutSchedule({.name = "nightly"}).ok());
       ASSERT_TRUE(catalog->AddJob({.kind = "prune"}).ok());
+      ASSERT_TRUE(catalog->AddDrill({.session = "web"}).ok());
     }
     if (damaged) {
       ASSERT_TRUE(WriteFileAtomically(path_, "no database at all, but long enough to be one").ok());
@@ -346,6 +382,7 @@ TEST_F(CatalogTest, RebuildReplacesWhatCanBeRebuiltAndKeepsTheRest) {
     EXPECT_EQ(snapshots[0].name, "found");
     EXPECT_EQ((*rebuilt)->ListSchedules()->size(), damaged ? 0u : 1u);
     EXPECT_EQ((*rebuilt)->ListJobs(10)->size(), damaged ? 0u : 1u);
+    EXPECT_EQ((*rebuilt)->ListDrills(10)->size(), damaged ? 0u : 1u);
     EXPECT_EQ(PathExists(path_ + ".damaged"), damaged) << "what was damaged is set aside, not destroyed";
   }
 }

@@ -139,6 +139,12 @@ TEST_P(GoldenCatalogTest, OpensWithEverythingInIt) {
   EXPECT_EQ(pack.condemned, absl::FromUnixSeconds(1700000001));
   EXPECT_EQ((*catalog)->ListSchedules()->at(0).timing, "daily 02:00");
   EXPECT_EQ((*catalog)->ListJobs(9)->at(0).message, "stored 5 MiB");
+  std::vector<DrillRecord> drills = *(*catalog)->ListDrills(9);
+  ASSERT_THAT(drills, SizeIs(GetParam() < 2 ? 0 : 1));
+  if (!drills.empty()) {
+    EXPECT_EQ(drills[0].exit_code, 1);
+    EXPECT_EQ(drills[0].restored, absl::Seconds(4));
+  }
 
   absl::StatusOr<Database> db = OpenDatabase();
   EXPECT_EQ(SchemaOf(*db), fresh_schema) << "a migrated catalog must not differ from a new one";
