@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -13,10 +14,10 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/name_match.h"
 #include "base/process.h"
 #include "base/undo.h"
 #include "base/unix_socket.h"
@@ -101,13 +102,9 @@ absl::StatusOr<SessionEntry> SessionRegistry::Find(const std::string& name) cons
   std::string directory = Directory(name);
   absl::StatusOr<sessionpb::SessionConfig> config = ReadSessionConfig(directory);
   if (absl::IsNotFound(config.status())) {
-    std::vector<std::string> names;
-    if (absl::StatusOr<std::vector<std::string>> listed = ListDirectory(absl::StrCat(root_, "/sessions"));
-        listed.ok()) {
-      names = *std::move(listed);
-    }
-    return absl::NotFoundError(absl::StrCat("no session \"", name, "\"; there ",
-                                            names.empty() ? "is none" : "are: ", absl::StrJoin(names, ", ")));
+    std::vector<std::string> names = Names();
+    names.erase(std::remove(names.begin(), names.end(), name), names.end());  // One that is just being made.
+    return NoSuchName("session", name, names);
   }
   if (!config.ok()) return config.status();
   SessionEntry entry{.name = name, .directory = directory, .config = *std::move(config), .alive = IsAlive(directory)};
@@ -115,6 +112,16 @@ absl::StatusOr<SessionEntry> SessionRegistry::Find(const std::string& name) cons
     if (auto end = ReadJson<sessionpb::SessionEnd>(JoinPath(directory, "end.json")); end.ok()) entry.end = *end;
   }
   return entry;
+}
+
+absl::StatusOr<std::string> SessionRegistry::Resolve(const std::string& name) const {
+  return ResolveName("session", name, Names());
+}
+
+std::vector<std::string> SessionRegistry::Names() const {
+  absl::StatusOr<std::vector<std::string>> listed = ListDirectory(absl::StrCat(root_, "/sessions"));
+  if (!listed.ok()) return {};  // None was ever made.
+  return *std::move(listed);
 }
 
 absl::Status SessionRegistry::Remove(const std::string& name) const {

@@ -40,8 +40,10 @@ class SessionRegistry {
   // Makes the directory of a new session. ALREADY_EXISTS says whether the one in the way lives.
   absl::StatusOr<std::string> Create(const std::string& name) const;
   absl::StatusOr<std::vector<SessionEntry>> List() const;
-  // NOT_FOUND lists the names there are.
+  // NOT_FOUND suggests a name, or lists those there are.
   absl::StatusOr<SessionEntry> Find(const std::string& name) const;
+  // The whole name of the session that is meant by `name` or its beginning (base/name_match.h).
+  absl::StatusOr<std::string> Resolve(const std::string& name) const;
   // Deletes an ended session's directory, restored disks included. FAILED_PRECONDITION while it lives.
   absl::Status Remove(const std::string& name) const;
   // NOT_FOUND: no such session. UNAVAILABLE: it has ended.
@@ -53,6 +55,8 @@ class SessionRegistry {
   absl::Status Launch(const sessionpb::SessionConfig& config, OwnedFd ram, absl::Duration timeout) const;
 
  private:
+  std::vector<std::string> Names() const;
+
   std::string root_;
 };
 

@@ -43,6 +43,18 @@ TEST_F(SessionRegistryTest, AnUnknownSessionIsAnsweredWithTheOnesThereAre) {
   EXPECT_EQ(sessions.Find("web").status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(SessionRegistryTest, AUniqueBeginningNamesASession) {
+  SessionRegistry sessions(root_);
+  EXPECT_EQ(sessions.Resolve("web").status().code(), absl::StatusCode::kNotFound);
+  for (const char* name : {"web", "web-2", "db"}) MakeEnded(sessions, name);
+  EXPECT_EQ(*sessions.Resolve("d"), "db");
+  EXPECT_EQ(*sessions.Resolve("web"), "web");
+  EXPECT_EQ(*sessions.Resolve("web-"), "web-2");
+  EXPECT_EQ(sessions.Resolve("we").status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(sessions.Resolve("wbe").status().message(), HasSubstr("did you mean \"web\"?"));
+  EXPECT_EQ(sessions.Find("we").status().code(), absl::StatusCode::kNotFound) << "only Resolve() guesses";
+}
+
 TEST_F(SessionRegistryTest, RemembersHowASessionEnded) {
   SessionRegistry sessions(root_);
   MakeEnded(sessions, "db");
