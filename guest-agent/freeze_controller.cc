@@ -53,7 +53,7 @@ void AddSkipped(const FrozenFileSystem& fs, pb::SkippedMount::Reason reason, pb:
 
 }  // namespace
 
-// One freeze from Begin to Finish. Guarded by mutex_, except what is const and `cancelled_flag`.
+// One freeze from Begin to Finish. Guarded by mutex_, except what is const or atomic.
 struct FreezeController::Run {
   Run(const pb::QuiesceRequest& request, absl::string_view connection)
       : token(request.token()),
