@@ -29,10 +29,12 @@ struct Limits {
   size_t connections = 256;      // Each costs the hypervisor a descriptor; 1024 is a common limit for all of them.
   uint32_t window = 256 * 1024;  // Bytes of a connection under way to a slow host reader; the kernel's vhost default.
   size_t replies = 512;          // Resets owed to the guest before we stop taking packets from it.
-  uint64_t connect_us = 10'000'000;  // For the guest to answer a connection from the host.
-  uint64_t close_us = 30'000'000;    // For it to confirm a close, after which it is reset.
-  uint64_t drain_us = 30'000'000;    // For a host reader to take something of what a departed guest left.
-  uint64_t stale_retry_us = 5'000;   // Before a CONNECT that met a guest with its old CID is repeated.
+  // For the guest to answer a connection from the host. Only against what is forgotten: a caller that has waited long
+  // enough closes its end, and a guest that is emulated inside an emulated machine needs its time.
+  uint64_t connect_us = 120'000'000;
+  uint64_t close_us = 30'000'000;   // For it to confirm a close, after which it is reset.
+  uint64_t drain_us = 30'000'000;   // For a host reader to take something of what a departed guest left.
+  uint64_t stale_retry_us = 5'000;  // Before a CONNECT that met a guest with its old CID is repeated.
 };
 
 struct DeviceCounters {
