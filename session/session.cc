@@ -10,6 +10,8 @@
 #include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "session/guest/adopt_identity.h"
+#include "session/hypervisor/host_cpu.h"
 #include "session/session_config.h"
 
 namespace still::session {
@@ -17,6 +19,8 @@ namespace {
 
 constexpr absl::Duration kAgentCallTimeout = absl::Seconds(10);
 constexpr absl::Duration kThawTimeout = absl::Seconds(30);
+// New SSH host keys of three kinds take a minute and a half on an emulated processor, and the guest's hooks come after.
+constexpr absl::Duration kAdoptTimeout = absl::Seconds(300);
 constexpr size_t kMaxPayloadBytes = 16 << 20;
 constexpr size_t kMaxStderrBytes = 1 << 20;
 
@@ -56,7 +60,8 @@ Session::Session(sessionpb::SessionConfig config, StartOptions options)
       directory_(std::move(options.directory)),
       clock_(*options.clock),
       start_vm_(std::move(options.start_vm)),
-      started_(clock_.Now()) {}
+      started_(clock_.Now()),
+      started_monotonic_(clock_.Monotonic()) {}
 
 absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::SessionConfig& config, StartOptions options) {
   STILL_RETURN_IF_ERROR(ValidateConfig(config, /*has_ram=*/options.ram.valid()));
@@ -105,8 +110,9 @@ absl::Status Session::StartVsock() {
   STILL_ASSIGN_OR_RETURN(
       std::unique_ptr<VsockHost> vsock,
       VsockHost::Create({.directory = directory_, .port = config_.machine().vsock_port(), .backend = backend}));
-  link_ = std::make_shared<GuestLink>(
-      std::move(vsock), GuestHello{.session = config_.name(), .restore_id = config_.restore().restore_id()});
+  std::string restore_id = config_.has_identity() ? config_.identity().restore_id() : config_.restore().restore_id();
+  link_ = std::make_shared<GuestLink>(std::move(vsock),
+                                      GuestHello{.session = config_.name(), .restore_id = std::move(restore_id)});
   return absl::OkStatus();
 }
 
@@ -121,7 +127,8 @@ absl::StatusOr<VmConfig> Session::MakeVmConfig(OwnedFd ram) {
     IncomingState incoming;
     incoming.ram = std::move(ram);
     STILL_ASSIGN_OR_RETURN(incoming.device_state, OpenFile(config_.restore().device_state(), O_RDONLY));
-    incoming.share_ram = true;
+    incoming.share_ram = !config_.restore().private_mapping();
+    incoming.generation_id = config_.machine().generation_id();
     vm.incoming = std::move(incoming);
   }
   return vm;
@@ -140,6 +147,17 @@ void Session::FillMachine() {
   machine_.set_device_state_format(description.device_state_format);
   machine_.set_vsock(link_ != nullptr);
   machine_.set_vsock_port(vsock_port().value_or(0));
+  machine_.set_generation_id(description.generation_id);
+  machine_.clear_cpu_features();
+  if (description.accelerator == "kvm") {
+    for (std::string& feature : HostCpuFeatures()) machine_.add_cpu_features(std::move(feature));
+  }
+}
+
+manifestpb::Machine Session::machine() const {
+  manifestpb::Machine machine = machine_;
+  machine.set_guest_agent(link_ == nullptr ? "" : link_->agent_version());
+  return machine;
 }
 
 std::optional<uint32_t> Session::vsock_port() const {
@@ -221,24 +239,54 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
   }
 }
 
-absl::Status Session::Continue(absl::Duration agent_timeout) {
-  absl::Status status = executor_.Run([this] { return vm_->Resume(); });
-  if (status.ok() && config_.restore().thaw()) {
-    status = WaitForAgent(agent_timeout);
-    if (status.ok()) {
-      absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(kAgentCallTimeout);
-      status = client.ok() ? (*client)->Thaw("", kThawTimeout).status() : client.status();
-    }
+absl::StatusOr<sessionpb::LaunchReport> Session::Continue(absl::Duration agent_timeout) {
+  sessionpb::LaunchReport report;
+  absl::Status status = RunRestored(agent_timeout, report);
+  if (status.ok()) return report;
+  Stop();
+  return Annotate(status, "go on as a restored session");
+}
+
+absl::Status Session::RunRestored(absl::Duration agent_timeout, sessionpb::LaunchReport& report) {
+  auto passed_us = [this] {
+    return static_cast<uint64_t>(absl::ToInt64Microseconds(clock_.Monotonic() - started_monotonic_));
+  };
+  STILL_RETURN_IF_ERROR(executor_.Run([this] { return vm_->Resume(); }));
+  report.set_running_us(passed_us());
+  if (!config_.has_identity() && !config_.restore().thaw()) return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(WaitForAgent(agent_timeout));
+  report.set_agent_us(passed_us());
+  if (config_.has_identity()) {
+    STILL_RETURN_IF_ERROR(BecomeItself(report));
+  } else {
+    STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link_->Client(kAgentCallTimeout));
+    STILL_RETURN_IF_ERROR((*client).Thaw("", kThawTimeout).status());
   }
-  if (!status.ok()) Stop();
-  return Annotate(status, "continue the restored memory");
+  report.set_adopted_us(passed_us());
+  return absl::OkStatus();
+}
+
+absl::Status Session::BecomeItself(sessionpb::LaunchReport& report) {
+  STILL_ASSIGN_OR_RETURN(guestpb::AdoptIdentityResponse adopted,
+                         AdoptIdentity(*link_, config_.identity(), kAdoptTimeout));
+  for (std::string& step : FailedSteps(adopted)) report.add_warnings(std::move(step));
+  if (MayUseNetwork(adopted)) {
+    for (const manifestpb::Nic& nic : config_.machine().nics()) {
+      STILL_RETURN_IF_ERROR(executor_.Run([&] { return vm_->SetLink(nic.name(), true); }));
+    }
+  } else {
+    report.add_warnings("the network stays down: on it this machine would have its source's addresses");
+  }
+  absl::MutexLock lock(&identity_mutex_);
+  identity_ = std::move(adopted);
+  return absl::OkStatus();
 }
 
 sessionpb::DescribeResponse Session::Describe() {
   sessionpb::DescribeResponse out;
   out.set_name(config_.name());
   out.set_id(config_.id());
-  *out.mutable_machine() = machine_;
+  *out.mutable_machine() = machine();
   const VmDescription& description = vm_->description();
   out.set_hypervisor(absl::StrCat(description.hypervisor, " ", description.version));
   out.set_accelerator(description.accelerator);
@@ -248,6 +296,10 @@ sessionpb::DescribeResponse Session::Describe() {
   out.set_console_log(JoinPath(directory_, "console.log"));
   out.set_started_unix_ns(absl::ToUnixNanos(started_));
   out.set_restored_from(config_.origin_snapshot());
+  {
+    absl::MutexLock lock(&identity_mutex_);
+    if (identity_.has_value()) *out.mutable_identity() = *identity_;
+  }
   const Capabilities& capabilities = vm_->capabilities();
   out.mutable_capabilities()->set_memory(capabilities.memory);
   out.mutable_capabilities()->set_background_memory(capabilities.background_memory);

@@ -91,9 +91,10 @@ class Session {
 
   // Waits until the agent answers. FAILED_PRECONDITION without vsock, ABORTED when the session ends first.
   absl::Status WaitForAgent(absl::Duration timeout);
-  // Of a restored session, once: runs the VM, waits for the agent, thaws, brings the network up. An error has stopped
-  // the session: a VM with frozen file systems is never offered as running.
-  absl::Status Continue(absl::Duration agent_timeout);
+  // Of a restored session (saved memory, or disks that another one booted too), once: runs the VM, waits for the agent,
+  // has it adopt its identity, which thaws, then brings the network up. An error has stopped the session: a VM with
+  // frozen file systems or with its source's random numbers is never offered as running.
+  absl::StatusOr<sessionpb::LaunchReport> Continue(absl::Duration agent_timeout);
 
   sessionpb::DescribeResponse Describe();
 
@@ -101,7 +102,8 @@ class Session {
   Vm& vm() { return *vm_; }
   GuestLink* link() const { return link_.get(); }
   SerialExecutor& executor() { return executor_; }
-  manifestpb::Machine machine() const { return machine_; }
+  // As a snapshot of this moment would have to remember it.
+  manifestpb::Machine machine() const;
   const std::string& directory() const { return directory_; }
 
  private:
@@ -116,6 +118,8 @@ class Session {
   absl::Status StartVsock();
   absl::StatusOr<VmConfig> MakeVmConfig(OwnedFd ram);
   void FillMachine();
+  absl::Status RunRestored(absl::Duration agent_timeout, sessionpb::LaunchReport& report);
+  absl::Status BecomeItself(sessionpb::LaunchReport& report);
   void WatchExit();
   void WatchTimeLimit();
   // Records an end unless there is one, and ends the VM.
@@ -128,10 +132,13 @@ class Session {
   std::string cmdline_;
   manifestpb::Machine machine_;
   absl::Time started_;
+  absl::Duration started_monotonic_;
   SerialExecutor executor_{"session"};
   std::unique_ptr<VsockHost> vsock_;
   std::shared_ptr<GuestLink> link_;  // Shared with SessionClients.
   std::unique_ptr<Vm> vm_;
+  absl::Mutex identity_mutex_;
+  std::optional<guestpb::AdoptIdentityResponse> identity_ ABSL_GUARDED_BY(identity_mutex_);
   std::shared_ptr<End> end_ = std::make_shared<End>();
   std::thread exit_watcher_;
   std::thread time_limit_watcher_;

@@ -9,7 +9,9 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/file.h"
+#include "base/random.h"
 #include "session/hypervisor/accelerator.h"
 #include "session/hypervisor/qemu/qemu_vm.h"
 
@@ -91,6 +93,9 @@ absl::Status ValidateSessionName(const std::string& name) {
 absl::Status ValidateConfig(const sessionpb::SessionConfig& config, bool has_ram) {
   STILL_RETURN_IF_ERROR(ValidateSessionName(config.name()));
   const manifestpb::Machine& machine = config.machine();
+  if (config.has_identity() && config.vsock_backend() == sessionpb::SessionConfig::OFF) {
+    return absl::InvalidArgumentError("without vsock nobody can give the restored guest an identity of its own");
+  }
   if (config.has_restore() != has_ram) {
     return absl::InvalidArgumentError("saved memory is started by `still restore`, which brings its memory image");
   }
@@ -138,8 +143,9 @@ absl::StatusOr<VmConfig> BaseVmConfig(const sessionpb::SessionConfig& config, co
                         .serial = machine.disks(i).serial()});
   }
   for (const manifestpb::Nic& nic : machine.nics()) {
-    vm.nics.push_back({.name = nic.name(), .mac = nic.mac(), .kind = nic.kind()});
+    vm.nics.push_back({.name = nic.name(), .mac = nic.mac(), .kind = nic.kind(), .link_up = !config.has_identity()});
   }
+  vm.generation_id = config.id();
   return vm;
 }
 
@@ -154,6 +160,15 @@ absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&
     const std::string& hypervisor) {
   if (hypervisor.empty() || hypervisor == "qemu") return StartQemu;
   return absl::NotFoundError(absl::StrCat("hypervisor \"", hypervisor, "\" is not known; there is: qemu"));
+}
+
+std::string RandomMac() {
+  // IEEE 802: bit 1 of the first byte marks a locally administered address, bit 0 a group.
+  uint8_t bytes[6];
+  RandomBytes(bytes, sizeof bytes);
+  bytes[0] = static_cast<uint8_t>((bytes[0] & 0xfc) | 0x02);
+  return absl::StrJoin(bytes, ":",
+                       [](std::string* out, uint8_t b) { absl::StrAppend(out, absl::Hex(b, absl::kZeroPad2)); });
 }
 
 std::string DescribeEnd(const sessionpb::SessionEnd& end) {

@@ -30,6 +30,9 @@ std::string AssembleCmdline(const sessionpb::SessionConfig& config, std::optiona
 absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&)>> HypervisorStarter(
     const std::string& hypervisor);
 
+// A network address of this machine's own making, which no other session has.
+std::string RandomMac();
+
 // "exited with code 0", "stopped", "timed out", or the error.
 std::string DescribeEnd(const sessionpb::SessionEnd& end);
 

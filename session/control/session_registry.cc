@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <google/protobuf/util/json_util.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,15 +14,15 @@
 #include <filesystem>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/name_match.h"
 #include "base/process.h"
 #include "base/undo.h"
 #include "base/unix_socket.h"
+#include "proto/grpc_status.h"
 #include "session/session_config.h"
 
 namespace still::session {
@@ -54,15 +56,14 @@ absl::Status WriteJson(const std::string& path, const Message& message) {
 
 bool IsAlive(const std::string& directory) { return ConnectUnix(JoinPath(directory, "control.sock")).ok(); }
 
-// The child's last word on the pipe: "ready", or "error CODE MESSAGE".
-absl::Status ParseReport(absl::string_view report, const std::string& log) {
-  std::vector<absl::string_view> parts = absl::StrSplit(absl::StripSuffix(report, "\n"), absl::MaxSplits(' ', 2));
-  if (parts.size() == 1 && parts[0] == "ready") return absl::OkStatus();
-  int code = 0;
-  if (parts.size() == 3 && parts[0] == "error" && absl::SimpleAtoi(parts[1], &code)) {
-    return absl::Status(static_cast<absl::StatusCode>(code), parts[2]);
+// The child's last word on the pipe.
+absl::StatusOr<sessionpb::LaunchReport> ParseReport(const std::string& bytes, const std::string& log) {
+  sessionpb::LaunchReport report;
+  if (bytes.empty() || !report.ParseFromString(bytes)) {
+    return absl::InternalError(absl::StrCat("still-session ended without a word; look at ", log));
   }
-  return absl::InternalError(absl::StrCat("still-session ended without a word; look at ", log));
+  if (report.code() != 0) return absl::Status(static_cast<absl::StatusCode>(report.code()), report.message());
+  return report;
 }
 
 }  // namespace
@@ -121,6 +122,8 @@ absl::StatusOr<std::string> SessionRegistry::Resolve(const std::string& name) co
 std::vector<std::string> SessionRegistry::Names() const {
   absl::StatusOr<std::vector<std::string>> listed = ListDirectory(absl::StrCat(root_, "/sessions"));
   if (!listed.ok()) return {};  // None was ever made.
+  // What is being put in a session's place (snapshot/rollback.h) is none yet.
+  std::erase_if(*listed, [](const std::string& name) { return !ValidateSessionName(name).ok(); });
   return *std::move(listed);
 }
 
@@ -146,8 +149,31 @@ absl::StatusOr<std::unique_ptr<sessionpb::SessionControl::Stub>> SessionRegistry
       absl::StrCat("unix:", JoinPath(Directory(name), "control.sock")), grpc::InsecureChannelCredentials()));
 }
 
-absl::Status SessionRegistry::Launch(const sessionpb::SessionConfig& config, OwnedFd ram,
-                                     absl::Duration timeout) const {
+absl::Status SessionRegistry::End(const std::string& name, absl::Duration timeout) const {
+  const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> stub, Connect(name));
+  // Whoever listens on the socket is still-session itself. Held as a descriptor: its number may be used again.
+  STILL_ASSIGN_OR_RETURN(OwnedFd connection, ConnectUnix(JoinPath(Directory(name), "control.sock")));
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
+    return ErrnoStatus(errno, "SO_PEERCRED");
+  OwnedFd process(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0)));
+  if (!process.valid()) return ErrnoStatus(errno, absl::StrCat("pidfd of session ", name));
+  connection.Reset();
+
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  sessionpb::SessionEnd end;
+  // What counts is that the process ends; it may do so before it has answered.
+  grpc::Status asked = stub->Stop(&context, {}, &end);
+  absl::Status gone = WaitReadable(process.get(), deadline - Clock::Real().Monotonic(), "the session's end");
+  if (gone.ok()) return absl::OkStatus();
+  return asked.ok() ? gone : FromGrpc(asked);
+}
+
+absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb::SessionConfig& config,
+                                                                const OwnedFd& ram, absl::Duration timeout) const {
   std::string directory = Directory(config.name());
   STILL_RETURN_IF_ERROR(WriteJson(JoinPath(directory, "session.json"), config));
   STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("still-session", "STILL_SESSION_PROGRAM"));
@@ -182,9 +208,9 @@ absl::Status SessionRegistry::Launch(const sessionpb::SessionConfig& config, Own
     if (got <= 0) break;
     report.append(buffer, static_cast<size_t>(got));
   }
-  STILL_RETURN_IF_ERROR(ParseReport(report, log_path));
+  STILL_ASSIGN_OR_RETURN(sessionpb::LaunchReport ready, ParseReport(report, log_path));
   child.Release();
-  return absl::OkStatus();
+  return ready;
 }
 
 absl::StatusOr<sessionpb::SessionConfig> ReadSessionConfig(const std::string& directory) {

@@ -36,6 +36,7 @@ class SessionRegistry {
   // `root`: the state directory; made on first use.
   explicit SessionRegistry(std::string root) : root_(std::move(root)) {}
 
+  const std::string& root() const { return root_; }
   std::string Directory(const std::string& name) const;
   // Makes the directory of a new session. ALREADY_EXISTS says whether the one in the way lives.
   absl::StatusOr<std::string> Create(const std::string& name) const;
@@ -49,10 +50,15 @@ class SessionRegistry {
   // NOT_FOUND: no such session. UNAVAILABLE: it has ended.
   absl::StatusOr<std::unique_ptr<sessionpb::SessionControl::Stub>> Connect(const std::string& name) const;
 
+  // Ends a session by force and waits until its still-session is gone, so that nothing touches its directory any more.
+  // UNAVAILABLE: it is not running. DEADLINE_EXCEEDED: it does not end.
+  absl::Status End(const std::string& name, absl::Duration timeout) const;
+
   // Starts still-session for a directory made by Create, in the background, and waits until it is ready (booted to its
   // agent, or restored and thawed) or has failed; its error is returned then. `ram`: the memory image of a restore. The
-  // program is looked up beside the running one, or in STILL_SESSION_PROGRAM.
-  absl::Status Launch(const sessionpb::SessionConfig& config, OwnedFd ram, absl::Duration timeout) const;
+  // program is looked up beside the running one, or in STILL_SESSION_PROGRAM. `ram` is borrowed.
+  absl::StatusOr<sessionpb::LaunchReport> Launch(const sessionpb::SessionConfig& config, const OwnedFd& ram,
+                                                 absl::Duration timeout) const;
 
  private:
   std::vector<std::string> Names() const;

@@ -103,6 +103,15 @@ absl::StatusOr<guestpb::QuiesceStatusResponse> GuestClient::QuiesceStatus(absl::
   return response;
 }
 
+absl::StatusOr<guestpb::AdoptIdentityResponse> GuestClient::AdoptIdentity(const guestpb::AdoptIdentityRequest& request,
+                                                                          absl::Duration timeout) {
+  grpc::ClientContext context;
+  SetDeadline(context, timeout);
+  guestpb::AdoptIdentityResponse response;
+  STILL_RETURN_IF_ERROR(Result(stub_->AdoptIdentity(&context, request, &response), "AdoptIdentity"));
+  return response;
+}
+
 absl::StatusOr<guestpb::ExecExit> GuestClient::Exec(const guestpb::ExecRequest& request, const ExecSink& sink) {
   grpc::ClientContext context;
   uint32_t timeout_ms = request.timeout_ms() != 0 ? request.timeout_ms() : kDefaultExecTimeoutMs;

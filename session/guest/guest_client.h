@@ -38,6 +38,8 @@ class GuestClient {
   absl::StatusOr<uint32_t> RenewQuiesce(const std::string& token, absl::Duration timeout);
   absl::StatusOr<guestpb::ThawResponse> Thaw(const std::string& token, absl::Duration timeout);
   absl::StatusOr<guestpb::QuiesceStatusResponse> QuiesceStatus(absl::Duration timeout);
+  absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(const guestpb::AdoptIdentityRequest& request,
+                                                               absl::Duration timeout);
 
   // `sink` gets each part as it comes and returns false to cancel (the program in the guest is then killed). The
   // returned exit is also passed to it. The time limit of the program is in the request; ours is that plus a margin.

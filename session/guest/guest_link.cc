@@ -14,6 +14,8 @@ namespace {
 constexpr absl::Duration kInitTimeout = absl::Seconds(10);
 // A live agent answers a Ping in milliseconds, also while frozen; one that does not is as good as gone.
 constexpr absl::Duration kPingTimeout = absl::Seconds(2);
+// It goes into every snapshot; ours have six.
+constexpr size_t kMaxVersionBytes = 64;
 
 }  // namespace
 
@@ -51,6 +53,7 @@ void GuestLink::AcceptLoop() {
     absl::MutexLock lock(&mutex_);
     if (shut_down_) return;
     client_ = *std::move(client);
+    agent_version_ = client_->init().agent_version().substr(0, kMaxVersionBytes);
     ++connections_;
   }
 }
@@ -81,6 +84,11 @@ absl::StatusOr<std::shared_ptr<GuestClient>> GuestLink::Client(absl::Duration ti
 bool GuestLink::ever_connected() const {
   absl::MutexLock lock(&mutex_);
   return connections_ > 0;
+}
+
+std::string GuestLink::agent_version() const {
+  absl::MutexLock lock(&mutex_);
+  return agent_version_;
 }
 
 }  // namespace still::session

@@ -31,6 +31,8 @@ class GuestLink {
   VsockHost& vsock() { return *vsock_; }
   // Whether an agent has ever said Init; says nothing about now.
   bool ever_connected() const;
+  // Of the agent that said Init last; empty: none did.
+  std::string agent_version() const;
 
  private:
   void AcceptLoop();
@@ -40,6 +42,7 @@ class GuestLink {
   mutable absl::Mutex mutex_;
   std::shared_ptr<GuestClient> client_ ABSL_GUARDED_BY(mutex_);
   uint64_t connections_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::string agent_version_ ABSL_GUARDED_BY(mutex_);
   bool shut_down_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };

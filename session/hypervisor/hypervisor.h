@@ -42,6 +42,7 @@ struct VmDescription {
   std::string firmware;
   std::string ram_block;            // "pc.ram"
   std::string device_state_format;  // "qemu-migration-3"
+  bool generation_id = false;       // Has a VMGenID device.
   pid_t pid = -1;
   std::vector<std::string> command;
 };

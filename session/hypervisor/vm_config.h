@@ -42,6 +42,7 @@ struct IncomingState {
   OwnedFd device_state;  // The stream without that block's pages, at offset 0 of a regular file.
   // Write to `ram` itself. Else it is mapped privately and stays as it is, for further restores.
   bool share_ram = false;
+  bool generation_id = false;  // The saved machine has a VMGenID device.
 };
 
 struct VmConfig {
@@ -60,7 +61,7 @@ struct VmConfig {
   std::vector<DiskConfig> disks;
   std::vector<NicConfig> nics;
   std::optional<VsockAttachment> vsock;
-  std::string generation_id;              // UUID for VMGenID; empty: none.
+  std::string generation_id;              // UUID for VMGenID, where firmware and guest can have it; empty: none.
   std::optional<IncomingState> incoming;  // The VM then starts paused and waits for Resume().
 };
 

@@ -63,7 +63,8 @@ absl::StatusOr<std::string> AskPassphrase(const std::string& prompt);
 void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, repair, stats, key
 void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, thaw
 void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, forget, prune, diff
-void AddTransferCommands(CLI::App& app, Context& context);    // restore, import, export
+void AddRestoreCommands(CLI::App& app, Context& context);     // restore, rollback, hot
+void AddTransferCommands(CLI::App& app, Context& context);    // import, export
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
 
 }  // namespace still::cli

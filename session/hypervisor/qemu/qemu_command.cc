@@ -124,7 +124,7 @@ void AddDevices(const VmConfig& config, std::vector<std::string>& argv) {
     if (config.vsock->vhost_fd >= 0) absl::StrAppend(&device, ",vhostfd=", config.vsock->vhost_fd);
     argv.insert(argv.end(), {"-device", device});
   }
-  if (!config.generation_id.empty()) {
+  if (HasGenerationId(config)) {
     argv.insert(argv.end(), {"-device", absl::StrCat("vmgenid,id=generation,guid=", config.generation_id)});
   }
   for (size_t i = 0; i < config.nics.size(); ++i) AddNic(config.nics[i], i, argv);
@@ -222,6 +222,11 @@ std::string MachineTypeOf(const VmConfig& config) {
 std::string CpuModelOf(const VmConfig& config) {
   if (!config.cpu_model.empty()) return config.cpu_model;
   return config.accelerator == "kvm" ? "host" : "max";
+}
+
+bool HasGenerationId(const VmConfig& config) {
+  if (config.generation_id.empty()) return false;
+  return config.incoming.has_value() ? config.incoming->generation_id : FirmwareOf(config) != "qboot";
 }
 
 std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& config,

@@ -36,6 +36,9 @@ absl::Status CheckVmConfig(const VmConfig& config);
 std::string FirmwareOf(const VmConfig& config);
 std::string MachineTypeOf(const VmConfig& config);
 std::string CpuModelOf(const VmConfig& config);
+// Whether the machine has a VMGenID device. A new one has it where its firmware survives it: qboot stops at the ACPI
+// loader command with which the guest tells QEMU where the id lies. A saved one is started as it was.
+bool HasGenerationId(const VmConfig& config);
 
 // `config` has passed CheckVmConfig.
 std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& config,

@@ -1,0 +1,85 @@
+#include "session/guest/adopt_identity.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/random.h"
+
+namespace still::session {
+namespace {
+
+constexpr size_t kEntropyBytes = 64;
+constexpr int kMaxStepsTold = 16;
+constexpr size_t kMaxStepText = 200;
+constexpr char kFeature[] = "identity";
+constexpr char kNetworkStep[] = "network";
+
+guestpb::AdoptIdentityRequest RequestOf(const sessionpb::NewIdentity& identity) {
+  guestpb::AdoptIdentityRequest request;
+  request.set_restore_id(identity.restore_id());
+  request.set_keep_identity(identity.keep());
+  request.set_hostname(identity.hostname());
+  *request.mutable_nics() = identity.nics();
+  return request;
+}
+
+// Everything that ages is made for each attempt.
+void Freshen(guestpb::AdoptIdentityRequest& request) {
+  std::string entropy(kEntropyBytes, '\0');
+  RandomBytes(entropy.data(), entropy.size());
+  request.set_entropy(std::move(entropy));
+  request.set_wall_ns(absl::ToUnixNanos(Clock::Real().Now()));
+}
+
+bool HasFeature(const GuestClient& client) {
+  const auto& features = client.init().features();
+  return std::find(features.begin(), features.end(), kFeature) != features.end();
+}
+
+}  // namespace
+
+absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(GuestLink& link, const sessionpb::NewIdentity& identity,
+                                                             absl::Duration timeout) {
+  const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+  guestpb::AdoptIdentityRequest request = RequestOf(identity);
+  absl::Status last = absl::DeadlineExceededError("no time left");
+  for (;;) {
+    absl::Duration left = deadline - Clock::Real().Monotonic();
+    if (left <= absl::ZeroDuration()) return last;
+    STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link.Client(left));
+    if (!HasFeature(*client)) {
+      return absl::FailedPreconditionError(absl::StrCat("the guest's agent (version ",
+                                                        absl::CHexEscape(client->init().agent_version()),
+                                                        ") cannot give a restored guest an identity of its own"));
+    }
+    Freshen(request);
+    absl::StatusOr<guestpb::AdoptIdentityResponse> response =
+        client->AdoptIdentity(request, deadline - Clock::Real().Monotonic());
+    // A connection of the first instant after a restore may be reset (docs/vsock.md); the call is idempotent.
+    if (response.ok() || !absl::IsUnavailable(response.status())) return response;
+    last = response.status();
+  }
+}
+
+bool MayUseNetwork(const guestpb::AdoptIdentityResponse& response) {
+  for (const guestpb::IdentityStep& step : response.steps()) {
+    if (step.name() == kNetworkStep && step.outcome() == guestpb::IdentityStep::FAILED) return false;
+  }
+  return true;
+}
+
+std::vector<std::string> FailedSteps(const guestpb::AdoptIdentityResponse& response) {
+  std::vector<std::string> told;
+  for (const guestpb::IdentityStep& step : response.steps()) {
+    if (step.outcome() != guestpb::IdentityStep::FAILED || std::ssize(told) == kMaxStepsTold) continue;
+    told.push_back(absl::StrCat("identity: ", absl::CHexEscape(step.name().substr(0, kMaxStepText)),
+                                " failed: ", absl::CHexEscape(step.detail().substr(0, kMaxStepText))));
+  }
+  return told;
+}
+
+}  // namespace still::session
