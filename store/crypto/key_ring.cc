@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -179,9 +180,17 @@ absl::Status RevokeKey(ObjectStore& store, const RepositoryKeys& keys, absl::str
 
 absl::StatusOr<std::string> ChangeKey(ObjectStore& store, const RepositoryKeys& keys, absl::string_view slot_id,
                                       const KeySecret& secret, const NewKeyOptions& options) {
+  // Before anything is added for a slot that is not there.
+  STILL_RETURN_IF_ERROR(Annotate(ReadSlot(store, slot_id).status(), "change key"));
   STILL_ASSIGN_OR_RETURN(std::string added, AddKey(store, keys, secret, options));
   absl::Status revoked = RevokeKey(store, keys, slot_id);
   if (revoked.ok()) return added;
+  // A deletion that failed may have happened all the same, and then the new slot is the only way in.
+  absl::StatusOr<std::vector<KeySlotInfo>> slots = ListKeys(store, keys);
+  const bool old_is_there = slots.ok() && std::any_of(slots->begin(), slots->end(), [&](const KeySlotInfo& slot) {
+                              return slot.id == slot_id && slot.status.ok();
+                            });
+  if (!old_is_there) return Annotate(revoked, absl::StrCat("key ", added, " was added, but ", slot_id, " may be left"));
   // The change did not happen: the new secret must not be a way in that nobody knows of.
   return FirstError(std::move(revoked), store.Delete(ObjectName(added)));
 }
