@@ -103,7 +103,9 @@ void ApplyPeriods(std::vector<Entry*>& newest_first, const PeriodRule& rule, int
 // The rules that look at one snapshot alone.
 void ApplyLabelsAndAge(Entry& entry, const RetentionPolicy& policy, absl::Time now) {
   const RetentionCandidate& candidate = *entry.candidate;
-  if (candidate.labels.contains(std::string(kHoldLabel))) entry.kept_by.push_back("held");
+  if (auto hold = candidate.labels.find(std::string(kHoldLabel)); hold != candidate.labels.end()) {
+    entry.kept_by.push_back(hold->second.empty() ? "held" : absl::StrCat("held: ", hold->second));
+  }
   for (const auto& [key, value] : policy.labels) {
     auto label = candidate.labels.find(key);
     if (label == candidate.labels.end() || (!value.empty() && label->second != value)) continue;
@@ -184,6 +186,13 @@ std::string FormatRetention(const RetentionPolicy& policy) {
     words.push_back(absl::StrCat("min-age=", absl::ToInt64Seconds(policy.minimum_age), "s"));
   }
   return absl::StrJoin(words, " ");
+}
+
+RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot) {
+  return {.id = snapshot.id(),
+          .session = snapshot.session(),
+          .point = absl::FromUnixNanos(snapshot.point_unix_ns()),
+          .labels = {snapshot.labels().begin(), snapshot.labels().end()}};
 }
 
 absl::StatusOr<std::vector<RetentionVerdict>> DecideRetention(absl::Span<const RetentionCandidate> candidates,

@@ -19,11 +19,12 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "base/status.h"
+#include "proto/manifest.pb.h"
+#include "store/maintenance.h"
 
 namespace still::snapshot {
 
-// A snapshot with this label is kept whatever a policy says, and nothing else deletes it either.
-inline constexpr absl::string_view kHoldLabel = "hold";
+using store::kHoldLabel;
 inline constexpr int kKeepAll = 1'000'000'000;
 
 struct RetentionPolicy {
@@ -55,6 +56,8 @@ struct RetentionCandidate {
   std::map<std::string, std::string> labels;
 };
 
+RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot);
+
 struct RetentionVerdict {
   std::string id;
   bool keep = false;
@@ -62,7 +65,7 @@ struct RetentionVerdict {
   std::vector<std::string> reasons;
 };
 
-// In the order of `candidates`, whose ids must differ. INVALID_ARGUMENT for a policy that ParseRetention() would
+// Held snapshots are kept whatever the policy says. In the order of `candidates`, whose ids must differ. INVALID_ARGUMENT for a policy that ParseRetention() would
 // refuse. Snapshots whose point lies after `now` (a clock that was set back) are kept and do not count.
 absl::StatusOr<std::vector<RetentionVerdict>> DecideRetention(absl::Span<const RetentionCandidate> candidates,
                                                               const RetentionPolicy& policy, absl::Time now,

@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/log.h"
-#include "store/block/bytes.h"
+#include "store/notes.h"
 #include "store/repository_state.h"
 
 namespace still::store {
@@ -19,15 +19,9 @@ namespace {
 
 namespace manifest = ::stillpoint::manifest::v1;
 
-constexpr uint64_t kMaxNoteObject = 4096;
-
 // A damaged note counts as written now, which only makes its pack wait longer.
-absl::Time CondemnedSince(const RepositoryState& state, const std::string& name) {
-  auto object = state.objects->Get(name, kMaxNoteObject);
-  if (!object.ok()) return state.clock.Now();
-  auto payload = FrameCodec().Decode(FrameKind::kCondemned, {.keys = state.sealing_keys(), .object = name}, *object);
-  if (!payload.ok() || payload->size() != sizeof(int64_t)) return state.clock.Now();
-  return absl::FromUnixNanos(LoadInt<int64_t>(payload->data()));
+absl::Time CondemnedSince(const RepositoryState& state, const std::string& note) {
+  return ReadCondemned(state, note).value_or(state.clock.Now());
 }
 
 // Footers of packs by name; those that cannot be read are left out, and logged.
@@ -51,28 +45,60 @@ std::vector<PackSummary> ReadPacks(RepositoryState& state, const std::vector<Pac
   return read;
 }
 
-absl::Status PutSnapshotRow(CatalogTransaction& change, Catalog& catalog, const manifest::Snapshot& snapshot) {
-  CatalogSnapshot row = ToRow(snapshot);
-  if (!row.name.empty()) {
-    STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> other, catalog.FindSnapshotByName(row.name));
-    if (other) {
-      // Only when somebody copied manifests about. It stays reachable by its id.
+// The manifests of these objects but those whose ids are `known`, which are taken from it; earliest commit first. What
+// cannot be read is left out, and logged.
+std::vector<manifest::Snapshot> ReadManifests(RepositoryState& state, const std::vector<ObjectInfo>& objects,
+                                              absl::flat_hash_set<std::string>& known) {
+  std::vector<manifest::Snapshot> snapshots;
+  for (const ObjectInfo& object : objects) {
+    absl::string_view id = object.name;
+    if (!absl::ConsumePrefix(&id, "snapshots/") || known.erase(id) != 0) continue;
+    auto snapshot = ReadManifest(state, id);
+    if (snapshot.ok()) {
+      snapshots.push_back(*std::move(snapshot));
+    } else if (!absl::IsNotFound(snapshot.status())) {
+      LogWarning("manifest not readable", {{"error", snapshot.status().ToString()}});
+    }
+  }
+  std::sort(snapshots.begin(), snapshots.end(), [](const manifest::Snapshot& a, const manifest::Snapshot& b) {
+    return std::make_pair(a.committed_unix_ns(), a.id()) < std::make_pair(b.committed_unix_ns(), b.id());
+  });
+  return snapshots;
+}
+
+// Adds the rows of those that are not in `rows`, and to `rows`.
+absl::Status PutSnapshotRows(CatalogTransaction& change, const std::vector<manifest::Snapshot>& snapshots,
+                             std::vector<CatalogSnapshot> rows) {
+  absl::flat_hash_set<std::string> ids;
+  absl::flat_hash_set<std::string> names;
+  for (const CatalogSnapshot& row : rows) {
+    ids.insert(row.id);
+    names.insert(row.name);
+  }
+  for (const manifest::Snapshot& snapshot : snapshots) {
+    if (!ids.insert(snapshot.id()).second) continue;
+    CatalogSnapshot row = ToRow(snapshot);
+    if (!row.name.empty() && !names.insert(row.name).second) {
+      // Users with catalogs of their own can both take it. The later one stays reachable by its id.
       LogWarning("two snapshots of one name", {{"name", row.name}, {"id", row.id}});
       row.name.clear();
     }
+    STILL_RETURN_IF_ERROR(change.PutSnapshot(row));
   }
-  return change.PutSnapshot(row);
+  return absl::OkStatus();
 }
 
 }  // namespace
 
-CatalogOptions RepositoryState::catalog_options() const { return {.path = catalog_path_}; }
+absl::Status RepositoryState::ChooseCatalogPath(const std::string& catalog_path) {
+  catalog_path_ = catalog_path;
+  if (!catalog_path_.empty()) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(catalog_path_, CatalogPath(path, config.hex_id(), config.encrypted));
+  return absl::OkStatus();
+}
 
 absl::Status RepositoryState::OpenCatalog(const std::string& catalog_path) {
-  catalog_path_ = catalog_path;
-  if (catalog_path_.empty()) {
-    STILL_ASSIGN_OR_RETURN(catalog_path_, CatalogPath(path, config.hex_id(), config.encrypted));
-  }
+  STILL_RETURN_IF_ERROR(ChooseCatalogPath(catalog_path));
   STILL_ASSIGN_OR_RETURN(catalog_, Catalog::Open(catalog_options()));
   return SyncCatalog();
 }
@@ -113,7 +139,7 @@ absl::Status RepositoryState::SyncCondemned() {
     packs_by_note[note] = NameOf(row);
     if (row.condemned) rows_condemned.insert(note);
   }));
-  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> notes, objects->List("condemned/"));
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> notes, objects->List(kCondemnedPrefix));
   std::vector<std::pair<PackName, std::optional<absl::Time>>> changes;
   for (const ObjectInfo& note : notes) {
     auto pack = packs_by_note.find(note.name);
@@ -132,31 +158,55 @@ absl::Status RepositoryState::SyncSnapshots() {
   absl::flat_hash_set<std::string> gone;
   for (const CatalogSnapshot& row : rows) gone.insert(row.id);
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List("snapshots/"));
-  std::vector<manifest::Snapshot> unknown;
-  for (const ObjectInfo& object : objects_there) {
-    absl::string_view id = object.name;
-    if (!absl::ConsumePrefix(&id, "snapshots/") || gone.erase(id) != 0) continue;
-    auto snapshot = ReadManifest(*this, id);
-    if (snapshot.ok()) {
-      unknown.push_back(*std::move(snapshot));
-    } else if (!absl::IsNotFound(snapshot.status())) {
-      LogWarning("manifest not readable", {{"error", snapshot.status().ToString()}});
-    }
-  }
+  const std::vector<manifest::Snapshot> unknown = ReadManifests(*this, objects_there, gone);
   if (unknown.empty() && gone.empty()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());
   for (const std::string& id : gone) STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
-  for (const manifest::Snapshot& snapshot : unknown) {
-    STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> known, catalog_->FindSnapshot(snapshot.id()));
-    if (!known) STILL_RETURN_IF_ERROR(PutSnapshotRow(change, *catalog_, snapshot));
-  }
+  // Others may have added rows meanwhile; now nobody can. Names of the rows that are gone are free.
+  STILL_ASSIGN_OR_RETURN(rows, catalog_->ListSnapshots());
+  rows.erase(
+      std::remove_if(rows.begin(), rows.end(), [&](const CatalogSnapshot& row) { return gone.contains(row.id); }),
+      rows.end());
+  STILL_RETURN_IF_ERROR(PutSnapshotRows(change, unknown, std::move(rows)));
   return change.Commit();
 }
 
+absl::Status RepositoryState::RebuildCatalog(const std::string& catalog_path) {
+  STILL_RETURN_IF_ERROR(ChooseCatalogPath(catalog_path));
+  return RebuildCatalog();
+}
+
 absl::Status RepositoryState::RebuildCatalog() {
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> pack_objects, objects->List("packs/"));
+  std::vector<PackName> names;
+  std::vector<std::string> found;
+  for (const ObjectInfo& object : pack_objects) {
+    auto name = PackNameOf(object.name);
+    if (!name.ok()) continue;
+    names.push_back(*name);
+    found.push_back(object.name);
+  }
+  STILL_RETURN_IF_ERROR(objects->Settle(found));
+  const std::vector<PackSummary> packs_read = ReadPacks(*this, names);
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> notes, objects->List(kCondemnedPrefix));
+  absl::flat_hash_set<std::string> condemned;
+  for (const ObjectInfo& note : notes) condemned.insert(note.name);
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> manifests, objects->List("snapshots/"));
+  absl::flat_hash_set<std::string> known;
+  const std::vector<manifest::Snapshot> snapshots = ReadManifests(*this, manifests, known);
+  auto fill = [&](CatalogTransaction& change) -> absl::Status {
+    for (const PackSummary& pack : packs_read) {
+      CatalogPack row = ToRow(pack);
+      const std::string note = CondemnedObject(pack.name);
+      if (condemned.contains(note)) row.condemned = CondemnedSince(*this, note);
+      STILL_RETURN_IF_ERROR(change.PutPack(row, ToNodeRows(pack)));
+    }
+    return PutSnapshotRows(change, snapshots, {});
+  };
+  // Its connections must be closed before a damaged file is replaced: the last one takes the log away by its name.
   catalog_.reset();
-  STILL_ASSIGN_OR_RETURN(catalog_,
-                         Catalog::Rebuild(catalog_options(), [](CatalogTransaction&) { return absl::OkStatus(); }));
+  STILL_ASSIGN_OR_RETURN(catalog_, Catalog::Rebuild(catalog_options(), fill));
+  // What was stored meanwhile.
   return SyncCatalog();
 }
 

@@ -6,10 +6,15 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "store/image/image_reader.h"
 
 namespace still::store {
+
+// A snapshot with this label is held: kept whatever a policy says, and removed by nothing. The label may be given when
+// it is taken, or later (Repository::HoldSnapshot).
+inline constexpr absl::string_view kHoldLabel = "hold";
 
 // done and total have no unit but their ratio.
 using ProgressCallback = std::function<void(uint64_t done, uint64_t total)>;

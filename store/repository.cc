@@ -34,6 +34,12 @@ absl::StatusOr<std::unique_ptr<DirectoryObjectStore>> OpenObjects(const Reposito
                                     options.file_system != nullptr ? *options.file_system : FileSystem::Real());
 }
 
+absl::StatusOr<manifest::Snapshot> ParseRow(const CatalogSnapshot& row) {
+  manifest::Snapshot snapshot;
+  if (snapshot.ParseFromString(row.manifest)) return snapshot;
+  return absl::DataLossError(absl::StrCat("catalog: snapshot ", row.id, " is damaged; run \"still repair catalog\""));
+}
+
 absl::StatusOr<const manifest::Image*> ImageOf(const manifest::Snapshot& snapshot, absl::string_view name) {
   for (const manifest::Image& image : snapshot.images()) {
     if (image.name() != name) continue;
@@ -110,8 +116,9 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   Clock& clock = options.clock != nullptr ? *options.clock : Clock::Real();
   auto state = std::make_unique<RepositoryState>(options.path, clock, std::move(objects), *std::move(config),
                                                  std::move(keys), options.workers);
-  STILL_RETURN_IF_ERROR(state->OpenCatalog(options.catalog_path));
-  return std::make_unique<RepositoryImpl>(std::move(state));
+  STILL_RETURN_IF_ERROR(options.rebuild_catalog ? state->RebuildCatalog(options.catalog_path)
+                                                : state->OpenCatalog(options.catalog_path));
+  return std::make_unique<RepositoryImpl>(std::move(state), options.key_cost);
 }
 
 absl::StatusOr<std::unique_ptr<SnapshotWriter>> RepositoryImpl::BeginSnapshot(const SnapshotOptions& options) {
@@ -124,11 +131,9 @@ absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() 
   std::vector<manifest::Snapshot> snapshots;
   snapshots.reserve(rows.size());
   for (const CatalogSnapshot& row : rows) {
-    if (!snapshots.emplace_back().ParseFromString(row.manifest)) {
-      return absl::DataLossError(
-          absl::StrCat("catalog: snapshot ", row.id, " is damaged; run \"still repair catalog\""));
-    }
+    STILL_ASSIGN_OR_RETURN(snapshots.emplace_back(), ParseRow(row));
   }
+  STILL_RETURN_IF_ERROR(ApplyHolds(*state_, snapshots));
   return snapshots;
 }
 
@@ -159,22 +164,41 @@ absl::StatusOr<std::vector<ImageRange>> RepositoryImpl::Diff(const manifest::Sna
 }
 
 absl::Status RepositoryImpl::Forget(const std::vector<std::string>& ids) {
+  // Until the end of this transaction nobody can hold what is being forgotten.
+  STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_->catalog().Begin());
+  std::vector<std::string> objects;
   for (const std::string& id : ids) {
     STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
     if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
+    STILL_ASSIGN_OR_RETURN(manifest::Snapshot snapshot, ParseRow(*row));
+    STILL_RETURN_IF_ERROR(ApplyHold(*state_, snapshot));
+    if (auto label = snapshot.labels().find(std::string(kHoldLabel)); label != snapshot.labels().end()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("snapshot ", row->name.empty() ? id : row->name, ": held",
+                       label->second.empty() ? "" : absl::StrCat(" (", label->second, ")"), "; release it first"));
+    }
+    STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
+    objects.push_back(SnapshotObject(id));
+    objects.push_back(HoldObject(id));
   }
-  std::vector<std::string> objects;
-  auto remove_rows = [&]() -> absl::Status {
-    STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_->catalog().Begin());
-    for (const std::string& id : ids) STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
-    return change.Commit();
-  };
-  STILL_RETURN_IF_ERROR(remove_rows());
-  for (const std::string& id : ids) objects.push_back(SnapshotObject(id));
-  STILL_RETURN_IF_ERROR(state_->objects->Delete(objects));
-  // Another process that opened the repository in between may have found the manifests and listed them again.
-  return remove_rows();
+  // The rows go also when some manifest stays: the next open lists it again.
+  const absl::Status deleted = state_->objects->Delete(objects);
+  return FirstError(deleted, change.Commit());
 }
+
+absl::Status RepositoryImpl::SetHold(const std::string& id, const Hold& hold) {
+  // Only to exclude Forget().
+  STILL_ASSIGN_OR_RETURN(CatalogTransaction exclusion, state_->catalog().Begin());
+  STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
+  if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
+  return PutHold(*state_, id, hold);
+}
+
+absl::Status RepositoryImpl::HoldSnapshot(const std::string& id, const std::string& reason) {
+  return SetHold(id, {.held = true, .reason = reason});
+}
+
+absl::Status RepositoryImpl::ReleaseSnapshot(const std::string& id) { return SetHold(id, {.held = false}); }
 
 absl::StatusOr<RepositoryStats> RepositoryImpl::Stats() {
   RepositoryStats stats;
@@ -223,7 +247,14 @@ absl::StatusOr<std::vector<KeySlotInfo>> RepositoryImpl::ListKeys() {
 absl::StatusOr<std::string> RepositoryImpl::AddKey(const Credentials& credentials, const std::string& label) {
   STILL_RETURN_IF_ERROR(RequireEncryption());
   STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(credentials));
-  return still::AddKey(*state_->objects, *state_->keys, secret, {.label = label, .clock = &state_->clock});
+  return still::AddKey(*state_->objects, *state_->keys, secret, NewKey(label));
+}
+
+absl::StatusOr<std::string> RepositoryImpl::ChangeKey(absl::string_view key_id, const Credentials& credentials,
+                                                      const std::string& label) {
+  STILL_RETURN_IF_ERROR(RequireEncryption());
+  STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(credentials));
+  return still::ChangeKey(*state_->objects, *state_->keys, key_id, secret, NewKey(label));
 }
 
 absl::Status RepositoryImpl::RemoveKey(absl::string_view key_id) {

@@ -48,9 +48,11 @@ struct RepositoryOptions {
   Credentials credentials;  // Empty: a repository without encryption; one with encryption then does not open.
   // Threads that hash, compress and decompress; 0: one for each CPU.
   int workers = 0;
-  KeyCost key_cost;  // For Init: what guessing a passphrase costs.
+  KeyCost key_cost;  // Of keys that are made: what guessing a passphrase costs.
   // Empty: beside the objects, or with encryption in this host's cache (docs/format/catalog.md).
   std::string catalog_path;
+  // For Open: write the catalog anew from packs and manifests alone, also when it is too damaged to be opened.
+  bool rebuild_catalog = false;
   // Seams for tests; must outlive the repository.
   FileSystem* file_system = nullptr;  // nullptr: the machine's. With another one, `path` must exist in it.
   Clock* clock = nullptr;
@@ -116,8 +118,13 @@ class Repository {
   virtual absl::StatusOr<RepositoryStats> Stats() = 0;
   virtual absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) = 0;
   virtual absl::StatusOr<RepairReport> Repair(const RepairOptions& options) = 0;
-  // Removes snapshots by id. Space comes back with Prune.
+  // Removes snapshots by id: all, or none if there is an error that is found before. FAILED_PRECONDITION if one is held
+  // (label "hold"). Space comes back with Prune.
   virtual absl::Status Forget(const std::vector<std::string>& ids) = 0;
+  // Gives a snapshot the label "hold", with the reason as its value: nothing removes it until it is released. Both may
+  // be repeated. NOT_FOUND.
+  virtual absl::Status HoldSnapshot(const std::string& id, const std::string& reason) = 0;
+  virtual absl::Status ReleaseSnapshot(const std::string& id) = 0;
   virtual absl::StatusOr<PruneReport> Prune(const PruneOptions& options) = 0;
   // Writes the catalog anew from packs and manifests alone.
   virtual absl::Status RebuildCatalog() = 0;
@@ -133,6 +140,9 @@ class Repository {
   virtual absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() = 0;
   // Gives the key's id.
   virtual absl::StatusOr<std::string> AddKey(const Credentials& credentials, const std::string& label) = 0;
+  // Adds one, then removes the other: a crash in between leaves both. Gives the new key's id.
+  virtual absl::StatusOr<std::string> ChangeKey(absl::string_view key_id, const Credentials& credentials,
+                                                const std::string& label) = 0;
   // The last one cannot be removed (FAILED_PRECONDITION).
   virtual absl::Status RemoveKey(absl::string_view key_id) = 0;
 };

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "store/notes.h"
 #include "store/repository.h"
 #include "store/repository_state.h"
 
@@ -12,7 +13,8 @@ namespace still::store {
 
 class RepositoryImpl final : public Repository {
  public:
-  explicit RepositoryImpl(std::unique_ptr<RepositoryState> state) : state_(std::move(state)) {
+  RepositoryImpl(std::unique_ptr<RepositoryState> state, KeyCost key_cost)
+      : state_(std::move(state)), key_cost_(key_cost) {
     id_ = state_->config.hex_id();
   }
 
@@ -29,6 +31,8 @@ class RepositoryImpl final : public Repository {
   absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override;
   absl::StatusOr<RepairReport> Repair(const RepairOptions& options) override;
   absl::Status Forget(const std::vector<std::string>& ids) override;
+  absl::Status HoldSnapshot(const std::string& id, const std::string& reason) override;
+  absl::Status ReleaseSnapshot(const std::string& id) override;
   absl::StatusOr<PruneReport> Prune(const PruneOptions& options) override;
   absl::Status RebuildCatalog() override;
   absl::StatusOr<int64_t> AddDrill(const DrillRecord& drill) override { return state_->catalog().AddDrill(drill); }
@@ -38,12 +42,19 @@ class RepositoryImpl final : public Repository {
   }
   absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() override;
   absl::StatusOr<std::string> AddKey(const Credentials& credentials, const std::string& label) override;
+  absl::StatusOr<std::string> ChangeKey(absl::string_view key_id, const Credentials& credentials,
+                                        const std::string& label) override;
   absl::Status RemoveKey(absl::string_view key_id) override;
 
  private:
+  absl::Status SetHold(const std::string& id, const Hold& hold);
   absl::Status RequireEncryption() const;
+  NewKeyOptions NewKey(const std::string& label) const {
+    return {.label = label, .cost = key_cost_, .clock = &state_->clock};
+  }
 
   const std::unique_ptr<RepositoryState> state_;
+  const KeyCost key_cost_;
   std::string id_;
 };
 

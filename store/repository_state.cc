@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "base/check.h"
 #include "base/log.h"
@@ -149,6 +150,10 @@ std::vector<uint64_t> HooksOf(const CatalogPack& pack) {
 
 PackName NameOf(const CatalogPack& pack) { return PackName::FromBytes(pack.name); }
 
+std::string QuarantineObject(absl::string_view object) {
+  return absl::StrCat("quarantine/", absl::StrReplaceAll(object, {{"/", "-"}}));
+}
+
 std::string SnapshotObject(absl::string_view id) { return absl::StrCat("snapshots/", id); }
 
 std::string EncodeManifest(const RepositoryState& state, const manifest::Snapshot& snapshot) {
@@ -181,29 +186,6 @@ absl::StatusOr<manifest::Snapshot> ReadManifest(const RepositoryState& state, ab
   auto snapshot = ParseManifest(*payload, id);
   if (!snapshot.ok()) return Annotate(snapshot.status(), name);
   return snapshot;
-}
-
-std::string CondemnedObject(const PackName& pack) {
-  return absl::StrCat("condemned/", absl::BytesToHexString(pack.view()));
-}
-
-absl::Status Condemn(RepositoryState& state, const PackName& pack, absl::Time when) {
-  const std::string name = CondemnedObject(pack);
-  std::string payload;
-  AppendInt<int64_t>(payload, absl::ToUnixNanos(when));
-  std::string object;
-  FrameCodec().Encode(FrameKind::kCondemned, {.keys = state.sealing_keys(), .object = name}, false, payload, object);
-  STILL_RETURN_IF_ERROR(state.objects->Put(name, object, {.mode = PutMode::kReplace}));
-  STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state.catalog().Begin());
-  STILL_RETURN_IF_ERROR(change.SetCondemned(pack.view(), when));
-  return change.Commit();
-}
-
-absl::Status Acquit(RepositoryState& state, const PackName& pack) {
-  STILL_RETURN_IF_ERROR(state.objects->Delete(CondemnedObject(pack)));
-  STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state.catalog().Begin());
-  STILL_RETURN_IF_ERROR(change.SetCondemned(pack.view(), std::nullopt));
-  return change.Commit();
 }
 
 }  // namespace still::store

@@ -41,14 +41,15 @@ class RepositoryState final : public NodeFinder {
 
   const RepositoryKeys* sealing_keys() const { return keys ? &*keys : nullptr; }
   Catalog& catalog() { return *catalog_; }
-  CatalogOptions catalog_options() const;
 
   // Opens the catalog and brings it up to what is stored: what is there but not known is read, what is known but not
   // there is dropped. `catalog_path`: empty for the usual one.
   absl::Status OpenCatalog(const std::string& catalog_path);
   absl::Status SyncCatalog();
-  // Replaces the catalog by what packs and manifests say.
+  // Replaces the catalog by what packs and manifests say. Also opens it: it may be damaged so that OpenCatalog() fails.
+  // After an error only destroy the state.
   absl::Status RebuildCatalog();
+  absl::Status RebuildCatalog(const std::string& catalog_path);
 
   absl::StatusOr<std::vector<NodeAddress>> FindNode(const NodeId& id) override;
 
@@ -62,6 +63,8 @@ class RepositoryState final : public NodeFinder {
   absl::Status SyncCondemned();
   absl::Status SyncSnapshots();
 
+  absl::Status ChooseCatalogPath(const std::string& catalog_path);
+  CatalogOptions catalog_options() const { return {.path = catalog_path_}; }
   absl::StatusOr<LeaseKeeper*> Keeper() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lease_mutex_);
 
   std::string catalog_path_;
@@ -78,10 +81,8 @@ std::string EncodeManifest(const RepositoryState& state, const stillpoint::manif
 absl::StatusOr<stillpoint::manifest::v1::Snapshot> ParseManifest(absl::string_view payload, absl::string_view id);
 absl::StatusOr<stillpoint::manifest::v1::Snapshot> ReadManifest(const RepositoryState& state, absl::string_view id);
 
-// Notes of prune that a pack is unused (docs/format/repository.md).
-std::string CondemnedObject(const PackName& pack);
-absl::Status Condemn(RepositoryState& state, const PackName& pack, absl::Time when);
-absl::Status Acquit(RepositoryState& state, const PackName& pack);
+// Where repair sets an object aside.
+std::string QuarantineObject(absl::string_view object);
 
 // Rows of the catalog.
 CatalogPack ToRow(const PackSummary& pack);

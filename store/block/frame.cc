@@ -34,6 +34,7 @@ SealedKind SealedKindOf(FrameKind kind) {
       return SealedKind::kManifest;
     case FrameKind::kConfig:
     case FrameKind::kCondemned:
+    case FrameKind::kHold:
       return SealedKind::kState;
   }
   STILL_CHECK(false);

@@ -16,7 +16,15 @@ typedef struct ZSTD_DCtx_s ZSTD_DCtx;
 
 namespace still::store {
 
-enum class FrameKind : uint8_t { kConfig = 1, kGroup = 2, kNodes = 3, kFooter = 4, kManifest = 5, kCondemned = 8 };
+enum class FrameKind : uint8_t {
+  kConfig = 1,
+  kGroup = 2,
+  kNodes = 3,
+  kFooter = 4,
+  kManifest = 5,
+  kCondemned = 8,
+  kHold = 9
+};
 
 inline constexpr size_t kFrameHeaderSize = 32;
 // Of a footer in its pack; see FrameSeal.

@@ -6,9 +6,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "base/log.h"
 #include "store/gc/rewrite.h"
 #include "store/gc/tree_walk.h"
+#include "store/notes.h"
 
 namespace still::store {
 namespace {
@@ -24,7 +26,9 @@ class Prune {
     // Before the manifests are read: what is stored after this moment is not ours to judge.
     STILL_RETURN_IF_ERROR(
         state_.catalog().ForEachPack(false, [this](const CatalogPack& row) { packs_.push_back(row); }));
+    STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> holds, state_.objects->List(kHoldPrefix));
     STILL_ASSIGN_OR_RETURN(Snapshots snapshots, ReadAllManifests(state_, nullptr));
+    STILL_RETURN_IF_ERROR(DropHoldsOfNobody(holds, snapshots));
     Progress(1);
     STILL_ASSIGN_OR_RETURN(LiveData live, FindLiveData(state_, snapshots));
     Progress(2);
@@ -117,6 +121,18 @@ class Prune {
     }
     ++report_.packs_condemned;
     condemned.push_back(&pack);
+  }
+
+  // Left behind when a crash met Forget(). `snapshots` were read after `holds`, so none of them is of a new snapshot.
+  absl::Status DropHoldsOfNobody(const std::vector<ObjectInfo>& holds, const Snapshots& snapshots) {
+    if (options_.dry_run) return absl::OkStatus();
+    absl::flat_hash_set<std::string> of_somebody;
+    for (const auto& snapshot : snapshots) of_somebody.insert(HoldObject(snapshot.id()));
+    std::vector<std::string> of_nobody;
+    for (const ObjectInfo& hold : holds) {
+      if (!of_somebody.contains(hold.name)) of_nobody.push_back(hold.name);
+    }
+    return state_.objects->Delete(of_nobody);
   }
 
   absl::Status DeletePacks(const std::vector<CatalogPack>& packs) {

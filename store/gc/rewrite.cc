@@ -76,12 +76,50 @@ class Rewriter {
       };
       STILL_RETURN_IF_ERROR(
           ScanPack(state_, name, {.frames = FrameKind::kGroup, .skip_damage = plan_.salvage}, wanted, move, *scratch));
-      const uint64_t live = live_.blocks.Count(name);
-      for (uint32_t block = 0; block < kMaxPackBlocks && plan_.salvage && live > 0; ++block) {
-        if (live_.blocks.IsLive(name, block) && !moved_[name].contains(block)) ++result_.blocks_left;
+      if (plan_.salvage) NoteLost(name, *scratch);
+    }
+    STILL_RETURN_IF_ERROR(writer.Flush());
+    return FindLostElsewhere(*scratch);
+  }
+
+  // What is alive and was not moved. Its ids are known as long as the footer is, here or in quarantine.
+  void NoteLost(const PackName& name, Scratch& scratch) {
+    auto pack = state_.packs.Load(state_.packs.Add(name), scratch);
+    if (!pack.ok()) pack = state_.packs.LoadFromCopy(name, QuarantineObject(PackObject(name)), scratch);
+    const uint64_t live = live_.blocks.Count(name);
+    for (uint32_t block = 0; block < kMaxPackBlocks && live > 0; ++block) {
+      if (!live_.blocks.IsLive(name, block) || moved_[name].contains(block)) continue;
+      ++result_.blocks_left;
+      if (pack.ok() && block < (*pack)->footer.blocks.size()) {
+        lost_[(*pack)->footer.blocks[block]].emplace_back(name, block);
       }
     }
-    return writer.Flush();
+  }
+
+  // The same content may be elsewhere: stored by two captures at once, or captured again since.
+  absl::Status FindLostElsewhere(Scratch& scratch) {
+    for (const auto& [id, place] : saved_) FoundLost(id, place);
+    std::vector<PackName> others;
+    STILL_RETURN_IF_ERROR(state_.catalog().ForEachPack(false, [&](const CatalogPack& row) {
+      if (!plan_.data_packs.contains(NameOf(row))) others.push_back(NameOf(row));
+    }));
+    for (const PackName& name : others) {
+      if (lost_.empty()) break;
+      auto pack = state_.packs.Load(state_.packs.Add(name), scratch);
+      if (!pack.ok()) continue;
+      const std::vector<BlockId>& blocks = (*pack)->footer.blocks;
+      for (uint32_t i = 0; i < blocks.size(); ++i) FoundLost(blocks[i], {.pack = (*pack)->number, .block = i});
+    }
+    return absl::OkStatus();
+  }
+
+  void FoundLost(const BlockId& id, BlockPlace place) {
+    auto lost = lost_.find(id);
+    if (lost == lost_.end()) return;
+    for (const auto& [pack, block] : lost->second) moved_[pack][block] = place;
+    result_.blocks_found += lost->second.size();
+    result_.blocks_left -= lost->second.size();
+    lost_.erase(lost);
   }
 
   // Where trees are damaged too, what is alive is not known: everything that is whole is saved.
@@ -95,7 +133,10 @@ class Rewriter {
       const char* data = bytes.data() + i * kBlockSize;
       // The new id is the hash of what is there. If that is not what the leaf means, the leaf's own id tells, and
       // verify finds it.
-      STILL_ASSIGN_OR_RETURN(moved_[name][block], writer.Add(scratch.hasher.Block(data), data));
+      const BlockId id = scratch.hasher.Block(data);
+      STILL_ASSIGN_OR_RETURN(const BlockPlace place, writer.Add(id, data));
+      moved_[name][block] = place;
+      if (plan_.salvage) saved_.emplace(id, place);
       ++result_.blocks_moved;
     }
     return absl::OkStatus();
@@ -210,6 +251,9 @@ class Rewriter {
   absl::Time created_;
   // Where blocks went.
   absl::flat_hash_map<PackName, absl::flat_hash_map<uint32_t, BlockPlace>> moved_;
+  // With `salvage`: what was saved by id, and which blocks were not.
+  absl::flat_hash_map<BlockId, BlockPlace> saved_;
+  absl::flat_hash_map<BlockId, std::vector<std::pair<PackName, uint32_t>>> lost_;
   absl::Mutex mutex_;
   std::vector<PackSummary> published_;
   RewriteResult result_;

@@ -21,7 +21,9 @@ struct RewritePlan {
 struct RewriteResult {
   uint64_t bytes_written = 0;
   uint64_t blocks_moved = 0;
-  uint64_t blocks_left = 0;  // Only with `salvage`.
+  // Only with `salvage`: live blocks that could not be moved, but were found in another pack, or nowhere.
+  uint64_t blocks_found = 0;
+  uint64_t blocks_left = 0;
 };
 
 // When it returns OK, everything is durable and in the catalog.

@@ -97,7 +97,9 @@ absl::StatusOr<NodeId> ImageWriterImpl::FinishLeaf(uint64_t leaf, StagedLeaf& st
   if (id.is_zero()) return id;
   if (parent_ != nullptr) {
     STILL_ASSIGN_OR_RETURN(NodeId parents, parent_->LeafAt(leaf, scratch));
-    if (id == parents) return id;
+    // The parent's stored leaf says the same only while it names the same places: where its blocks were lost, they were
+    // stored anew, and this leaf then heals the parent too.
+    if (id == parents && *ParentLeaf(leaf, scratch) == staged.places) return id;
   }
   STILL_RETURN_IF_ERROR(
       context_.tree.Add(id, EncodeLeaf(NamePacks(staged.places, context_.packs)), context_.clock.Now()));

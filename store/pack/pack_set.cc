@@ -68,27 +68,39 @@ absl::StatusOr<std::shared_ptr<const OpenPack>> PackSet::Load(PackNumber number,
   pack->number = number;
   pack->name = NameOf(number);
   pack->object = PackObject(pack->name);
-  STILL_ASSIGN_OR_RETURN(pack->size, objects_.Size(pack->object));
-  absl::Status status = LoadFooter(*pack, scratch);
-  if (!status.ok()) return Annotate(status, pack->object);
+  STILL_RETURN_IF_ERROR(LoadFooter(*pack, pack->object, scratch));
   return pack;
 }
 
-absl::Status PackSet::LoadFooter(OpenPack& pack, Scratch& scratch) const {
+absl::StatusOr<std::shared_ptr<const OpenPack>> PackSet::LoadFromCopy(const PackName& name, const std::string& copy,
+                                                                      Scratch& scratch) const {
+  auto pack = std::make_shared<OpenPack>();
+  pack->name = name;
+  pack->object = PackObject(name);
+  STILL_RETURN_IF_ERROR(LoadFooter(*pack, copy, scratch));
+  return pack;
+}
+
+absl::Status PackSet::LoadFooter(OpenPack& pack, const std::string& object, Scratch& scratch) const {
+  STILL_ASSIGN_OR_RETURN(pack.size, objects_.Size(object));
+  return Annotate(ReadFooter(pack, object, scratch), object);
+}
+
+absl::Status PackSet::ReadFooter(OpenPack& pack, const std::string& object, Scratch& scratch) const {
   if (pack.size < kPackTrailerSize + kFrameHeaderSize || pack.size > kMaxPackSize) {
     return absl::DataLossError(absl::StrCat("pack: impossible size of ", pack.size, " bytes"));
   }
   // One read gives the trailer and, in most packs, all of the footer.
   const uint64_t tail_size = std::min(pack.size, kTailRead);
   std::string tail(tail_size, '\0');
-  STILL_RETURN_IF_ERROR(objects_.GetRange(pack.object, pack.size - tail_size, absl::MakeSpan(tail)));
+  STILL_RETURN_IF_ERROR(objects_.GetRange(object, pack.size - tail_size, absl::MakeSpan(tail)));
   absl::string_view trailer_bytes = absl::string_view(tail).substr(tail_size - kPackTrailerSize);
   STILL_ASSIGN_OR_RETURN(PackTrailer trailer, ParseTrailer(trailer_bytes, pack.size));
   if (trailer.footer_size > MaxPlainSize(FrameKind::kFooter)) return absl::DataLossError("pack: footer is too large");
   const uint64_t wanted = trailer.footer_size + kPackTrailerSize;
   if (wanted > tail_size) {
     tail.assign(wanted, '\0');
-    STILL_RETURN_IF_ERROR(objects_.GetRange(pack.object, trailer.footer_offset, absl::MakeSpan(tail)));
+    STILL_RETURN_IF_ERROR(objects_.GetRange(object, trailer.footer_offset, absl::MakeSpan(tail)));
   }
   absl::string_view frame = absl::string_view(tail).substr(tail.size() - wanted, trailer.footer_size);
   const FrameSeal seal = {.keys = keys_, .object = pack.object, .position = kFooterPosition};

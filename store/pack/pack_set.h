@@ -56,6 +56,9 @@ class PackSet {
   absl::StatusOr<std::shared_ptr<const OpenPack>> Open(PackNumber number, Scratch& scratch) ABSL_LOCKS_EXCLUDED(mutex_);
   // The same, past the cache: for verification, and for packs that are only looked at once.
   absl::StatusOr<std::shared_ptr<const OpenPack>> Load(PackNumber number, Scratch& scratch) const;
+  // The footer of a pack from a copy of it that has another name: frames cannot be read from that.
+  absl::StatusOr<std::shared_ptr<const OpenPack>> LoadFromCopy(const PackName& name, const std::string& copy,
+                                                               Scratch& scratch) const;
   // One decoded frame, from storage.
   absl::StatusOr<std::shared_ptr<const FrameBytes>> ReadFrame(const OpenPack& pack, uint32_t frame,
                                                               Scratch& scratch) const;
@@ -66,7 +69,8 @@ class PackSet {
   const RepositoryKeys* keys() const { return keys_; }
 
  private:
-  absl::Status LoadFooter(OpenPack& pack, Scratch& scratch) const;
+  absl::Status LoadFooter(OpenPack& pack, const std::string& object, Scratch& scratch) const;
+  absl::Status ReadFooter(OpenPack& pack, const std::string& object, Scratch& scratch) const;
 
   struct Cached {
     std::shared_ptr<const OpenPack> pack;

@@ -26,14 +26,14 @@ void Damage::AddPack(const PackName& pack) {
   packs_.insert(pack);
 }
 
-void Damage::AddManifest(const std::string& object) {
+void Damage::AddObject(const std::string& object) {
   absl::MutexLock lock(&mutex_);
-  manifests_.push_back(object);
+  objects_.push_back(object);
 }
 
-std::vector<std::string> Damage::manifests() const {
+std::vector<std::string> Damage::objects() const {
   absl::MutexLock lock(&mutex_);
-  return manifests_;
+  return objects_;
 }
 
 bool Damage::empty() const {

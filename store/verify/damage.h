@@ -22,14 +22,15 @@ class Damage {
   void AddBlock(const PackName& pack, uint32_t block) ABSL_LOCKS_EXCLUDED(mutex_);
   void AddPack(const PackName& pack) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  void AddManifest(const std::string& object) ABSL_LOCKS_EXCLUDED(mutex_);
+  // A manifest or note of which nothing can be saved.
+  void AddObject(const std::string& object) ABSL_LOCKS_EXCLUDED(mutex_);
 
   bool empty() const ABSL_LOCKS_EXCLUDED(mutex_);
   bool HasBlock(const PackName& pack, uint32_t block) const ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<std::string> problems() const ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<PackName> packs() const ABSL_LOCKS_EXCLUDED(mutex_);  // With a damaged footer or block.
 
-  std::vector<std::string> manifests() const ABSL_LOCKS_EXCLUDED(mutex_);  // Their objects.
+  std::vector<std::string> objects() const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Walks every image: the ranges under broken nodes, and of broken blocks.
   std::vector<LostRange> LostRanges(RepositoryState& state, const Snapshots& snapshots) const;
@@ -44,7 +45,7 @@ class Damage {
   absl::flat_hash_set<NodeId> nodes_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<PackName, absl::flat_hash_set<uint32_t>> blocks_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<PackName> packs_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::string> manifests_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> objects_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace still::store

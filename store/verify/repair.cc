@@ -4,9 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "store/gc/rewrite.h"
 #include "store/gc/tree_walk.h"
 #include "store/verify/verify.h"
@@ -19,8 +17,7 @@ absl::Status Quarantine(RepositoryState& state, const std::string& object) {
   auto content = state.objects->Get(object, kMaxPackSize);
   if (absl::IsNotFound(content.status())) return absl::OkStatus();
   if (!content.ok()) return content.status();
-  const std::string target = absl::StrCat("quarantine/", absl::StrReplaceAll(object, {{"/", "-"}}));
-  STILL_RETURN_IF_ERROR(state.objects->Put(target, *content, {.mode = PutMode::kReplace}));
+  STILL_RETURN_IF_ERROR(state.objects->Put(QuarantineObject(object), *content, {.mode = PutMode::kReplace}));
   return state.objects->Delete(object);
 }
 
@@ -35,7 +32,7 @@ class Repairer {
     for (const PackName& pack : damage_.packs()) {
       Act(absl::StrCat(PackObject(pack), ": keep what is whole, set the rest aside"));
     }
-    for (const std::string& object : damage_.manifests()) Act(absl::StrCat(object, ": set aside, it is not readable"));
+    for (const std::string& object : damage_.objects()) Act(absl::StrCat(object, ": set aside, it is not readable"));
     if (options_.dry_run) {
       report_.lost = std::move(before.lost);
       return std::move(report_);
@@ -45,7 +42,7 @@ class Repairer {
       STILL_RETURN_IF_ERROR(Quarantine(state_, PackObject(pack)));
       state_.packs.Drop(state_.packs.Add(pack));
     }
-    for (const std::string& object : damage_.manifests()) STILL_RETURN_IF_ERROR(Quarantine(state_, object));
+    for (const std::string& object : damage_.objects()) STILL_RETURN_IF_ERROR(Quarantine(state_, object));
     STILL_RETURN_IF_ERROR(state_.RebuildCatalog());
     Act("catalog: written anew");
     Damage left;
@@ -70,8 +67,9 @@ class Repairer {
       plan.tree_packs.insert(pack);
     }
     STILL_ASSIGN_OR_RETURN(RewriteResult result, RewritePacks(state_, live, plan));
-    if (result.blocks_moved + result.blocks_left > 0) {
-      Act(absl::StrCat(result.blocks_moved, " blocks saved, ", result.blocks_left, " lost"));
+    if (result.blocks_moved + result.blocks_found + result.blocks_left > 0) {
+      Act(absl::StrCat(result.blocks_moved, " blocks saved, ", result.blocks_found, " found in other packs, ",
+                       result.blocks_left, " lost"));
     }
     return absl::OkStatus();
   }

@@ -9,7 +9,10 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "store/block/bytes.h"
+#include "store/crypto/key_ring.h"
+#include "store/notes.h"
 #include "store/verify/check_pack.h"
 #include "store/verify/damage.h"
 
@@ -92,10 +95,12 @@ class Verification {
     std::vector<std::pair<std::string, absl::Status>> broken_manifests;
     STILL_ASSIGN_OR_RETURN(snapshots_, ReadAllManifests(state_, &broken_manifests));
     for (const auto& [name, status] : broken_manifests) {
-      damage_.AddManifest(name);
+      damage_.AddObject(name);
       damage_.AddProblem(std::string(status.message()));
     }
     report_.snapshots = snapshots_.size();
+    STILL_RETURN_IF_ERROR(CheckNotes());
+    STILL_RETURN_IF_ERROR(CheckKeys());
     tree_ = CollectNodes(state_, snapshots_);
     report_.nodes = tree_.inner.size() + tree_.leaves.size();
     for (const auto& [id, status] : tree_.broken) {
@@ -120,6 +125,32 @@ class Verification {
     if (!options_.progress) return;
     absl::MutexLock lock(&progress_mutex_);
     options_.progress(done, total_);
+  }
+
+  absl::Status CheckNotes() {
+    STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> condemned, state_.objects->List(kCondemnedPrefix));
+    for (const ObjectInfo& note : condemned) JudgeNote(note.name, ReadCondemned(state_, note.name).status());
+    STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> holds, state_.objects->List(kHoldPrefix));
+    for (const ObjectInfo& note : holds) {
+      JudgeNote(note.name, ReadHold(state_, absl::StripPrefix(note.name, kHoldPrefix)).status());
+    }
+    return absl::OkStatus();
+  }
+  void JudgeNote(const std::string& object, const absl::Status& status) {
+    if (status.ok() || absl::IsNotFound(status)) return;
+    damage_.AddObject(object);
+    damage_.AddProblem(std::string(status.message()));
+  }
+
+  // Each slot is a way in that somebody relies on.
+  absl::Status CheckKeys() {
+    if (!state_.keys) return absl::OkStatus();
+    STILL_ASSIGN_OR_RETURN(std::vector<KeySlotInfo> slots, ListKeys(*state_.objects, *state_.keys));
+    for (const KeySlotInfo& slot : slots) {
+      if (!slot.status.ok())
+        damage_.AddProblem(absl::StrCat("keys/", slot.id, ": ", slot.status.message(), "; revoke it"));
+    }
+    return absl::OkStatus();
   }
 
   absl::Status ChoosePacks() {

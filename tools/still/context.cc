@@ -70,8 +70,8 @@ absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
   return credentials;
 }
 
-absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepository() const {
-  store::RepositoryOptions options{.path = repository_};
+absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepository(store::RepositoryOptions options) const {
+  options.path = repository_;
   STILL_ASSIGN_OR_RETURN(options.credentials, GivenCredentials());
   absl::StatusOr<std::unique_ptr<store::Repository>> opened = store::Repository::Open(options);
   if (opened.ok() || !absl::IsUnauthenticated(opened.status()) || !options.credentials.empty()) return opened;

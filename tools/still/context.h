@@ -21,8 +21,8 @@ class Context {
 
   bool json() const { return json_; }
   // The repository by --repo, STILL_REPO or the default; an encrypted one asks for its passphrase on the terminal when
-  // none is given (STILL_PASSPHRASE, STILL_KEY_FILE, --key-file).
-  absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepository() const;
+  // none is given (STILL_PASSPHRASE, STILL_KEY_FILE, --key-file). Path and credentials are filled in here.
+  absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepository(store::RepositoryOptions options = {}) const;
   const std::string& repository_path() const { return repository_; }
   absl::StatusOr<store::Credentials> GivenCredentials() const;
   session::SessionRegistry sessions() const { return session::SessionRegistry(state_); }
@@ -62,9 +62,9 @@ absl::StatusOr<std::string> AskPassphrase(const std::string& prompt);
 // The commands, one file each group.
 void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, repair, stats, key
 void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, thaw
-void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, forget, prune, diff
-void AddRestoreCommands(CLI::App& app, Context& context);     // restore, rollback, hot
-void AddTransferCommands(CLI::App& app, Context& context);    // import, export
+void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, prune, diff
+void AddForgetCommands(CLI::App& app, Context& context);      // forget, hold, release
+void AddTransferCommands(CLI::App& app, Context& context);    // restore, import, export
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
 
 }  // namespace still::cli

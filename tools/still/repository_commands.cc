@@ -118,9 +118,8 @@ absl::Status Verify(Context& context, const VerifyArguments& arguments) {
 }
 
 absl::Status Repair(Context& context, bool catalog_only, bool dry_run) {
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository({.rebuild_catalog = catalog_only}));
   if (catalog_only) {
-    STILL_RETURN_IF_ERROR(repository->RebuildCatalog());
     context.Print({{"catalog", "rebuilt"}}, [] { std::cout << "catalog rebuilt from packs and manifests\n"; });
     return absl::OkStatus();
   }
@@ -183,16 +182,31 @@ absl::Status KeyList(Context& context) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<store::Credentials> NewCredentials(const KeyArguments& arguments) {
+  store::Credentials credentials{.key_file = arguments.new_key_file};
+  if (!credentials.key_file.empty()) return credentials;
+  if (const char* given = std::getenv("STILL_NEW_PASSPHRASE"); given != nullptr) {
+    credentials.passphrase = given;
+    return credentials;
+  }
+  STILL_ASSIGN_OR_RETURN(credentials.passphrase, AskPassphrase("New passphrase: "));
+  STILL_ASSIGN_OR_RETURN(std::string again, AskPassphrase("Once more: "));
+  if (again != credentials.passphrase) return absl::InvalidArgumentError("the two passphrases differ");
+  return credentials;
+}
+
+absl::Status KeyChange(Context& context, const KeyArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(store::Credentials credentials, NewCredentials(arguments));
+  STILL_ASSIGN_OR_RETURN(std::string id, repository->ChangeKey(arguments.key_id, credentials, arguments.label));
+  context.Print({{"key", id}, {"removed", arguments.key_id}},
+                [&] { std::cout << "key " << id << " takes the place of " << arguments.key_id << "\n"; });
+  return absl::OkStatus();
+}
+
 absl::Status KeyAdd(Context& context, const KeyArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  store::Credentials credentials{.key_file = arguments.new_key_file};
-  if (credentials.key_file.empty()) {
-    if (const char* given = std::getenv("STILL_NEW_PASSPHRASE"); given != nullptr) {
-      credentials.passphrase = given;
-    } else {
-      STILL_ASSIGN_OR_RETURN(credentials.passphrase, AskPassphrase("Additional passphrase: "));
-    }
-  }
+  STILL_ASSIGN_OR_RETURN(store::Credentials credentials, NewCredentials(arguments));
   STILL_ASSIGN_OR_RETURN(std::string id, repository->AddKey(credentials, arguments.label));
   context.Print({{"key", id}}, [&] { std::cout << "key " << id << " added\n"; });
   return absl::OkStatus();
@@ -237,8 +251,13 @@ void AddRepositoryCommands(CLI::App& app, Context& context) {
   context.AddCommand(*key, "list", "List them", KeyList);
   CLI::App* add = context.AddCommand(*key, "add", "Add one (asks, or takes STILL_NEW_PASSPHRASE)",
                                      [=](Context& c) { return KeyAdd(c, *key_arguments); });
-  add->add_option("--new-key-file", key_arguments->new_key_file, "A file instead of a passphrase");
-  add->add_option("--label", key_arguments->label, "What you will know it by");
+  CLI::App* change = context.AddCommand(*key, "change", "Replace one (asks, or takes STILL_NEW_PASSPHRASE)",
+                                        [=](Context& c) { return KeyChange(c, *key_arguments); });
+  change->add_option("key", key_arguments->key_id)->required();
+  for (CLI::App* command : {add, change}) {
+    command->add_option("--new-key-file", key_arguments->new_key_file, "A file instead of a passphrase");
+    command->add_option("--label", key_arguments->label, "What you will know it by");
+  }
   CLI::App* remove =
       context.AddCommand(*key, "remove", "Revoke one", [=](Context& c) { return KeyRemove(c, *key_arguments); });
   remove->add_option("key", key_arguments->key_id)->required();

@@ -1,4 +1,4 @@
-// snapshot, list, show, forget, prune, diff.
+// snapshot, list, show, prune, diff.
 #include <algorithm>
 #include <iostream>
 #include <map>
@@ -168,19 +168,6 @@ absl::Status Show(Context& context, const std::string& reference) {
   return absl::OkStatus();
 }
 
-absl::Status Forget(Context& context, const std::vector<std::string>& references) {
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  std::vector<std::string> ids;
-  for (const std::string& reference : references) {
-    STILL_ASSIGN_OR_RETURN(Snapshot snapshot, repository->FindSnapshot(reference));
-    ids.push_back(snapshot.id());
-  }
-  STILL_RETURN_IF_ERROR(repository->Forget(ids));
-  context.Print({{"forgotten", ids}},
-                [&] { std::cout << ids.size() << " snapshots forgotten; `still prune` gives their space back\n"; });
-  return absl::OkStatus();
-}
-
 absl::Status Prune(Context& context, bool dry_run, const std::string& grace) {
   store::PruneOptions options{.dry_run = dry_run};
   STILL_ASSIGN_OR_RETURN(options.grace, ParseDuration(grace));
@@ -269,11 +256,6 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
   CLI::App* show = context.AddCommand(app, "show", "Everything known about a snapshot",
                                       [=](Context& c) { return Show(c, *reference); });
   show->add_option("snapshot", *reference, "Name, id, or latest")->required();
-
-  auto references = std::make_shared<std::vector<std::string>>();
-  CLI::App* forget =
-      context.AddCommand(app, "forget", "Remove snapshots", [=](Context& c) { return Forget(c, *references); });
-  forget->add_option("snapshots", *references)->required();
 
   auto dry_run = std::make_shared<bool>(false);
   auto grace = std::make_shared<std::string>("24h");

@@ -77,6 +77,28 @@ TEST(ProcessTest, CapturesKilledAtAnyMomentLeaveOnlyWholeSnapshots) {
   EXPECT_GE(CheckAll(directory.path()), 1);
 }
 
+TEST(ProcessTest, ARebuildOfTheCatalogKilledAtAnyMomentLosesNothing) {
+  TemporaryDirectory directory;
+  ASSERT_TRUE(Repository::Init({.path = directory.path()}).ok());
+  for (uint64_t seed : {0, 1}) ASSERT_EQ(WaitFor(Fork([&] { return StoreOne(directory.path(), seed); })), 0);
+  std::mt19937_64 random(2);
+  int killed = 0;
+  for (int i = 0; i < 20; ++i) {
+    const pid_t child =
+        Fork([&] { return Repository::Open({.path = directory.path(), .workers = 1, .rebuild_catalog = true}).ok(); });
+    Clock::Real().Sleep(absl::Milliseconds(random() % 40));
+    ::kill(child, SIGKILL);
+    if (WIFSIGNALED(WaitFor(child))) ++killed;
+    ASSERT_EQ(WaitFor(Fork([&] {
+                auto repository = Repository::Open({.path = directory.path(), .workers = 1});
+                return repository.ok() && (*repository)->ListSnapshots()->size() == 2;
+              })),
+              0);
+  }
+  EXPECT_GT(killed, 0);
+  EXPECT_EQ(CheckAll(directory.path()), 2);
+}
+
 bool PruneTimes(const std::string& path, int times) {
   auto repository = Repository::Open({.path = path, .workers = 1});
   for (int i = 0; repository.ok() && i < times; ++i) {

@@ -1,0 +1,179 @@
+// forget, hold, release.
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "snapshot/retention.h"
+#include "tools/still/context.h"
+#include "tools/still/format.h"
+
+namespace still::cli {
+namespace {
+
+using manifestpb::Snapshot;
+
+struct ForgetArguments {
+  std::vector<std::string> references;
+  std::string session;
+  // By rule word: what stands behind "--keep-WORD".
+  std::vector<std::pair<std::string, std::string>> rules = {{"last", ""},   {"hourly", ""},  {"daily", ""},
+                                                            {"weekly", ""}, {"monthly", ""}, {"yearly", ""}};
+  std::vector<std::string> labels;
+  std::string within;
+  bool dry_run = false;
+
+  bool has_policy() const {
+    for (const auto& [word, number] : rules) {
+      if (!number.empty()) return true;
+    }
+    return !labels.empty() || !within.empty();
+  }
+};
+
+absl::StatusOr<snapshot::RetentionPolicy> PolicyOf(const ForgetArguments& arguments) {
+  std::string text;
+  for (const auto& [word, number] : arguments.rules) {
+    if (!number.empty()) absl::StrAppend(&text, word, "=", number, " ");
+  }
+  if (!arguments.within.empty()) absl::StrAppend(&text, "min-age=", arguments.within);
+  STILL_ASSIGN_OR_RETURN(snapshot::RetentionPolicy policy, snapshot::ParseRetention(text));
+  // Not as words: they may contain blanks.
+  for (const std::string& label : arguments.labels) {
+    policy.labels.push_back(absl::StrSplit(label, absl::MaxSplits('=', 1)));
+  }
+  return policy;
+}
+
+// What is decided about one snapshot.
+struct Decision {
+  const Snapshot* snapshot;
+  bool keep = false;
+  std::vector<std::string> reasons;
+};
+
+absl::StatusOr<std::vector<Decision>> DecideByPolicy(const std::vector<Snapshot>& snapshots,
+                                                     const ForgetArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(snapshot::RetentionPolicy policy, PolicyOf(arguments));
+  std::vector<Decision> decisions;
+  std::vector<snapshot::RetentionCandidate> candidates;
+  for (const Snapshot& snapshot : snapshots) {
+    if (!arguments.session.empty() && snapshot.session() != arguments.session) continue;
+    decisions.push_back({.snapshot = &snapshot});
+    candidates.push_back(snapshot::CandidateOf(snapshot));
+  }
+  STILL_ASSIGN_OR_RETURN(std::vector<snapshot::RetentionVerdict> verdicts,
+                         snapshot::DecideRetention(candidates, policy, absl::Now(), absl::LocalTimeZone()));
+  for (size_t i = 0; i < decisions.size(); ++i) {
+    decisions[i].keep = verdicts[i].keep;
+    decisions[i].reasons = std::move(verdicts[i].reasons);
+  }
+  return decisions;
+}
+
+void PrintDecisions(const std::vector<Decision>& decisions, bool dry_run) {
+  std::vector<std::vector<std::string>> rows = {{"ID", "NAME", "SESSION", "POINT", "", "WHY"}};
+  int dropped = 0;
+  for (const Decision& decision : decisions) {
+    const Snapshot& snapshot = *decision.snapshot;
+    if (!decision.keep) ++dropped;
+    rows.push_back({snapshot.id().substr(0, 12), snapshot.name().empty() ? "-" : snapshot.name(), snapshot.session(),
+                    FormatUnixNanos(snapshot.point_unix_ns()), decision.keep ? "keep" : "drop",
+                    absl::StrJoin(decision.reasons, "; ")});
+  }
+  std::cout << FormatTable(rows) << (dry_run ? "would forget " : "forgot ") << dropped << " of " << decisions.size()
+            << " snapshots" << (dropped > 0 && !dry_run ? "; `still prune` gives their space back" : "") << "\n";
+}
+
+absl::Status Forget(Context& context, const ForgetArguments& arguments) {
+  if (arguments.references.empty() == !arguments.has_policy()) {
+    return absl::InvalidArgumentError("forget: name snapshots, or say which to keep (--keep-...): one of both");
+  }
+  if (!arguments.session.empty() && !arguments.has_policy()) {
+    return absl::InvalidArgumentError("forget: --session goes with --keep-...");
+  }
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  std::vector<Snapshot> snapshots;
+  std::vector<Decision> decisions;
+  if (arguments.has_policy()) {
+    STILL_ASSIGN_OR_RETURN(snapshots, repository->ListSnapshots());
+    STILL_ASSIGN_OR_RETURN(decisions, DecideByPolicy(snapshots, arguments));
+  } else {
+    for (const std::string& reference : arguments.references) {
+      STILL_ASSIGN_OR_RETURN(snapshots.emplace_back(), repository->FindSnapshot(reference));
+    }
+    for (const Snapshot& snapshot : snapshots) {
+      const bool held = snapshot.labels().contains(std::string(store::kHoldLabel));
+      decisions.push_back(
+          {.snapshot = &snapshot, .keep = held && arguments.dry_run, .reasons = {held ? "held" : "named"}});
+    }
+  }
+  std::vector<std::string> ids;
+  nlohmann::json list = nlohmann::json::array();
+  for (const Decision& decision : decisions) {
+    const Snapshot& snapshot = *decision.snapshot;
+    if (!decision.keep) ids.push_back(snapshot.id());
+    list.push_back({{"id", snapshot.id()},
+                    {"name", snapshot.name()},
+                    {"session", snapshot.session()},
+                    {"point_unix_ns", snapshot.point_unix_ns()},
+                    {"keep", decision.keep},
+                    {"reasons", decision.reasons}});
+  }
+  if (!arguments.dry_run) STILL_RETURN_IF_ERROR(repository->Forget(ids));
+  context.Print({{"dry_run", arguments.dry_run}, {"forgotten", ids}, {"decisions", std::move(list)}},
+                [&] { PrintDecisions(decisions, arguments.dry_run); });
+  return absl::OkStatus();
+}
+
+struct HoldArguments {
+  std::string reference;
+  std::string reason;
+};
+
+absl::Status Hold(Context& context, const HoldArguments& arguments, bool hold) {
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(Snapshot snapshot, repository->FindSnapshot(arguments.reference));
+  STILL_RETURN_IF_ERROR(hold ? repository->HoldSnapshot(snapshot.id(), arguments.reason)
+                             : repository->ReleaseSnapshot(snapshot.id()));
+  context.Print({{"id", snapshot.id()}, {"held", hold}, {"reason", arguments.reason}}, [&] {
+    std::cout << "snapshot " << snapshot.id().substr(0, 12)
+              << (hold ? " is held: nothing removes it until `still release`\n" : " may be forgotten again\n");
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddForgetCommands(CLI::App& app, Context& context) {
+  auto forget_arguments = std::make_shared<ForgetArguments>();
+  CLI::App* forget = context.AddCommand(app, "forget", "Remove snapshots: named ones, or those that no rule keeps",
+                                        [=](Context& c) { return Forget(c, *forget_arguments); });
+  forget->add_option("snapshots", forget_arguments->references, "Names, ids, or latest");
+  for (auto& [word, number] : forget_arguments->rules) {
+    forget->add_option("--keep-" + word, number,
+                       word == "last" ? "Keep so many of each session, the newest (a number, or all)"
+                                      : "Keep the newest of so many " + word + " periods");
+  }
+  forget->add_option("--keep-label", forget_arguments->labels,
+                     "Keep those with this label: KEY or KEY=VALUE; repeatable");
+  forget->add_option("--keep-within", forget_arguments->within, "Keep those younger than this: 90m, 36h, 7d, 2w");
+  forget->add_option("--session", forget_arguments->session, "Apply the rules to this session's snapshots only");
+  forget->add_flag("--dry-run", forget_arguments->dry_run, "Only say what would be kept and dropped, and why");
+
+  auto hold_arguments = std::make_shared<HoldArguments>();
+  CLI::App* hold = context.AddCommand(app, "hold", "Keep a snapshot whatever any rule says",
+                                      [=](Context& c) { return Hold(c, *hold_arguments, true); });
+  hold->add_option("--reason", hold_arguments->reason, "Shown where it is kept");
+  CLI::App* release =
+      context.AddCommand(app, "release", "Undo hold", [=](Context& c) { return Hold(c, *hold_arguments, false); });
+  for (CLI::App* command : {hold, release}) {
+    command->add_option("snapshot", hold_arguments->reference, "Name, id, or latest")->required();
+  }
+}
+
+}  // namespace still::cli
