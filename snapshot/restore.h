@@ -1,46 +1,63 @@
-// Restore: a snapshot becomes a new session of its own.
+// Restore: a snapshot becomes a new session of its own, or several at once.
 //
-// Warm: saved memory goes on where it was, on a machine of the same kind. Cold: the disks boot, on any. Either way the
-// session gets its own directory, disks, vsock address and identity, and is only offered once it is ready: a warm one
-// when its file systems are thawed.
+// Warm: saved memory goes on where it was, on a machine of the same kind. Its image is read from the repository once and
+// kept hot (hot_images.h): every further session maps it privately and costs what it changes. Cold: the disks boot, on
+// any machine. Either way a session gets its own directory, disks, vsock address and identity, and is only offered once
+// it is ready: thawed, with random numbers, names, keys and addresses that nobody else has.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "base/status.h"
 #include "proto/aliases.h"
 #include "proto/manifest.pb.h"
 #include "session/control/session_registry.h"
+#include "snapshot/hot_images.h"
 #include "snapshot/progress.h"
 #include "store/repository.h"
 
 namespace still::snapshot {
 
 struct RestoreOptions {
-  std::string snapshot;  // Any reference.
-  std::string session;   // Name of the new session.
+  std::string snapshot;               // Any reference.
+  std::vector<std::string> sessions;  // Names of the new sessions, at least one.
   bool cold = false;
+  // For a machine that is gone: the new session has its names, keys and addresses. One session only.
+  bool keep_identity = false;
+  // The guest is left as it was saved: nobody reseeds its random generator, sets its clock or renames it.
+  bool without_agent = false;
   // Cold only; 0 or empty: as saved.
   uint32_t vcpus = 0;
   uint64_t memory_bytes = 0;
   std::string accelerator;
   sessionpb::SessionConfig::VsockBackend vsock_backend = sessionpb::SessionConfig::AUTOMATIC;
   absl::Duration agent_timeout = absl::Seconds(60);
+  HotImageOptions hot = HotImageOptions::FromEnvironment();
   ProgressSink progress = [](const Progress&) {};
 };
 
 struct RestoredSession {
-  manifestpb::Snapshot snapshot;
+  std::string name;
   std::string directory;
-  absl::Duration materialised;  // Memory and disks read from the repository.
-  absl::Duration started;       // From the start of still-session to ready.
+  absl::Duration started;  // From the start of still-session to ready.
+  sessionpb::LaunchReport report;
 };
 
-// Blocks until the session is ready. On an error nothing of it is left. ALREADY_EXISTS (the session's name), NOT_FOUND
-// (the snapshot), FAILED_PRECONDITION (it cannot go on here; the message offers --cold), DATA_LOSS.
-absl::StatusOr<RestoredSession> RestoreSnapshot(store::Repository& repository, const session::SessionRegistry& sessions,
-                                                const RestoreOptions& options);
+struct Restored {
+  manifestpb::Snapshot snapshot;
+  bool warm = false;
+  bool hot = false;             // The memory image was there already.
+  absl::Duration materialised;  // Memory and disks read from the repository.
+  std::vector<RestoredSession> sessions;
+};
+
+// Blocks until all sessions are ready. On an error nothing of any of them is left. ALREADY_EXISTS (a session's name),
+// NOT_FOUND (the snapshot), FAILED_PRECONDITION (it cannot go on here; the message names what differs and offers
+// --cold), RESOURCE_EXHAUSTED (memory), DATA_LOSS.
+absl::StatusOr<Restored> RestoreSnapshot(store::Repository& repository, const session::SessionRegistry& sessions,
+                                         const RestoreOptions& options);
 
 }  // namespace still::snapshot

@@ -32,11 +32,13 @@ struct Arguments {
 };
 
 // Tells whoever started us, once, and closes the pipe.
-void Report(OwnedFd& pipe, const absl::Status& status) {
+void Report(OwnedFd& pipe, const absl::StatusOr<sessionpb::LaunchReport>& ready) {
   if (!pipe.valid()) return;
-  std::string line =
-      status.ok() ? "ready\n" : absl::StrCat("error ", static_cast<int>(status.code()), " ", status.message(), "\n");
-  if (absl::Status written = WriteAll(pipe.get(), line.data(), line.size(), "report pipe"); !written.ok()) {
+  sessionpb::LaunchReport report = ready.ok() ? *ready : sessionpb::LaunchReport();
+  report.set_code(static_cast<int>(ready.status().code()));
+  report.set_message(ready.ok() ? "ready" : std::string(ready.status().message()));
+  std::string bytes = report.SerializeAsString();
+  if (absl::Status written = WriteAll(pipe.get(), bytes.data(), bytes.size(), "report pipe"); !written.ok()) {
     LogWarning("nobody waits for this session any more", {{"error", written.ToString()}});
   }
   pipe.Reset();
@@ -64,12 +66,12 @@ class StopSignals {
   sigset_t set_;
 };
 
-absl::Status MakeReady(Session& session) {
+absl::StatusOr<sessionpb::LaunchReport> MakeReady(Session& session) {
   const sessionpb::SessionConfig& config = session.config();
   absl::Duration timeout = absl::Seconds(config.agent_deadline_s());
-  if (config.has_restore()) return session.Continue(timeout);
-  if (config.agent_deadline_s() == 0) return absl::OkStatus();
-  return session.WaitForAgent(timeout);
+  if (config.has_restore() || config.has_identity()) return session.Continue(timeout);
+  if (config.agent_deadline_s() > 0) STILL_RETURN_IF_ERROR(session.WaitForAgent(timeout));
+  return sessionpb::LaunchReport();
 }
 
 absl::Status Run(const Arguments& arguments, OwnedFd& report) {
@@ -83,13 +85,16 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
 
   session::ControlService service(*session);
   if (const char* path = std::getenv("STILL_FAULT_FILE"); path != nullptr) service.captures().SetFaultFile(path);
-  absl::Status ready = MakeReady(*session);
+  absl::StatusOr<sessionpb::LaunchReport> ready = MakeReady(*session);
   std::unique_ptr<grpc::Server> server;
   if (ready.ok()) {
     absl::StatusOr<std::unique_ptr<grpc::Server>> served =
         session::ServeControl(service, JoinPath(arguments.directory, "control.sock"));
-    ready = served.status();
-    if (served.ok()) server = *std::move(served);
+    if (served.ok()) {
+      server = *std::move(served);
+    } else {
+      ready = served.status();
+    }
   }
   if (!ready.ok()) session->Stop();
   Report(report, ready);
@@ -101,7 +106,7 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
   if (server != nullptr) server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(5));
   absl::Status recorded = session::WriteSessionEnd(arguments.directory, end);
   absl::Status removed = RemoveFile(JoinPath(arguments.directory, "control.sock"));
-  return FirstError(ready, FirstError(recorded, removed));
+  return FirstError(ready.status(), FirstError(recorded, removed));
 }
 
 }  // namespace

@@ -31,6 +31,9 @@ class Host:
         self.state = self.directory / "state"
         self.timeout = timeout
         self.environment = dict(os.environ, STILL_STATE=str(self.state), STILL_REPO=str(self.directory / "repo"))
+        # Memory images of these tests only, and few of them.
+        self.hot = pathlib.Path(tempfile.mkdtemp(prefix="still-hot-", dir="/dev/shm"))
+        self.environment.update(STILL_HOT_DIRECTORY=str(self.hot), STILL_HOT_LIMIT="1024")
         for name in ("STILL_PASSPHRASE", "STILL_KEY_FILE"):
             self.environment.pop(name, None)
         if encrypted:
@@ -51,6 +54,7 @@ class Host:
                 pass
         wait_for(lambda: not self.pids(), "sessions to end", 30)
         shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.hot, ignore_errors=True)
 
     def pids(self):
         """The pid of each still-session that works in this host's state directory, by session."""

@@ -64,7 +64,8 @@ void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, r
 void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, thaw
 void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, prune, diff
 void AddForgetCommands(CLI::App& app, Context& context);      // forget, hold, release
-void AddTransferCommands(CLI::App& app, Context& context);    // restore, import, export
+void AddRestoreCommands(CLI::App& app, Context& context);     // restore, rollback, hot
+void AddTransferCommands(CLI::App& app, Context& context);    // import, export
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
 
 }  // namespace still::cli

@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   still::cli::AddRepositoryCommands(app, context);
   still::cli::AddSessionCommands(app, context);
   still::cli::AddSnapshotCommands(app, context);
+  still::cli::AddRestoreCommands(app, context);
   still::cli::AddForgetCommands(app, context);
   still::cli::AddTransferCommands(app, context);
   still::cli::AddDoctorCommand(app, context);

@@ -83,15 +83,6 @@ absl::StatusOr<SessionConfig::VsockBackend> ParseVsock(const std::string& text) 
   return absl::InvalidArgumentError(absl::StrCat("vsock \"", text, "\": use auto, kernel, userspace or off"));
 }
 
-// A locally administered address (IEEE 802: bit 1 of the first byte) that no other session has.
-std::string RandomMac() {
-  uint8_t bytes[6];
-  RandomBytes(bytes, sizeof bytes);
-  bytes[0] = static_cast<uint8_t>((bytes[0] & 0xfc) | 0x02);
-  return absl::StrJoin(bytes, ":",
-                       [](std::string* out, uint8_t b) { absl::StrAppend(out, absl::Hex(b, absl::kZeroPad2)); });
-}
-
 absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
   SessionConfig config;
   config.set_name(arguments.name);
@@ -111,7 +102,7 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
   if (arguments.network) {
     manifestpb::Nic& nic = *machine.add_nics();
     nic.set_name("net0");
-    nic.set_mac(RandomMac());
+    nic.set_mac(session::RandomMac());
     nic.set_kind("user");
   }
   STILL_ASSIGN_OR_RETURN(SessionConfig::VsockBackend vsock, ParseVsock(arguments.vsock));
@@ -139,9 +130,9 @@ absl::Status Run(Context& context, const RunArguments& arguments) {
   undo.Push("remove the session's directory", [directory] { return RemoveTree(directory); });
   snapshot::ProgressSink progress = context.MakeProgress();
   progress({.stage = config.agent_deadline_s() > 0 ? "boot" : "start"});
-  absl::Status launched = sessions.Launch(config, OwnedFd(), absl::Seconds(config.agent_deadline_s() + 60));
+  auto launched = sessions.Launch(config, OwnedFd(), absl::Seconds(config.agent_deadline_s() + 60));
   context.ProgressDone();
-  STILL_RETURN_IF_ERROR(launched);
+  STILL_RETURN_IF_ERROR(launched.status());
   undo.Disarm();
   context.Print({{"name", arguments.name}, {"id", config.id()}, {"directory", directory}},
                 [&] { std::cout << "session " << arguments.name << " is running\n"; });

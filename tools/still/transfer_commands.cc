@@ -1,4 +1,4 @@
-// restore, import, export.
+// import, export.
 #include <iostream>
 #include <memory>
 #include <utility>
@@ -6,57 +6,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "snapshot/file_image.h"
-#include "snapshot/restore.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
 namespace still::cli {
 namespace {
-
-struct RestoreArguments {
-  std::string snapshot;
-  std::string session;
-  bool cold = false;
-  std::string memory;
-  uint32_t vcpus = 0;
-  std::string accelerator;
-  std::string agent_timeout = "60s";
-};
-
-absl::Status Restore(Context& context, const RestoreArguments& arguments) {
-  snapshot::RestoreOptions options{.snapshot = arguments.snapshot,
-                                   .session = arguments.session,
-                                   .cold = arguments.cold,
-                                   .vcpus = arguments.vcpus,
-                                   .accelerator = arguments.accelerator};
-  if (!arguments.memory.empty()) {
-    STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseBytes(arguments.memory));
-  }
-  STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDuration(arguments.agent_timeout));
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  options.progress = context.MakeProgress();
-  absl::StatusOr<snapshot::RestoredSession> restored =
-      snapshot::RestoreSnapshot(*repository, context.sessions(), options);
-  context.ProgressDone();
-  if (!restored.ok()) return restored.status();
-  bool warm = !arguments.cold && restored->snapshot.kind() == manifestpb::Snapshot::DISK_AND_MEMORY;
-  context.Print({{"session", arguments.session},
-                 {"snapshot", restored->snapshot.id()},
-                 {"directory", restored->directory},
-                 {"warm", warm},
-                 {"materialise_us", absl::ToInt64Microseconds(restored->materialised)},
-                 {"start_us", absl::ToInt64Microseconds(restored->started)}},
-                [&] {
-                  std::cout << "session " << arguments.session
-                            << (warm ? " goes on from " : " has booted the disks of ")
-                            << restored->snapshot.id().substr(0, 12) << " (read in "
-                            << FormatMicros(static_cast<uint64_t>(absl::ToInt64Microseconds(restored->materialised)))
-                            << ", ready "
-                            << FormatMicros(static_cast<uint64_t>(absl::ToInt64Microseconds(restored->started)))
-                            << " later)\n";
-                });
-  return absl::OkStatus();
-}
 
 absl::Status Import(Context& context, snapshot::ImportOptions options, const std::vector<std::string>& labels) {
   for (const std::string& label : labels) {
@@ -88,18 +42,6 @@ absl::Status Export(Context& context, snapshot::ExportOptions options) {
 }  // namespace
 
 void AddTransferCommands(CLI::App& app, Context& context) {
-  auto arguments = std::make_shared<RestoreArguments>();
-  CLI::App* restore = context.AddCommand(app, "restore", "Start a snapshot as a new session",
-                                         [=](Context& c) { return Restore(c, *arguments); });
-  restore->add_option("snapshot", arguments->snapshot, "Name, id, or latest")->required();
-  restore->add_option("--as", arguments->session, "Name of the new session")->required();
-  restore->add_flag("--cold", arguments->cold, "Boot the disks instead of going on with the memory");
-  restore->add_option("--memory", arguments->memory, "Another memory size (cold)");
-  restore->add_option("--cpus", arguments->vcpus, "Another number of cpus (cold)");
-  restore->add_option("--accel", arguments->accelerator, "kvm or tcg (default: as saved; cold: what there is)");
-  restore->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for the guest's agent")
-      ->capture_default_str();
-
   auto import_options = std::make_shared<snapshot::ImportOptions>();
   auto labels = std::make_shared<std::vector<std::string>>();
   CLI::App* import = context.AddCommand(app, "import", "Store a disk image as a snapshot",

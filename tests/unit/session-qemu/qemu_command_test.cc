@@ -67,6 +67,19 @@ TEST(QemuCommand, DisksAreNamedByPositionAndNeverProbed) {
   EXPECT_THAT(Value(argv, "-blockdev", 3), HasSubstr(R"("read-only":true)"));
 }
 
+TEST(QemuCommand, AGenerationIdIsThereWhereTheFirmwareSurvivesIt) {
+  constexpr char kDevice[] = "vmgenid,id=generation,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87";
+  VmConfig config = KernelVm();
+  EXPECT_THAT(Command(config), Not(Contains(kDevice)));
+  config.firmware = "seabios";
+  EXPECT_THAT(Command(config), Contains(kDevice));
+  // A saved machine is started with what it had.
+  config.incoming.emplace();
+  EXPECT_THAT(Command(config), Not(Contains(kDevice)));
+  config.incoming->generation_id = true;
+  EXPECT_THAT(Command(config), Contains(kDevice));
+}
+
 TEST(QemuCommand, AnotherCardMovesNoDisk) {
   VmConfig config = KernelVm();
   std::string before = absl::StrJoin(Command(config), " ");

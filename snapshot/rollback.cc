@@ -1,0 +1,231 @@
+#include "snapshot/rollback.h"
+
+#include <stdio.h>
+
+#include <cerrno>
+#include <set>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/random.h"
+#include "base/undo.h"
+#include "snapshot/disk_swap.h"
+#include "snapshot/restore_plan.h"
+#include "snapshot/session_files.h"
+#include "snapshot/take_snapshot.h"
+
+namespace still::snapshot {
+namespace {
+
+constexpr absl::Duration kEndTimeout = absl::Seconds(60);
+
+absl::Status Rename(const std::string& from, const std::string& to) {
+  if (::rename(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
+  return ErrnoStatus(errno, absl::StrCat("rename ", from, " to ", to));
+}
+
+class RollbackRun {
+ public:
+  RollbackRun(store::Repository& repository, const session::SessionRegistry& sessions, const RollbackOptions& options)
+      : repository_(repository), sessions_(sessions), options_(options) {}
+
+  absl::StatusOr<RolledBack> Run();
+
+ private:
+  absl::Status Check();
+  absl::Status Stage();
+  absl::Status TakeSafety();
+  absl::StatusOr<RestoredSession> Replace();
+  absl::Status ComeBack(const absl::Status& why);
+  absl::Status StartSafety();
+  bool OutsideDirectory(const sessionpb::DiskFile& disk) const {
+    return !absl::StartsWith(disk.path(), directory_ + "/");
+  }
+  // Those of the session's disks that keep their place.
+  std::vector<const sessionpb::DiskFile*> KeptPlaces(const sessionpb::SessionConfig& next) const;
+
+  store::Repository& repository_;
+  const session::SessionRegistry& sessions_;
+  const RollbackOptions& options_;
+  RestoreOptions restore_;
+  session::SessionEntry entry_;
+  std::string directory_;
+  std::string staging_;
+  std::string before_;
+  RestorePlan plan_;
+  MemoryImage memory_;
+  sessionpb::SessionConfig config_;
+  DiskSwap disks_;
+  manifestpb::Snapshot safety_;
+  absl::Duration stopped_at_;
+  UndoStack undo_;
+};
+
+absl::StatusOr<RolledBack> RollbackRun::Run() {
+  STILL_RETURN_IF_ERROR(Check());
+  STILL_RETURN_IF_ERROR(Stage());
+  STILL_RETURN_IF_ERROR(TakeSafety());
+  options_.progress({.stage = "stop"});
+  stopped_at_ = Clock::Real().Monotonic();
+  STILL_RETURN_IF_ERROR(Annotate(sessions_.End(options_.session, kEndTimeout), "stop the session"));
+  absl::StatusOr<RestoredSession> restored = Replace();
+  if (!restored.ok()) return ComeBack(restored.status());
+  if (!plan_.note.empty()) restored->report.add_warnings(plan_.note);
+  // From here on the session runs: what cannot be cleaned up is told, and no error.
+  if (absl::Status discarded = FirstError(disks_.Discard(), RemoveTree(before_)); !discarded.ok()) {
+    restored->report.add_warnings(absl::StrCat("not removed: ", discarded.message()));
+  }
+  return RolledBack{.snapshot = plan_.snapshot,
+                    .safety = safety_,
+                    .warm = plan_.warm,
+                    .down = Clock::Real().Monotonic() - stopped_at_,
+                    .session = *std::move(restored)};
+}
+
+absl::Status RollbackRun::Check() {
+  STILL_ASSIGN_OR_RETURN(entry_, sessions_.Find(options_.session));
+  if (!entry_.alive) {
+    return absl::FailedPreconditionError(absl::StrCat("session ", options_.session,
+                                                      " is not running; start the snapshot anew: still restore ",
+                                                      options_.snapshot, " --as NAME"));
+  }
+  directory_ = entry_.directory;
+  restore_ = {.snapshot = options_.snapshot,
+              .sessions = {options_.session},
+              .cold = options_.cold,
+              .without_agent = options_.without_agent,
+              .vsock_backend = entry_.config.vsock_backend(),
+              .agent_timeout = options_.agent_timeout,
+              .hot = options_.hot,
+              .progress = options_.progress};
+  STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot found, repository_.FindSnapshot(options_.snapshot));
+  restore_.snapshot = found.id();  // The safety snapshot must not become what "latest" means.
+  restore_.keep_identity = found.session() == options_.session;
+  STILL_ASSIGN_OR_RETURN(plan_, PlanRestore(repository_, restore_, sessions_.root()));
+  for (const sessionpb::DiskFile& disk : entry_.config.disks()) {
+    if (OutsideDirectory(disk)) STILL_RETURN_IF_ERROR(DiskSwap::Check(disk));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<const sessionpb::DiskFile*> RollbackRun::KeptPlaces(const sessionpb::SessionConfig& next) const {
+  std::set<std::string> wanted;
+  for (const manifestpb::Disk& disk : next.machine().disks()) wanted.insert(disk.name());
+  std::vector<const sessionpb::DiskFile*> kept;
+  for (const sessionpb::DiskFile& disk : entry_.config.disks()) {
+    if (OutsideDirectory(disk) && wanted.contains(disk.name())) kept.push_back(&disk);
+  }
+  return kept;
+}
+
+// Everything that takes long, while the session runs on.
+absl::Status RollbackRun::Stage() {
+  const std::string parent = absl::StrCat(sessions_.root(), "/sessions/");
+  const std::string tag = absl::StrFormat("%08x", RandomU64() & 0xffffffff);
+  // No session can be called so, and no list shows it.
+  staging_ = absl::StrCat(parent, ".", options_.session, ".rollback-", tag);
+  before_ = absl::StrCat(parent, ".", options_.session, ".before-rollback-", tag);
+  STILL_RETURN_IF_ERROR(MakeDirectories(staging_, 0700));
+  undo_.Push("remove the staged session", [staging = staging_] { return RemoveTree(staging); });
+  config_ = ConfigFor(plan_, restore_, options_.session);
+  config_.set_time_limit_s(entry_.config.time_limit_s());
+  if (plan_.warm) {
+    STILL_ASSIGN_OR_RETURN(memory_, LoadMemory(repository_, plan_, restore_));
+    config_.mutable_restore()->set_private_mapping(memory_.shared);
+  }
+  const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config_);
+  SessionFileOptions files{
+      .directory = staging_, .used_as = directory_, .device_state = plan_.warm, .progress = options_.progress};
+  for (const sessionpb::DiskFile* disk : kept) files.without_disks.insert(disk->name());
+  STILL_RETURN_IF_ERROR(WriteSessionFiles(repository_, plan_.snapshot, files, config_));
+  for (const sessionpb::DiskFile* disk : kept) {
+    STILL_RETURN_IF_ERROR(disks_.Stage(repository_, plan_.snapshot, *disk, options_.progress));
+    for (sessionpb::DiskFile& file : *config_.mutable_disks()) {
+      if (file.name() == disk->name()) file = *disk;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RollbackRun::TakeSafety() {
+  TakeOptions take{.name = options_.safety_name, .progress = options_.progress};
+  if (take.name.empty()) {
+    take.name = absl::StrCat(options_.session, "-before-rollback-",
+                             absl::FormatTime("%Y%m%d-%H%M%S", absl::Now(), absl::UTCTimeZone()));
+  }
+  take.labels = {{"rollback-to", plan_.snapshot.id()}};
+  absl::StatusOr<manifestpb::Snapshot> taken = TakeSnapshot(sessions_, options_.session, repository_, take);
+  if (!taken.ok()) return Annotate(taken.status(), "the session runs on as it was; no safety snapshot could be taken");
+  safety_ = *std::move(taken);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RestoredSession> RollbackRun::Replace() {
+  STILL_RETURN_IF_ERROR(disks_.Swap());
+  STILL_RETURN_IF_ERROR(Rename(directory_, before_));
+  if (absl::Status placed = Rename(staging_, directory_); !placed.ok()) {
+    return FirstError(placed, Rename(before_, directory_));
+  }
+  options_.progress({.stage = "start"});
+  absl::StatusOr<RestoredSession> restored = LaunchRestored(sessions_, config_, memory_.fd, restore_);
+  if (restored.ok()) return restored;
+  absl::Status back = Rename(directory_, staging_);
+  if (back.ok()) back = Rename(before_, directory_);
+  return FirstError(restored.status(), back);
+}
+
+// The old files are back in their places; the old memory is in the safety snapshot alone.
+absl::Status RollbackRun::ComeBack(const absl::Status& why) {
+  absl::Status back = disks_.SwapBack();
+  if (back.ok()) back = StartSafety();
+  if (back.ok()) {
+    return Annotate(why, absl::StrCat("the rollback failed; session ", options_.session,
+                                      " goes on from its safety snapshot ", safety_.name()));
+  }
+  return Annotate(
+      why, absl::StrCat("the rollback failed, and the session could not be started again (", back.message(),
+                        "); start it with: still restore ", safety_.name(), " --keep-identity --as NAME; first"));
+}
+
+absl::Status RollbackRun::StartSafety() {
+  RestoreOptions restore = restore_;
+  restore.snapshot = safety_.id();
+  restore.keep_identity = true;
+  restore.cold = false;
+  STILL_ASSIGN_OR_RETURN(RestorePlan plan, PlanRestore(repository_, restore, sessions_.root()));
+  sessionpb::SessionConfig config = ConfigFor(plan, restore, options_.session);
+  STILL_ASSIGN_OR_RETURN(MemoryImage memory, LoadMemory(repository_, plan, restore));
+  config.mutable_restore()->set_private_mapping(memory.shared);
+  // Its disks went on a little after the safety snapshot: memory and disks must be of one point.
+  DiskSwap disks;
+  const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config);
+  const std::string fresh = JoinPath(directory_, "safety");
+  STILL_RETURN_IF_ERROR(MakeDirectories(fresh, 0700));
+  SessionFileOptions files{
+      .directory = fresh, .used_as = fresh, .device_state = plan.warm, .progress = options_.progress};
+  for (const sessionpb::DiskFile* disk : kept) files.without_disks.insert(disk->name());
+  STILL_RETURN_IF_ERROR(WriteSessionFiles(repository_, plan.snapshot, files, config));
+  for (const sessionpb::DiskFile* disk : kept) {
+    STILL_RETURN_IF_ERROR(disks.Stage(repository_, plan.snapshot, *disk, options_.progress));
+    for (sessionpb::DiskFile& file : *config.mutable_disks()) {
+      if (file.name() == disk->name()) file = *disk;
+    }
+  }
+  STILL_RETURN_IF_ERROR(disks.Swap());
+  STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, memory.fd, restore).status());
+  return disks.Discard();
+}
+
+}  // namespace
+
+absl::StatusOr<RolledBack> Rollback(store::Repository& repository, const session::SessionRegistry& sessions,
+                                    const RollbackOptions& options) {
+  return RollbackRun(repository, sessions, options).Run();
+}
+
+}  // namespace still::snapshot

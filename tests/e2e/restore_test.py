@@ -1,0 +1,232 @@
+"""Restores: every fork a machine of its own, memory that is read once, generations, rollback, and what cannot work."""
+
+import os
+import signal
+import time
+import unittest
+
+from still_host import BUILD, GUEST, Host, wait_for
+
+# One line: random bytes, a UUID, the machine id, the network card's address, the host name, the clock.
+WHO = (
+    "head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; cat /proc/sys/kernel/random/uuid /etc/machine-id"
+    " /sys/class/net/eth0/address; hostname; adjtimex | sed -n 's/.*time.tv_sec: *//p;s/.*time.tv_usec: *//p'"
+)
+
+
+class RestoreTest(unittest.TestCase):
+    """One host with a small session `web` and its snapshot `point`."""
+
+    arguments = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.host = Host()
+        cls.addClassCleanup(cls.host.close)
+        cls.disk = cls.host.disk("web", mib=64)
+        cls.host.boot("web", *cls.arguments, disks=[cls.disk], memory="128M")
+        wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
+        cls.prepare()
+        cls.point = cls.host.json("snapshot", "web", "--name", "point", "--quiesce", "require")
+
+    @classmethod
+    def prepare(cls):
+        pass
+
+    def assert_refused(self, code, fragment, *arguments, **environment):
+        result = self.host.run(*arguments, **environment)
+        self.assertEqual(result.returncode, code, result.stderr)
+        self.assertIn(fragment, result.stderr)
+
+    def stop(self, *names):
+        for name in names:
+            self.host.still("stop", name, "--force")
+            self.host.still("rm", name)
+
+    def assert_works(self, name):
+        """Thawed, its memory whole, and its writer goes on."""
+        session = self.host.session(name)
+        self.assertEqual(session["status"], "running")
+        self.assertEqual(session["agent"]["quiesce_state"], "THAWED")
+        self.assertEqual(self.host.counter(name, "--check")["errors"], 0)
+        before = self.host.records(name)["acknowledged"]
+        after = wait_for(lambda: (r := self.host.records(name))["acknowledged"] > before and r, "the writer", 60)
+        self.assertEqual(after["failed"], 0)
+
+
+class Identity(RestoreTest):
+    arguments = ("--net",)
+
+    @classmethod
+    def prepare(cls):
+        cls.host.guest("web", "modprobe", "virtio_net")
+        cls.host.guest("web", "sh", "-c", "tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id")
+
+    def who(self, name):
+        before = time.time()
+        words = self.host.guest(name, "sh", "-c", WHO).split()
+        after = time.time()
+        random, uuid, machine_id, mac, hostname, seconds, micros = words
+        clock = int(seconds) + int(micros) / 1e6
+        self.assertLess(before - 1, clock, "the guest's clock is behind the host's")
+        self.assertLess(clock, after + 1, "the guest's clock is ahead of the host's")
+        return {"random": random, "uuid": uuid, "machine_id": machine_id, "mac": mac, "hostname": hostname}
+
+    def test_eight_forks_at_once_are_eight_machines(self):
+        restored = self.host.json("restore", "point", "--as", "fork", "--count", "8")
+        names = [f"fork-{i}" for i in range(1, 9)]
+        self.assertEqual([s["session"] for s in restored["sessions"]], names)
+        self.assertEqual([s["warnings"] for s in restored["sessions"]], [[]] * 8)
+        machines = [self.who(name) for name in ["web", *names]]
+        for what in ("random", "uuid", "machine_id", "mac"):
+            values = [machine[what] for machine in machines]
+            self.assertEqual(len(set(values)), 9, f"{what}: {values}")
+        self.assertEqual([machine["hostname"] for machine in machines[1:]], names)
+        sessions = [self.host.session(name) for name in names]
+        self.assertEqual([s["machine"]["nics"][0]["mac"] for s in sessions], [m["mac"] for m in machines[1:]])
+        self.assertEqual(len({s["guest_cid"] for s in sessions}), 8)
+        # The network is up again: a card without its cable has no carrier.
+        self.host.guest("fork-8", "ip", "link", "set", "eth0", "up")
+        wait_for(lambda: self.host.guest("fork-8", "cat", "/sys/class/net/eth0/carrier").strip() == "1", "the link", 20)
+        self.stop(*names)
+
+    def test_a_machine_that_is_gone_comes_back_as_itself(self):
+        source = self.who("web")
+        self.host.still("restore", "point", "--as", "again", "--keep-identity")
+        again = self.who("again")
+        self.stop("again")
+        for what in ("machine_id", "mac", "hostname"):
+            self.assertEqual(again[what], source[what], what)
+        self.assertNotEqual(again["random"], source["random"])
+        self.assert_refused(2, "only one session", "restore", "point", "--as", "a", "--keep-identity", "--count", "2")
+
+    def test_booted_disks_get_an_identity_too(self):
+        self.host.still("restore", "point", "--as", "cold", "--cold", "--memory", "192M", "--cpus", "2")
+        session = self.host.session("cold")
+        self.assertEqual(self.host.guest("cold", "hostname").strip(), "cold")
+        self.assertEqual(self.host.guest("cold", "nproc").strip(), "2")
+        self.host.guest("cold", "modprobe", "virtio_net")
+        mac = self.host.guest("cold", "cat", "/sys/class/net/eth0/address").strip()
+        self.assertEqual(mac, session["machine"]["nics"][0]["mac"])
+        self.assertNotEqual(mac, self.host.session("web")["machine"]["nics"][0]["mac"])
+        self.stop("cold")
+
+
+class HotImages(RestoreTest):
+    def hot(self, *arguments):
+        return self.host.json("hot", *arguments)["images"]
+
+    def test_three_generations_on_memory_that_is_read_once(self):
+        counted = 0
+        snapshot = "point"
+        for generation in ("one", "two", "three"):
+            restored = self.host.json("restore", snapshot, "--as", generation)
+            self.assertFalse(restored["hot"])
+            self.assert_works(generation)
+            count = self.host.counter(generation)["count"]
+            self.assertGreaterEqual(count, counted, "the memory of the generation before")
+            counted = count
+            snapshot = f"of-{generation}"
+            self.host.still("snapshot", generation, "--name", snapshot, "--quiesce", "require")
+        self.assertTrue(self.host.json("restore", "of-one", "--as", "sibling")["hot"])
+        self.assert_works("sibling")
+        self.assert_works("two")
+
+        # In use until the last session on it has ended, whatever way.
+        self.assertEqual([image["in_use"] for image in self.hot()], [True, True, True])
+        os.kill(self.host.pids()["one"], signal.SIGKILL)
+        wait_for(lambda: sum(image["in_use"] for image in self.hot()) == 2, "the killed session's image", 30)
+        self.assertEqual(len(self.hot("--drop")), 2)
+        self.stop("two", "three", "sibling")
+        self.assertEqual(self.hot("--drop"), [])
+
+    def test_without_room_for_an_image_the_restore_does_without_it(self):
+        self.hot("--drop")
+        restored = self.host.json("restore", "point", "--as", "alone", "--count", "2", STILL_HOT_LIMIT="64")
+        self.assertFalse(restored["hot"])
+        self.assert_works("alone-1")
+        self.assert_works("alone-2")
+        self.assertEqual(self.hot(), [])
+        self.host.still("snapshot", "alone-2", "--name", "of-alone", "--quiesce", "require")
+        self.stop("alone-1", "alone-2")
+
+
+class Rollback(RestoreTest):
+    def setUp(self):
+        self.host.guest("web", "sh", "-c", "echo later >/data/later && sync")
+
+    def has_file(self, session):
+        return self.host.run("exec", session, "--", "test", "-e", "/data/later").returncode == 0
+
+    def test_the_session_is_back_at_the_snapshot_and_the_safety_snapshot_has_the_rest(self):
+        self.assertTrue(self.has_file("web"))
+        hostname = self.host.guest("web", "hostname")
+        done = self.host.json("rollback", "web", "point")
+        self.assertFalse(self.has_file("web"))
+        self.assertEqual(self.host.guest("web", "hostname"), hostname)
+        self.assert_works("web")
+        self.assertEqual(self.host.session("web")["restored_from"], self.point["id"])
+        self.assertEqual(sorted(p.name for p in self.disk.parent.glob("web.raw*")), ["web.raw"])
+        self.assertEqual([p.name for p in (self.host.state / "sessions").iterdir()], ["web"])
+
+        self.host.still("restore", done["safety"]["name"], "--as", "safety")
+        self.assertTrue(self.has_file("safety"))
+        self.stop("safety")
+        # Its disk is where it was, and whole.
+        self.host.still("stop", "web")
+        self.assertTrue(self.host.check_disk(self.disk)["clean"])
+        self.host.still("rm", "web")
+        self.host.boot("web", disks=[self.disk], memory="128M")
+        self.assertFalse(self.has_file("web"))
+
+    def test_a_rollback_that_fails_leaves_the_session_as_it_was(self):
+        program = self.host.directory / "fails-once"
+        flag = self.host.directory / "failed"
+        program.write_text(
+            f"#!/bin/sh\n[ -e {flag} ] && exec {BUILD}/bin/still-session \"$@\"\n: >{flag}\nexit 1\n"
+        )
+        program.chmod(0o755)
+        self.assert_refused(
+            1, "goes on from its safety snapshot", "rollback", "web", "point", STILL_SESSION_PROGRAM=str(program)
+        )
+        self.assertTrue(self.has_file("web"))
+        self.assert_works("web")
+        # Before the stop nothing is touched at all.
+        self.assert_refused(3, "nosuch", "rollback", "web", "nosuch")
+        self.assert_refused(4, "point", "rollback", "web", "point", "--safety-name", "point")
+        self.assert_works("web")
+        self.assertEqual(sorted(p.name for p in self.disk.parent.glob("web.raw*")), ["web.raw"])
+
+
+class CannotWork(RestoreTest):
+    def test_another_machine_is_refused_before_anything_starts(self):
+        qemu = self.host.directory / "qemu"
+        qemu.write_text(
+            "#!/bin/sh\ncase $1 in\n--version) echo 'QEMU emulator version 6.2.0' ;;\n"
+            "-machine) echo 'pc-q35-6.2 Standard PC' ;;\n*) exit 1 ;;\nesac\n"
+        )
+        qemu.chmod(0o755)
+        for fragment in ("newer than the 6.2.0", "no machine type pc-q35-7.2", "--cold"):
+            self.assert_refused(5, fragment, "restore", "point", "--as", "other", STILL_QEMU=str(qemu))
+        self.assertIsNone(self.host.session("other"))
+        self.assert_refused(2, "need --cold", "restore", "point", "--as", "other", "--memory", "1G")
+        self.assert_refused(4, "web is running", "restore", "point", "--as", "web")
+        self.assert_refused(7, "too little memory", "restore", "point", "--as", "huge", "--cold", "--memory", "8T")
+        self.assertEqual([s["name"] for s in self.host.json("ps")], ["web"])
+
+    def test_memory_without_an_agent_needs_consent(self):
+        cmdline = (GUEST / "cmdline").read_text().strip() + " still.agent=off"
+        kernel = ["--kernel", GUEST / "vmlinux", "--initrd", GUEST / "initrd", "--append", cmdline]
+        self.host.still("run", "mute", *kernel, "--memory", "128M", "--no-agent")
+        self.host.still("snapshot", "mute", "--name", "mute", "--quiesce", "off")
+        self.assert_refused(5, "--without-agent", "restore", "mute", "--as", "copy")
+        restored = self.host.json("restore", "mute", "--as", "copy", "--without-agent")
+        self.assertEqual(self.host.session("copy")["status"], "running")
+        self.assertIn("identity", restored["warnings"][0])
+        # Booted, it is nobody's copy, and nobody waits for an agent that is not there.
+        self.host.still("restore", "mute", "--as", "cold", "--cold")
+        self.stop("mute", "copy", "cold")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
