@@ -118,6 +118,7 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
   std::vector<CatalogSchedule> schedules;
   std::vector<CatalogJob> jobs;
   std::vector<DrillRecord> drills;
+  std::vector<CatalogRun> runs;
   absl::StatusOr<std::unique_ptr<Catalog>> catalog = Open(options);
   absl::Status health = catalog.ok() ? (*catalog)->Check() : catalog.status();
   if (absl::IsDataLoss(health)) {
@@ -126,6 +127,7 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
       if (auto readable = (*catalog)->ListSchedules(); readable.ok()) schedules = *std::move(readable);
       if (auto readable = (*catalog)->ListJobs(1000); readable.ok()) jobs = *std::move(readable);
       if (auto readable = (*catalog)->ListDrills(1000); readable.ok()) drills = *std::move(readable);
+      if (auto readable = (*catalog)->ListRuns({.limit = 10000}); readable.ok()) runs = *std::move(readable);
     }
     LogWarning("damaged catalog set aside", {{"path", options.path}, {"error", health.ToString()}});
     catalog = absl::UnknownError("closed");
@@ -142,6 +144,7 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
   for (auto drill = drills.rbegin(); drill != drills.rend(); ++drill) {
     STILL_RETURN_IF_ERROR((*catalog)->AddDrill(*drill).status());
   }
+  for (auto run = runs.rbegin(); run != runs.rend(); ++run) STILL_RETURN_IF_ERROR((*catalog)->AddRun(*run).status());
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, (*catalog)->Begin());
   STILL_RETURN_IF_ERROR(change.ClearRebuildable());
   STILL_RETURN_IF_ERROR(fill(change));

@@ -1,5 +1,5 @@
 // Catalog: the SQLite index of a repository. It speeds everything up and is never the only place of anything but
-// schedules, jobs and drills: whatever else it says can be rebuilt from packs and manifests (docs/format/catalog.md).
+// schedules, runs, jobs and drills: whatever else it says can be rebuilt from packs and manifests (docs/format/catalog.md).
 //
 //   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Catalog> catalog, Catalog::Open({.path = "/srv/vm.still/catalog.db"}));
 //   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog->Begin());
@@ -15,6 +15,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -52,7 +53,7 @@ class CatalogTransaction {
   // ALREADY_EXISTS when the id or the name (unless empty) is taken.
   absl::Status PutSnapshot(const CatalogSnapshot& snapshot);
   absl::Status RemoveSnapshot(absl::string_view id);
-  // Everything that can be rebuilt: packs, nodes, snapshots. Schedules, jobs and drills stay.
+  // Everything that can be rebuilt: packs, nodes, snapshots. Schedules, runs, jobs and drills stay.
   absl::Status ClearRebuildable();
 
   // FAILED_PRECONDITION when the file was replaced by a rebuild meanwhile: open the catalog again.
@@ -74,7 +75,7 @@ class Catalog {
  public:
   // Makes the file if there is none, and brings an older one up to date.
   static absl::StatusOr<std::unique_ptr<Catalog>> Open(const CatalogOptions& options);
-  // Replaces everything that can be rebuilt with what `fill` puts, in one transaction. Schedules, jobs and drills
+  // Replaces everything that can be rebuilt with what `fill` puts, in one transaction. Schedules, runs, jobs and drills
   // are kept where they can be read. A file that is damaged is set aside first as PATH.damaged, replacing an earlier
   // one: the caller holds the repository's exclusive lock, or nobody else has the catalog open.
   static absl::StatusOr<std::unique_ptr<Catalog>> Rebuild(
@@ -117,6 +118,20 @@ class Catalog {
   absl::Status UpdateDrill(const DrillRecord& drill);
   // Newest first, at most `limit`.
   absl::StatusOr<std::vector<DrillRecord>> ListDrills(int64_t limit);
+
+  // Runs of schedules. Gives the run's id; `run.id` is ignored.
+  absl::StatusOr<int64_t> AddRun(const CatalogRun& run);
+  absl::Status UpdateRun(const CatalogRun& run);  // NOT_FOUND.
+  // Newest first.
+  absl::StatusOr<std::vector<CatalogRun>> ListRuns(const RunQuery& query);
+  absl::StatusOr<std::optional<CatalogRun>> FindRun(int64_t id);
+  absl::StatusOr<std::vector<RunCursor>> RunCursors();
+  // Forgets those that ended before `before`, but never the newest that stands for an occurrence of a schedule
+  // and session: the next is counted from it.
+  absl::Status TrimRuns(absl::Time before);
+  // A few words that must outlive a process: which alerts were told, how far a verification got.
+  absl::Status Remember(absl::string_view key, absl::string_view value);  // Empty: forget it.
+  absl::StatusOr<std::map<std::string, std::string>> Remembered();
 
   // OK, or DATA_LOSS with what SQLite finds wrong. Reads the whole file.
   absl::Status Check();

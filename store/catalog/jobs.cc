@@ -28,14 +28,15 @@ absl::Status Catalog::PutSchedule(const CatalogSchedule& schedule) {
   {
     STILL_ASSIGN_OR_RETURN(Statement put,
                            writer_->Prepare("INSERT INTO schedule (name, session, timing, retention, enabled, "
-                                            "next_run, last_run) VALUES (?, ?, ?, ?, ?, ?, ?) "
+                                            "next_run, last_run, settings) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
                                             "ON CONFLICT (name) DO UPDATE SET session = excluded.session, "
                                             "timing = excluded.timing, retention = excluded.retention, "
                                             "enabled = excluded.enabled, next_run = excluded.next_run, "
-                                            "last_run = excluded.last_run"));
+                                            "last_run = excluded.last_run, settings = excluded.settings"));
     STILL_RETURN_IF_ERROR(put.Bind(absl::string_view(schedule.name), absl::string_view(schedule.session),
                                    absl::string_view(schedule.timing), absl::string_view(schedule.retention),
-                                   int64_t{schedule.enabled}, Nanos(schedule.next_run), Nanos(schedule.last_run)));
+                                   int64_t{schedule.enabled}, Nanos(schedule.next_run), Nanos(schedule.last_run),
+                                   absl::string_view(schedule.settings)));
     STILL_RETURN_IF_ERROR(put.Run());
   }
   return change.Commit();
@@ -55,8 +56,8 @@ absl::Status Catalog::RemoveSchedule(absl::string_view name) {
 absl::StatusOr<std::vector<CatalogSchedule>> Catalog::ListSchedules() {
   absl::MutexLock lock(&reading_);
   STILL_ASSIGN_OR_RETURN(Statement select,
-                         reader_->Prepare("SELECT name, session, timing, retention, enabled, next_run, last_run "
-                                          "FROM schedule ORDER BY name"));
+                         reader_->Prepare("SELECT name, session, timing, retention, enabled, next_run, last_run, "
+                                          "settings FROM schedule ORDER BY name"));
   std::vector<CatalogSchedule> schedules;
   for (;;) {
     STILL_ASSIGN_OR_RETURN(bool row, select.Step());
@@ -67,7 +68,8 @@ absl::StatusOr<std::vector<CatalogSchedule>> Catalog::ListSchedules() {
                          .retention = select.Bytes(3),
                          .enabled = select.Int(4) != 0,
                          .next_run = TimeAt(select, 5),
-                         .last_run = TimeAt(select, 6)});
+                         .last_run = TimeAt(select, 6),
+                         .settings = select.Bytes(7)});
   }
 }
 

@@ -108,7 +108,40 @@ CREATE TABLE drill (
 CREATE INDEX drill_by_session ON drill(session, id);
 )sql";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2};
+// Everything about a schedule that has no column of its own, and a row for each of its runs.
+constexpr char kVersion3[] = R"sql(
+ALTER TABLE schedule ADD COLUMN settings TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE run (
+  id             INTEGER PRIMARY KEY AUTOINCREMENT,
+  schedule       TEXT NOT NULL,
+  kind           TEXT NOT NULL,
+  session        TEXT NOT NULL,
+  planned        INTEGER NOT NULL,
+  planned_until  INTEGER NOT NULL,
+  occurrences    INTEGER NOT NULL,
+  started        INTEGER,
+  ended          INTEGER,
+  outcome        INTEGER NOT NULL,
+  owner          TEXT NOT NULL,
+  snapshot       TEXT NOT NULL,
+  consistency    TEXT NOT NULL,
+  bytes_read     INTEGER NOT NULL,
+  bytes_stored   INTEGER NOT NULL,
+  freeze_us      INTEGER NOT NULL,
+  pause_us       INTEGER NOT NULL,
+  message        TEXT NOT NULL
+) STRICT;
+CREATE INDEX run_by_schedule ON run(schedule, session, planned_until);
+CREATE INDEX run_by_outcome ON run(outcome, id);
+
+CREATE TABLE remembered (
+  key    TEXT PRIMARY KEY,
+  value  TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+)sql";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3};
 
 absl::Status ApplyMigrations(Database& db, absl::Span<const char* const> migrations) {
   STILL_ASSIGN_OR_RETURN(int64_t version, db.QueryInt("PRAGMA user_version"));

@@ -145,6 +145,11 @@ TEST_P(GoldenCatalogTest, OpensWithEverythingInIt) {
     EXPECT_EQ(drills[0].exit_code, 1);
     EXPECT_EQ(drills[0].restored, absl::Seconds(4));
   }
+  std::vector<CatalogRun> runs = *(*catalog)->ListRuns({});
+  ASSERT_THAT(runs, SizeIs(GetParam() < 3 ? 0 : 1));
+  if (!runs.empty()) {
+    EXPECT_EQ(runs[0].pause_us, 2100u);
+  }
 
   absl::StatusOr<Database> db = OpenDatabase();
   EXPECT_EQ(SchemaOf(*db), fresh_schema) << "a migrated catalog must not differ from a new one";
