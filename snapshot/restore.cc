@@ -69,10 +69,13 @@ class RestoreRun {
     sessionpb::SessionConfig config = ConfigFor(plan_, options_, name);
     if (plan_.warm) config.mutable_restore()->set_private_mapping(memory_.shared);
     const std::string directory = sessions_.Directory(name);
-    STILL_RETURN_IF_ERROR(WriteSessionFiles(
-        repository_, plan_.snapshot,
-        {.directory = directory, .used_as = directory, .device_state = plan_.warm, .progress = options_.progress},
-        config));
+    STILL_RETURN_IF_ERROR(WriteSessionFiles(repository_, plan_.snapshot,
+                                            {.directory = directory,
+                                             .boot_files = BootFileDirectory(sessions_),
+                                             .used_as = directory,
+                                             .device_state = plan_.warm,
+                                             .progress = options_.progress},
+                                            config));
     configs_.push_back(std::move(config));
     return absl::OkStatus();
   }
