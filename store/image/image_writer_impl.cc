@@ -67,6 +67,14 @@ absl::Status ImageWriterImpl::EnsureBatch() {
   return absl::OkStatus();
 }
 
+std::unique_ptr<char[]> ImageWriterImpl::TakeBuffer() {
+  absl::MutexLock lock(&mutex_);
+  if (spare_.empty()) return std::make_unique_for_overwrite<char[]>(kBatchBlocks * kBlockSize);
+  std::unique_ptr<char[]> buffer = std::move(spare_.back());
+  spare_.pop_back();
+  return buffer;
+}
+
 void ImageWriterImpl::SubmitBatch() {
   if (batch_ == nullptr) return;
   {
@@ -91,7 +99,7 @@ absl::Status ImageWriterImpl::AddRun(Run run) {
 
 absl::Status ImageWriterImpl::AppendBlock(uint64_t block, const char* data, size_t size) {
   STILL_RETURN_IF_ERROR(EnsureBatch());
-  if (batch_->data == nullptr) batch_->data = std::make_unique_for_overwrite<char[]>(kBatchBlocks * kBlockSize);
+  if (batch_->data == nullptr) batch_->data = TakeBuffer();
   char* to = batch_->data.get() + batch_->blocks * kBlockSize;
   std::memcpy(to, data, size);
   std::memset(to + size, 0, kBlockSize - size);
@@ -195,7 +203,7 @@ absl::Status ImageWriterImpl::WriteFileExtent(int fd, uint64_t file_offset, uint
 
 absl::Status ImageWriterImpl::ReadAndHash(Batch& batch, Scratch& scratch) {
   if (batch.fd >= 0) {
-    batch.data = std::make_unique_for_overwrite<char[]>(batch.blocks * kBlockSize);
+    batch.data = TakeBuffer();
     absl::Status status = PReadExactly(batch.fd, batch.data.get(), batch.file_bytes, batch.file_offset, "image file");
     STILL_RETURN_IF_ERROR(status);
     std::memset(batch.data.get() + batch.file_bytes, 0, batch.blocks * kBlockSize - batch.file_bytes);
@@ -229,9 +237,11 @@ void ImageWriterImpl::ApplyInOrder(const std::shared_ptr<Batch>& batch, Scratch&
     absl::Status status = status_;
     mutex_.Unlock();
     if (status.ok()) status = Apply(*current, scratch);
+    std::unique_ptr<char[]> buffer = std::move(current->data);
     current.reset();
     context_.throttle.Give();
     mutex_.Lock();
+    if (buffer != nullptr) spare_.push_back(std::move(buffer));
     if (status_.ok()) status_ = std::move(status);
     ++next_;
   }

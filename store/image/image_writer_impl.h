@@ -64,6 +64,8 @@ class ImageWriterImpl final : public ImageWriter {
   absl::Status AppendBlock(uint64_t block, const char* data, size_t size);
   absl::Status EnsureBatch();
   void SubmitBatch();
+  // For a whole batch. Used again and again: fresh memory would cost a page fault for each block.
+  std::unique_ptr<char[]> TakeBuffer() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status WriteFileExtent(int fd, uint64_t file_offset, uint64_t block, uint64_t bytes);
   // On workers.
   void HashBatch(const std::shared_ptr<Batch>& batch, Scratch& scratch);
@@ -98,6 +100,7 @@ class ImageWriterImpl final : public ImageWriter {
   uint64_t next_ ABSL_GUARDED_BY(mutex_) = 0;                                 // To be applied.
   uint64_t submitted_ ABSL_GUARDED_BY(mutex_) = 0;
   bool applying_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::unique_ptr<char[]>> spare_ ABSL_GUARDED_BY(mutex_);  // As many as the throttle lets be under way.
   ImageStats stats_ ABSL_GUARDED_BY(mutex_);
 
   // Of whoever applies, and then of Finish.

@@ -11,6 +11,7 @@ namespace still::store {
 namespace {
 
 constexpr size_t kFirstSlots = 1 << 12;
+constexpr uint32_t kPrefetch = 16;
 
 // Bits of the id that the position in the tables (its prefix) does not use up.
 uint64_t Second(const BlockId& id) {
@@ -54,12 +55,12 @@ size_t BlockIndex::SlotFor(const BlockId& id) const {
   const size_t mask = slots_.size() - 1;
   const uint64_t tag = Second(id) & 0xffff;
   size_t at = id.prefix() & mask;
-  while (slots_[at] != kEmpty && !((slots_[at] & 0xffff) == tag && IdOf(slots_[at]) == id)) at = (at + 1) & mask;
+  while (slots_[at] != kEmpty && !((slots_[at] & 0xffff) == tag && IsOf(slots_[at], id))) at = (at + 1) & mask;
   return at;
 }
 
 void BlockIndex::Insert(uint32_t table, uint32_t block) {
-  if (TooFull(used_slots_ + 1, slots_.size())) Grow();
+  if (TooFull(used_slots_ + 1, slots_.size())) Rebuild();
   const BlockId& id = tables_[table].ids[block];
   const size_t at = SlotFor(id);
   if (slots_[at] != kEmpty) return;  // Stored twice: the place that is known stays.
@@ -67,30 +68,27 @@ void BlockIndex::Insert(uint32_t table, uint32_t block) {
   ++used_slots_;
 }
 
-void BlockIndex::Grow() {
-  std::vector<uint64_t> old(slots_.size() * 2, kEmpty);
-  old.swap(slots_);
-  const size_t mask = slots_.size() - 1;
-  for (uint64_t slot : old) {
-    if (slot == kEmpty) continue;
-    size_t at = IdOf(slot).prefix() & mask;
-    while (slots_[at] != kEmpty) at = (at + 1) & mask;
-    slots_[at] = slot;
+// A table's ids are all over the slots, so each insertion would wait for memory: the slots are asked for ahead.
+void BlockIndex::InsertAll(uint32_t table) {
+  const std::vector<BlockId>& ids = tables_[table].ids;
+  for (uint32_t block = 0; block < ids.size(); ++block) {
+    if (block + kPrefetch < ids.size()) {
+      __builtin_prefetch(&slots_[ids[block + kPrefetch].prefix() & (slots_.size() - 1)], 1);
+    }
+    Insert(table, block);
   }
 }
 
-void BlockIndex::Erase(size_t slot) {
-  // Closes the gap, so that no tombstones pile up: what comes after moves back, unless that is before its home.
-  const size_t mask = slots_.size() - 1;
-  size_t gap = slot;
-  for (size_t at = (slot + 1) & mask; slots_[at] != kEmpty; at = (at + 1) & mask) {
-    const size_t home = IdOf(slots_[at]).prefix() & mask;
-    if (((at - home) & mask) < ((at - gap) & mask)) continue;
-    slots_[gap] = slots_[at];
-    gap = at;
-  }
-  slots_[gap] = kEmpty;
-  --used_slots_;
+// The slots of evicted tables stay until there are too many: then all are made anew from the tables. That is much less
+// work than to look for each of them when a table goes.
+void BlockIndex::Rebuild() {
+  size_t size = slots_.size();
+  while (loaded_ids_ * 2 >= size) size *= 2;
+  slots_.assign(size, kEmpty);
+  used_slots_ = 0;
+  for (uint32_t table : evicted_tables_) free_tables_.push_back(table);
+  evicted_tables_.clear();
+  for (const auto& [pack, table] : table_of_pack_) InsertAll(table);
 }
 
 void BlockIndex::EvictBeyondLimit(uint32_t keep) {
@@ -102,10 +100,6 @@ void BlockIndex::EvictBeyondLimit(uint32_t keep) {
     }
     if (!oldest) return;
     Table& table = tables_[*oldest];
-    for (uint32_t block = 0; block < table.ids.size(); ++block) {
-      const size_t at = SlotFor(table.ids[block]);
-      if (slots_[at] != kEmpty && TableOf(slots_[at]) == *oldest) Erase(at);
-    }
     // From now on by its sample, like the packs that were never loaded.
     if (!hooked_.contains(table.pack)) {
       std::vector<uint64_t> prefixes;
@@ -117,7 +111,7 @@ void BlockIndex::EvictBeyondLimit(uint32_t keep) {
     loaded_ids_ -= table.ids.size();
     table_of_pack_.erase(table.pack);
     table = {};
-    free_tables_.push_back(*oldest);
+    evicted_tables_.push_back(*oldest);
   }
 }
 
@@ -134,8 +128,9 @@ void BlockIndex::LoadPack(PackNumber pack, Scratch& scratch) {
   const uint32_t table = NewTable(pack);
   tables_[table].ids = (*opened)->footer.blocks;
   loaded_ids_ += tables_[table].ids.size();
-  for (uint32_t block = 0; block < tables_[table].ids.size(); ++block) Insert(table, block);
+  // First, so that a table that is made anew meanwhile holds only what stays.
   EvictBeyondLimit(table);
+  InsertAll(table);
 }
 
 void BlockIndex::AddHooks(PackNumber pack, absl::Span<const uint64_t> prefixes, uint64_t modulus) {

@@ -25,7 +25,7 @@ inline constexpr uint64_t kHookModulus = 16;
 inline bool IsHook(uint64_t id_prefix, uint64_t modulus = kHookModulus) { return id_prefix % modulus == 0; }
 
 struct BlockIndexLimits {
-  size_t loaded_blocks = 1'000'000;  // 27 bytes each.
+  size_t loaded_blocks = 1'000'000;  // 32 bytes each.
   size_t hooks = 1'600'000;          // 11 bytes each.
 };
 
@@ -66,14 +66,18 @@ class BlockIndex {
   static uint64_t MakeSlot(uint32_t table, uint32_t block, const BlockId& id);
   static uint32_t TableOf(uint64_t slot) { return static_cast<uint32_t>(slot >> 40); }
   static uint32_t BlockOf(uint64_t slot) { return static_cast<uint32_t>(slot >> 16) & 0xffffff; }
-  const BlockId& IdOf(uint64_t slot) const { return tables_[TableOf(slot)].ids[BlockOf(slot)]; }
+  // False for the slots of evicted tables.
+  bool IsOf(uint64_t slot, const BlockId& id) const {
+    const std::vector<BlockId>& ids = tables_[TableOf(slot)].ids;
+    return BlockOf(slot) < ids.size() && ids[BlockOf(slot)] == id;
+  }
 
   uint32_t NewTable(PackNumber pack);
   void Insert(uint32_t table, uint32_t block);
   // The slot that holds `id`, or the empty one where it would go.
   size_t SlotFor(const BlockId& id) const;
-  void Erase(size_t slot);
-  void Grow();
+  void InsertAll(uint32_t table);
+  void Rebuild();
   void EvictBeyondLimit(uint32_t keep);
   std::optional<PackNumber> FindHook(const BlockId& id) const;
   std::optional<BlockPlace> FindLoaded(const BlockId& id);
@@ -85,6 +89,7 @@ class BlockIndex {
   size_t loaded_ids_ = 0;
   std::vector<Table> tables_;
   std::vector<uint32_t> free_tables_;
+  std::vector<uint32_t> evicted_tables_;  // Slots still name them.
   absl::flat_hash_map<PackNumber, uint32_t> table_of_pack_;
   absl::flat_hash_set<PackNumber> unusable_;  // Excluded or damaged.
   absl::flat_hash_set<PackNumber> hooked_;
