@@ -66,12 +66,18 @@ Session::Session(sessionpb::SessionConfig config, StartOptions options)
 absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::SessionConfig& config, StartOptions options) {
   STILL_RETURN_IF_ERROR(ValidateConfig(config, /*has_ram=*/options.ram.valid()));
   OwnedFd ram = std::move(options.ram);
+  OwnedFd disk_secret = std::move(options.disk_secret);
   auto session = absl::WrapUnique(new Session(config, std::move(options)));
   STILL_RETURN_IF_ERROR(session->StartVsock());
+  STILL_RETURN_IF_ERROR(session->StartDiskServer(std::move(disk_secret)));
   STILL_ASSIGN_OR_RETURN(VmConfig vm_config, session->MakeVmConfig(std::move(ram)));
   session->cmdline_ = vm_config.cmdline;
   STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
   session->FillMachine();
+  if (session->disk_server_ != nullptr && session->vm_->lazy_disks() != nullptr) {
+    session->disk_keeper_ = std::make_unique<DiskKeeper>(*session->vm_, std::move(session->disk_server_),
+                                                         absl::StrCat("snapshot ", config.origin_snapshot()));
+  }
   {
     absl::MutexLock lock(&session->end_->mutex);
     session->end_->vm = session->vm_.get();
@@ -83,6 +89,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
 }
 
 Session::~Session() {
+  disk_keeper_.reset();
   if (vm_ != nullptr) {
     EndWith(*end_, MakeEnd(SessionEnd::STOPPED));
     if (exit_watcher_.joinable()) exit_watcher_.join();
@@ -113,6 +120,15 @@ absl::Status Session::StartVsock() {
   std::string restore_id = config_.has_identity() ? config_.identity().restore_id() : config_.restore().restore_id();
   link_ = std::make_shared<GuestLink>(std::move(vsock),
                                       GuestHello{.session = config_.name(), .restore_id = std::move(restore_id)});
+  return absl::OkStatus();
+}
+
+absl::Status Session::StartDiskServer(OwnedFd secret) {
+  if (!config_.has_disk_server()) return absl::OkStatus();
+  const auto& command = config_.disk_server().command();
+  STILL_ASSIGN_OR_RETURN(disk_server_, DiskServer::Start({.command = {command.begin(), command.end()},
+                                                          .socket_path = JoinPath(directory_, kDiskServerSocket),
+                                                          .secret = std::move(secret)}));
   return absl::OkStatus();
 }
 
@@ -282,6 +298,25 @@ absl::Status Session::BecomeItself(sessionpb::LaunchReport& report) {
   return absl::OkStatus();
 }
 
+void Session::DescribeLazyDisks(sessionpb::DescribeResponse& out) {
+  if (disk_keeper_ == nullptr) return;
+  out.set_disk_trouble(disk_keeper_->trouble());
+  absl::StatusOr<std::vector<LazyDiskState>> states = vm_->lazy_disks()->Query();
+  if (!states.ok()) return;
+  for (const LazyDiskState& state : *states) {
+    if (state.complete) continue;
+    sessionpb::LazyDisk& disk = *out.add_lazy_disks();
+    disk.set_name(state.name);
+    disk.set_size(state.size);
+    disk.set_hydrated(state.hydrated);
+    disk.set_hydrating(state.hydrating);
+  }
+}
+
+void Session::Hydrate(uint64_t bytes_per_second) {
+  if (disk_keeper_ != nullptr) disk_keeper_->Hydrate(bytes_per_second);
+}
+
 sessionpb::DescribeResponse Session::Describe() {
   sessionpb::DescribeResponse out;
   out.set_name(config_.name());
@@ -317,6 +352,7 @@ sessionpb::DescribeResponse Session::Describe() {
     *out.mutable_end() = *end;
     return out;
   }
+  DescribeLazyDisks(out);
   absl::StatusOr<bool> paused = vm_->IsPaused();
   out.set_state(paused.ok() && *paused ? sessionpb::DescribeResponse::PAUSED : sessionpb::DescribeResponse::RUNNING);
   if (link_ == nullptr || !link_->ever_connected()) return out;

@@ -24,6 +24,8 @@
 #include "proto/aliases.h"
 #include "proto/session.pb.h"
 #include "session/capture/critical_window.h"
+#include "session/disk_keeper.h"
+#include "session/disk_server.h"
 #include "session/guest/guest_link.h"
 #include "session/hypervisor/hypervisor.h"
 #include "session/vsock/vsock_host.h"
@@ -60,6 +62,7 @@ class SessionClient {
 struct StartOptions {
   std::string directory;  // The session's: exists, mode 0700. Sockets and logs are made in it.
   OwnedFd ram;            // With config.restore: the memory image, writable, consumed.
+  OwnedFd disk_secret;    // With config.disk_server: the passphrase it needs, or invalid.
   Clock* clock = &Clock::Real();
   // The hypervisor; empty: chosen by config.machine.hypervisor.
   std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&)> start_vm;
@@ -96,6 +99,9 @@ class Session {
   // frozen file systems or with its source's random numbers is never offered as running.
   absl::StatusOr<sessionpb::LaunchReport> Continue(absl::Duration agent_timeout);
 
+  // Copies what lazily restored disks still lack, in the background. No-op without such disks.
+  void Hydrate(uint64_t bytes_per_second);
+
   sessionpb::DescribeResponse Describe();
 
   // For the control service, which runs captures. The VM stays valid as long as the session.
@@ -116,6 +122,7 @@ class Session {
 
   Session(sessionpb::SessionConfig config, StartOptions options);
   absl::Status StartVsock();
+  absl::Status StartDiskServer(OwnedFd secret);
   absl::StatusOr<VmConfig> MakeVmConfig(OwnedFd ram);
   void FillMachine();
   absl::Status RunRestored(absl::Duration agent_timeout, sessionpb::LaunchReport& report);
@@ -123,6 +130,7 @@ class Session {
   void WatchExit();
   void WatchTimeLimit();
   // Records an end unless there is one, and ends the VM.
+  void DescribeLazyDisks(sessionpb::DescribeResponse& out);
   static void EndWith(End& end, SessionEnd how);
 
   sessionpb::SessionConfig config_;
@@ -135,10 +143,12 @@ class Session {
   absl::Duration started_monotonic_;
   SerialExecutor executor_{"session"};
   std::unique_ptr<VsockHost> vsock_;
-  std::shared_ptr<GuestLink> link_;  // Shared with SessionClients.
+  std::shared_ptr<GuestLink> link_;          // Shared with SessionClients.
+  std::unique_ptr<DiskServer> disk_server_;  // Until disk_keeper_ has it.
   std::unique_ptr<Vm> vm_;
   absl::Mutex identity_mutex_;
   std::optional<guestpb::AdoptIdentityResponse> identity_ ABSL_GUARDED_BY(identity_mutex_);
+  std::unique_ptr<DiskKeeper> disk_keeper_;  // Null without lazily restored disks.
   std::shared_ptr<End> end_ = std::make_shared<End>();
   std::thread exit_watcher_;
   std::thread time_limit_watcher_;

@@ -76,6 +76,9 @@ absl::Status CheckDisks(const sessionpb::SessionConfig& config) {
     }
     STILL_RETURN_IF_ERROR(CheckReadable(disk.path(), "disk"));
     STILL_RETURN_IF_ERROR(CheckFormat(disk));
+    if (!disk.backing_export().empty() && !config.has_disk_server()) {
+      return absl::InvalidArgumentError(absl::StrCat("disk ", disk.name(), " lies over an export that nobody serves"));
+    }
   }
   return absl::OkStatus();
 }
@@ -140,7 +143,9 @@ absl::StatusOr<VmConfig> BaseVmConfig(const sessionpb::SessionConfig& config, co
                         .path = config.disks(i).path(),
                         .format = config.disks(i).format(),
                         .read_only = machine.disks(i).read_only(),
-                        .serial = machine.disks(i).serial()});
+                        .serial = machine.disks(i).serial(),
+                        .backing_export = config.disks(i).backing_export(),
+                        .backing_socket = kDiskServerSocket});
   }
   for (const manifestpb::Nic& nic : machine.nics()) {
     vm.nics.push_back({.name = nic.name(), .mac = nic.mac(), .kind = nic.kind(), .link_up = !config.has_identity()});

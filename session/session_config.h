@@ -14,6 +14,9 @@
 
 namespace still::session {
 
+// The disk server's socket, in the session's directory.
+inline constexpr char kDiskServerSocket[] = "disks.sock";
+
 // Session names appear in paths, host names and on command lines: [a-z0-9][a-z0-9-]{0,62}, as a DNS label.
 absl::Status ValidateSessionName(const std::string& name);
 

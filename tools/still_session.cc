@@ -29,6 +29,7 @@ struct Arguments {
   std::string directory;
   int report_fd = -1;
   int ram_fd = -1;
+  int disk_secret_fd = -1;
 };
 
 // Tells whoever started us, once, and closes the pipe.
@@ -80,6 +81,8 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
   session::StartOptions options;
   options.directory = arguments.directory;
   options.ram = OwnedFd(arguments.ram_fd);
+  options.disk_secret = OwnedFd(arguments.disk_secret_fd);
+  if (options.disk_secret.valid()) ::fcntl(options.disk_secret.get(), F_SETFD, FD_CLOEXEC);
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, Session::Start(config, std::move(options)));
   signals.Watch(session->stop_handle());
 
@@ -97,6 +100,7 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
     }
   }
   if (!ready.ok()) session->Stop();
+  if (ready.ok() && config.disk_server().hydrate()) session->Hydrate(config.disk_server().hydrate_bytes_per_second());
   Report(report, ready);
 
   session::SessionEnd end = session->Wait();
@@ -117,6 +121,7 @@ int main(int argc, char** argv) {
   still::Arguments arguments;
   app.add_option("--directory", arguments.directory, "The session's directory, with its session.json")->required();
   app.add_option("--report-fd", arguments.report_fd, "Descriptor for one line: ready, or the error");
+  app.add_option("--disk-secret-fd", arguments.disk_secret_fd, "Descriptor of what the disk server needs");
   app.add_option("--ram-fd", arguments.ram_fd, "Descriptor of the memory image to continue");
   CLI11_PARSE(app, argc, argv);
   still::SetLogLevel(still::LogLevel::kInfo);

@@ -80,6 +80,12 @@ grpc::Status ControlService::EndCapture(grpc::ServerContext*, const sessionpb::E
   return ToGrpc(captures_.End(*request));
 }
 
+grpc::Status ControlService::Hydrate(grpc::ServerContext*, const sessionpb::HydrateRequest* request,
+                                     sessionpb::HydrateResponse*) {
+  session_.Hydrate(request->bytes_per_second());
+  return grpc::Status::OK;
+}
+
 absl::StatusOr<std::unique_ptr<grpc::Server>> ServeControl(ControlService& service, const std::string& path) {
   STILL_RETURN_IF_ERROR(RemoveFile(path));
   grpc::ServerBuilder builder;

@@ -31,6 +31,8 @@ class ControlService final : public sessionpb::SessionControl::Service {
                             grpc::ServerWriter<sessionpb::CaptureEvent>* writer) override;
   grpc::Status EndCapture(grpc::ServerContext*, const sessionpb::EndCaptureRequest*,
                           sessionpb::EndCaptureResponse*) override;
+  grpc::Status Hydrate(grpc::ServerContext*, const sessionpb::HydrateRequest* request,
+                       sessionpb::HydrateResponse*) override;
 
  private:
   Session& session_;

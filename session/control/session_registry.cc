@@ -173,7 +173,8 @@ absl::Status SessionRegistry::End(const std::string& name, absl::Duration timeou
 }
 
 absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb::SessionConfig& config,
-                                                                const OwnedFd& ram, absl::Duration timeout) const {
+                                                                const OwnedFd& ram, absl::Duration timeout,
+                                                                const OwnedFd& disk_secret) const {
   std::string directory = Directory(config.name());
   STILL_RETURN_IF_ERROR(WriteJson(JoinPath(directory, "session.json"), config));
   STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("still-session", "STILL_SESSION_PROGRAM"));
@@ -190,6 +191,10 @@ absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb:
   if (ram.valid()) {
     options.argv.insert(options.argv.end(), {"--ram-fd", absl::StrCat(ram.get())});
     options.inherited_fds.push_back(ram.get());
+  }
+  if (disk_secret.valid()) {
+    options.argv.insert(options.argv.end(), {"--disk-secret-fd", absl::StrCat(disk_secret.get())});
+    options.inherited_fds.push_back(disk_secret.get());
   }
   options.working_directory = "/";
   options.stderr_fd = log.get();

@@ -56,9 +56,10 @@ class SessionRegistry {
 
   // Starts still-session for a directory made by Create, in the background, and waits until it is ready (booted to its
   // agent, or restored and thawed) or has failed; its error is returned then. `ram`: the memory image of a restore. The
-  // program is looked up beside the running one, or in STILL_SESSION_PROGRAM. `ram` is borrowed.
+  // program is looked up beside the running one, or in STILL_SESSION_PROGRAM. `ram` is borrowed,
+  // and so is `disk_secret`: what config.disk_server needs, or invalid.
   absl::StatusOr<sessionpb::LaunchReport> Launch(const sessionpb::SessionConfig& config, const OwnedFd& ram,
-                                                 absl::Duration timeout) const;
+                                                 absl::Duration timeout, const OwnedFd& disk_secret = OwnedFd()) const;
 
  private:
   std::vector<std::string> Names() const;

@@ -125,6 +125,26 @@ class VmCapture {
   virtual void Cancel() = 0;
 };
 
+struct LazyDiskState {
+  std::string name;
+  uint64_t size = 0;      // Bytes.
+  uint64_t hydrated = 0;  // Bytes that the running hydration has passed.
+  bool hydrating = false;
+  bool complete = false;  // The server is not needed any more.
+};
+
+// The disks of a VM that lack something which a server still has. Thread-safe.
+class LazyDisks {
+ public:
+  virtual ~LazyDisks() = default;
+  virtual absl::StatusOr<std::vector<LazyDiskState>> Query() = 0;
+  // Begins to copy what they lack, or sets the rate of what runs; 0: as fast as it goes. No-op for complete ones. A
+  // server that fails ends it; then it can be begun again.
+  virtual absl::Status Hydrate(uint64_t bytes_per_second) = 0;
+  // The vcpus are stopped because a disk could not be read or written. Vm::Resume() has it tried again.
+  virtual absl::StatusOr<bool> Held() = 0;
+};
+
 // A running VM. Thread-safe unless said otherwise. The destructor ends the VM by force and leaves no process behind.
 class Vm {
  public:
@@ -137,6 +157,8 @@ class Vm {
   // Starts the vcpus of a VM that was started with incoming state, or heals one that was found paused. Idempotent.
   virtual absl::Status Resume() = 0;
   virtual absl::Status SetLink(const std::string& nic, bool up) = 0;
+  // Null when no disk was started with a backing export.
+  virtual LazyDisks* lazy_disks() { return nullptr; }
   // Everything that can be done while the VM runs (fleecing files, NBD server, parameters, descriptors, priming), and
   // the undo of all of it. `memory_sink`: a connected socket that will receive the memory stream; invalid without
   // memory.

@@ -19,6 +19,10 @@ struct DiskConfig {
   std::string format;
   bool read_only = false;
   std::string serial;
+  // What this file (qcow2) does not have yet: an export of an NBD server on a socket in VmConfig::directory. Empty: the
+  // file has everything. A read that the server cannot answer holds the guest instead of failing.
+  std::string backing_export;
+  std::string backing_socket;  // Name in that directory.
 };
 
 struct NicConfig {

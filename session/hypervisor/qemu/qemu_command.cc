@@ -11,6 +11,7 @@
 #include "absl/strings/str_replace.h"
 #include "base/check.h"
 #include "nlohmann/json.hpp"
+#include "session/hypervisor/qemu/qemu_lazy_disk.h"
 
 namespace still::session {
 namespace {
@@ -20,6 +21,10 @@ using nlohmann::json;
 constexpr uint64_t kMemoryAlignment = 2u << 20;
 constexpr size_t kMaxDiskName = 32;
 constexpr size_t kMaxSerial = 20;  // virtio specification 1.1, 5.2.6.1: VIRTIO_BLK_ID_BYTES.
+
+// How long a read of a lazily restored disk waits for a server that is being started again before the guest is held. A
+// capture's pause may have to wait as long, so it is short.
+constexpr int kReconnectSeconds = 3;
 
 // PCI slots on the root bus. 0x00 is the host bridge, 0x1f the chipset.
 constexpr int kRngSlot = 0x02;
@@ -75,15 +80,14 @@ void AddBoot(const VmConfig& config, std::vector<std::string>& argv) {
   } else if (firmware != "seabios") {
     argv.insert(argv.end(), {"-bios", firmware});
   }
-  // Saved memory has its kernel in it, and a reset ends the VM: nobody would ever ask for it.
-  if (config.kernel.empty() || config.incoming.has_value()) return;
+  if (config.kernel.empty()) return;
   argv.insert(argv.end(), {"-kernel", config.kernel});
   if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", config.initrd});
   if (!config.cmdline.empty()) argv.insert(argv.end(), {"-append", config.cmdline});
 }
 
 // `boot`: the firmware starts from it; with a kernel of our own QEMU takes that place itself.
-void AddDisk(const DiskConfig& disk, size_t index, bool boot, std::vector<std::string>& argv) {
+void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std::vector<std::string>& argv) {
   struct stat info {};
   bool block_device = ::stat(disk.path.c_str(), &info) == 0 && S_ISBLK(info.st_mode);
   std::string file_node = absl::StrCat(DiskNode(index), "-file");
@@ -102,6 +106,19 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, std::vector<std::s
                                        DiskNode(index), kFirstDiskSlot + static_cast<int>(index));
   if (!disk.serial.empty()) absl::StrAppend(&device, ",serial=", Escaped(disk.serial));
   if (boot) absl::StrAppend(&device, ",bootindex=0");
+  if (!disk.backing_export.empty()) {
+    json base = {
+        {"driver", "nbd"},
+        {"node-name", LazyBaseNode(index)},
+        {"read-only", true},
+        {"export", disk.backing_export},
+        {"reconnect-delay", kReconnectSeconds},
+        {"server", {{"type", "unix"}, {"path", absl::StrCat("/proc/self/fd/", directory, "/", disk.backing_socket)}}}};
+    argv.insert(argv.end(), {"-blockdev", DumpJson(base)});
+    format["backing"] = LazyBaseNode(index);
+    // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
+    absl::StrAppend(&device, ",rerror=stop,werror=stop");
+  }
   argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format), "-device", device});
 }
 
@@ -116,7 +133,7 @@ void AddNic(const NicConfig& nic, size_t index, std::vector<std::string>& argv) 
   argv.insert(argv.end(), {"-netdev", netdev, "-device", device});
 }
 
-void AddDevices(const VmConfig& config, std::vector<std::string>& argv) {
+void AddDevices(const VmConfig& config, int directory, std::vector<std::string>& argv) {
   argv.insert(argv.end(), {"-device", absl::StrFormat("virtio-rng-pci,id=rng,bus=pcie.0,addr=0x%x", kRngSlot)});
   if (config.vsock.has_value()) {
     // seqpacket=off: the kernel's and the user-space back end must look the same to a guest that moves between them.
@@ -129,7 +146,8 @@ void AddDevices(const VmConfig& config, std::vector<std::string>& argv) {
     argv.insert(argv.end(), {"-device", absl::StrCat("vmgenid,id=generation,guid=", config.generation_id)});
   }
   for (size_t i = 0; i < config.nics.size(); ++i) AddNic(config.nics[i], i, argv);
-  for (size_t i = 0; i < config.disks.size(); ++i) AddDisk(config.disks[i], i, i == 0 && config.kernel.empty(), argv);
+  for (size_t i = 0; i < config.disks.size(); ++i)
+    AddDisk(config.disks[i], i, i == 0 && config.kernel.empty(), directory, argv);
 }
 
 absl::Status CheckDisks(const VmConfig& config) {
@@ -150,6 +168,9 @@ absl::Status CheckDisks(const VmConfig& config) {
           absl::StrCat("disk ", disk.name, ": format \"", disk.format, "\" is not known; use raw or qcow2"));
     }
     if (disk.path.empty()) return absl::InvalidArgumentError(absl::StrCat("disk ", disk.name, " has no path"));
+    if (!disk.backing_export.empty() && disk.format != "qcow2") {
+      return absl::InvalidArgumentError(absl::StrCat("disk ", disk.name, ": only a qcow2 file lies over an export"));
+    }
     if (disk.serial.size() > kMaxSerial) {
       return absl::InvalidArgumentError(
           absl::StrCat("disk ", disk.name, ": a serial number has at most ", kMaxSerial, " characters"));
@@ -244,7 +265,7 @@ std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& 
   argv.insert(argv.end(), {"-mon", "chardev=qmp,mode=control"});
   argv.insert(argv.end(), {"-chardev", absl::StrCat("socket,id=console,fd=", descriptors.console)});
   argv.insert(argv.end(), {"-serial", "chardev:console"});
-  AddDevices(config, argv);
+  AddDevices(config, descriptors.directory, argv);
   bool link_down = std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& n) { return !n.link_up; });
   if (config.incoming.has_value()) argv.insert(argv.end(), {"-incoming", "defer"});
   // Paused at first where something has to be done before the guest's first instruction.

@@ -26,6 +26,8 @@ inline constexpr size_t kMaxDisks = 16;
 struct QemuDescriptors {
   int qmp = -1;      // Connected socket that QEMU serves QMP on.
   int console = -1;  // Connected socket that gets what the guest writes to its first serial port.
+  // VmConfig::directory, when a disk has a backing export: a path through it is never too long for a socket's address.
+  int directory = -1;
 };
 
 // INVALID_ARGUMENT with one line that says what to change; checks form, not the existence of files.

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include "base/unix_socket.h"
 #include "session/hypervisor/qemu/qemu_capture.h"
 #include "session/hypervisor/qemu/qemu_command.h"
+#include "session/hypervisor/qemu/qemu_lazy_disk.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
 #include "session/hypervisor/qemu/qemu_process.h"
 
@@ -40,6 +42,7 @@ class QemuVm : public Vm {
         description_(std::move(description)),
         nics_(std::move(nics)),
         guest_shut_down_(std::move(guest_shut_down)),
+        lazy_disks_(machine_),
         process_(std::move(process)) {}
   ~QemuVm() override {
     Kill();
@@ -51,6 +54,8 @@ class QemuVm : public Vm {
   absl::StatusOr<bool> IsPaused() override { return QueryPaused(*machine_->qmp); }
   absl::Status Resume() override { return ResumeVcpus(*machine_->qmp); }
 
+  LazyDisks* lazy_disks() override { return lazy_disks_.empty() ? nullptr : &lazy_disks_; }
+
   absl::Status SetLink(const std::string& nic, bool up) override {
     if (std::find(nics_.begin(), nics_.end(), nic) == nics_.end()) {
       return absl::NotFoundError(absl::StrCat("no network card ", nic));
@@ -60,6 +65,11 @@ class QemuVm : public Vm {
 
   absl::StatusOr<std::unique_ptr<VmCapture>> PrepareCapture(const CaptureOptions& options,
                                                             OwnedFd memory_sink) override {
+    if (!lazy_disks_.empty()) {
+      STILL_ASSIGN_OR_RETURN(bool held, lazy_disks_.Held());
+      if (held) return absl::UnavailableError("the guest is held because a disk cannot be read; see `still ps`");
+      lazy_disks_.Rest();
+    }
     return PrepareQemuCapture(machine_, options, std::move(memory_sink));
   }
 
@@ -76,6 +86,7 @@ class QemuVm : public Vm {
   const VmDescription description_;
   const std::vector<std::string> nics_;
   const std::shared_ptr<std::atomic<bool>> guest_shut_down_;  // Shared with the QMP reader, which may live longer.
+  QemuLazyDisks lazy_disks_;
   const std::unique_ptr<QemuProcess> process_;
 };
 
@@ -214,10 +225,15 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   QemuProcess::Options launch{.console = std::move(console.first),
                               .console_log = JoinPath(config.directory, "console.log"),
                               .stderr_log = JoinPath(config.directory, "qemu.log")};
+  STILL_ASSIGN_OR_RETURN(OwnedFd directory, OpenFile(config.directory, O_PATH | O_DIRECTORY));
   std::vector<std::string> command =
-      QemuCommand(QemuBinary(options), config, {.qmp = qmp.second.get(), .console = console.second.get()});
+      QemuCommand(QemuBinary(options), config,
+                  {.qmp = qmp.second.get(), .console = console.second.get(), .directory = directory.get()});
   launch.process.argv = command;
   launch.process.inherited_fds = {qmp.second.get(), console.second.get()};
+  const bool lazy = std::any_of(config.disks.begin(), config.disks.end(),
+                                [](const DiskConfig& disk) { return !disk.backing_export.empty(); });
+  if (lazy) launch.process.inherited_fds.push_back(directory.get());
   if (config.incoming.has_value()) launch.process.inherited_fds.push_back(config.incoming->ram.get());
   if (config.vsock.has_value()) {
     std::vector<int>& fds = launch.process.inherited_fds;

@@ -1,0 +1,130 @@
+#include "session/disk_keeper.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+namespace still::session {
+namespace {
+
+// How often the disks are looked at.
+constexpr absl::Duration kTick = absl::Milliseconds(250);
+constexpr absl::Duration kFirstRetry = absl::Milliseconds(500);
+constexpr absl::Duration kLongestRetry = absl::Seconds(15);
+
+}  // namespace
+
+bool DiskKeeper::Retry::Due() const { return Clock::Real().Monotonic() >= next; }
+
+void DiskKeeper::Retry::Failed() {
+  delay = std::clamp(delay * 2, kFirstRetry, kLongestRetry);
+  next = Clock::Real().Monotonic() + delay;
+}
+
+DiskKeeper::DiskKeeper(Vm& vm, std::unique_ptr<DiskServer> server, std::string source)
+    : vm_(vm), source_(std::move(source)), server_(std::move(server)), thread_([this] { Keep(); }) {}
+
+DiskKeeper::~DiskKeeper() {
+  {
+    absl::MutexLock lock(&mutex_);
+    ending_ = true;
+  }
+  thread_.join();
+}
+
+void DiskKeeper::Hydrate(uint64_t bytes_per_second) {
+  absl::MutexLock lock(&mutex_);
+  hydration_wanted_ = hydration_asked_ = true;
+  bytes_per_second_ = bytes_per_second;
+}
+
+std::string DiskKeeper::trouble() const {
+  absl::MutexLock lock(&mutex_);
+  return trouble_;
+}
+
+void DiskKeeper::Keep() {
+  while (!Tend()) {
+    absl::MutexLock lock(&mutex_);
+    if (mutex_.AwaitWithTimeout(absl::Condition(&ending_), kTick)) break;
+  }
+  server_.reset();
+}
+
+bool DiskKeeper::Tend() {
+  LazyDisks& disks = *vm_.lazy_disks();
+  absl::StatusOr<bool> held = disks.Held();
+  if (!held.ok()) return false;  // The VM is on its way out, or busy: its session knows.
+  if (*held) {
+    if (go_on_.Due()) LetGoOn();
+    return false;
+  }
+  absl::StatusOr<std::vector<LazyDiskState>> states = disks.Query();
+  if (!states.ok()) return false;
+  auto complete = [](const LazyDiskState& state) { return state.complete; };
+  if (std::all_of(states->begin(), states->end(), complete)) {
+    LogInfo("the disks are complete", {{"source", source_}});
+    absl::MutexLock lock(&mutex_);
+    trouble_.clear();
+    return true;
+  }
+  uint64_t bytes_per_second;
+  bool asked;
+  {
+    absl::MutexLock lock(&mutex_);
+    // It has run on for as long as it would have been held again.
+    if (go_on_.delay > absl::ZeroDuration() && go_on_.Due()) {
+      LogInfo("the guest goes on", {{"source", source_}});
+      go_on_ = {};
+      trouble_.clear();
+    }
+    if (!hydration_wanted_) return false;
+    asked = std::exchange(hydration_asked_, false);
+    bytes_per_second = bytes_per_second_;
+  }
+  auto idle = [](const LazyDiskState& state) { return !state.complete && !state.hydrating; };
+  if (asked) hydrate_ = {};
+  if (asked || (std::any_of(states->begin(), states->end(), idle) && hydrate_.Due())) {
+    ContinueHydration(disks, bytes_per_second);
+  }
+  return false;
+}
+
+void DiskKeeper::LetGoOn() {
+  SetTrouble("the guest is held", server_->last_error());
+  absl::Status back = server_->Restart();
+  if (back.ok()) back = vm_.Resume();
+  if (!back.ok()) SetTrouble("the guest is held", std::string(back.message()));
+  // Also after a success: whether it can read now is seen by its being held again.
+  go_on_.Failed();
+}
+
+void DiskKeeper::ContinueHydration(LazyDisks& disks, uint64_t bytes_per_second) {
+  // A job that is gone and has not completed its disk has failed.
+  if (hydrate_.delay > absl::ZeroDuration()) {
+    SetTrouble("hydration is held", server_->last_error());
+    if (absl::Status back = server_->Restart(); !back.ok()) {
+      SetTrouble("hydration is held", std::string(back.message()));
+      hydrate_.Failed();
+      return;
+    }
+  }
+  if (absl::Status begun = disks.Hydrate(bytes_per_second); !begun.ok()) {
+    SetTrouble("hydration is held", std::string(begun.message()));
+  }
+  hydrate_.Failed();
+}
+
+void DiskKeeper::SetTrouble(const std::string& kind, const std::string& why) {
+  std::string trouble =
+      absl::StrCat(kind, ": ", why.empty() ? "the disk server does not answer" : why, " (", source_, ")");
+  LogWarning("a disk cannot be read", {{"trouble", trouble}});
+  absl::MutexLock lock(&mutex_);
+  trouble_ = std::move(trouble);
+}
+
+}  // namespace still::session

@@ -1,0 +1,63 @@
+// DiskKeeper: looks after the disks of a lazily restored session until they need nothing from outside any more.
+//
+// A read that the disk server cannot answer holds the guest. The keeper then starts the server again (its repository may
+// be back, or repaired) and lets the guest go on, again and again, less and less often; says meanwhile what could not be
+// read; hydrates when asked to; and ends the server when every disk is complete. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "base/status.h"
+#include "session/disk_server.h"
+#include "session/hypervisor/hypervisor.h"
+
+namespace still::session {
+
+class DiskKeeper {
+ public:
+  // `vm` has lazy disks and outlives the keeper. `source` names what the disks come from, for people.
+  DiskKeeper(Vm& vm, std::unique_ptr<DiskServer> server, std::string source);
+  ~DiskKeeper();
+
+  // From now on, until the disks are complete.
+  void Hydrate(uint64_t bytes_per_second);
+  // Why the guest is held, or hydration is; empty when all is well.
+  std::string trouble() const;
+
+ private:
+  // Something that is tried again, less and less often.
+  struct Retry {
+    absl::Duration next = absl::ZeroDuration();  // Clock::Monotonic().
+    absl::Duration delay = absl::ZeroDuration();
+    bool Due() const;
+    void Failed();
+  };
+
+  void Keep();
+  // True when nothing is left to do.
+  bool Tend();
+  void LetGoOn();
+  void ContinueHydration(LazyDisks& disks, uint64_t bytes_per_second);
+  void SetTrouble(const std::string& kind, const std::string& why);
+
+  Vm& vm_;
+  const std::string source_;
+  std::unique_ptr<DiskServer> server_;  // Of the keeper's thread, once it runs.
+  Retry go_on_;
+  Retry hydrate_;
+  mutable absl::Mutex mutex_;
+  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  bool hydration_wanted_ ABSL_GUARDED_BY(mutex_) = false;
+  bool hydration_asked_ ABSL_GUARDED_BY(mutex_) = false;  // Since it was last begun.
+  uint64_t bytes_per_second_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::string trouble_ ABSL_GUARDED_BY(mutex_);
+  std::thread thread_;
+};
+
+}  // namespace still::session

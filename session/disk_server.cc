@@ -1,0 +1,216 @@
+#include "session/disk_server.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/memory/memory.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/unix_socket.h"
+
+namespace still::session {
+namespace {
+
+constexpr size_t kMaxLine = 4096;
+// Between two starts of a program that ends by itself: at first at once, then less and less often.
+constexpr absl::Duration kFirstDelay = absl::Milliseconds(100);
+constexpr absl::Duration kLongestDelay = absl::Seconds(5);
+// To give its lease on the repository back. It only reads: nothing is lost when it does not get that far.
+constexpr absl::Duration kEndGrace = absl::Seconds(1);
+// The first bytes that every NBD server sends (doc/proto.md of the nbd project, "Newstyle negotiation").
+constexpr absl::string_view kGreeting = "NBDMAGIC";
+
+int PollMillis(absl::Duration duration) {
+  return static_cast<int>(absl::ToInt64Milliseconds(std::clamp(duration, absl::ZeroDuration(), absl::Hours(1)))) + 1;
+}
+
+void End(const ChildProcess& program, int signal) {
+  if (absl::Status ended = program.Kill(signal); !ended.ok()) {
+    LogError("the disk server could not be ended", {{"error", ended.ToString()}});
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DiskServer>> DiskServer::Start(Options options) {
+  auto server = absl::WrapUnique(new DiskServer(std::move(options)));
+  STILL_ASSIGN_OR_RETURN(server->listening_, ListenUnix(server->options_.socket_path));
+  server->wake_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!server->wake_.valid()) return ErrnoStatus(errno, "eventfd");
+  server->keeper_ = std::thread([raw = server.get()] { raw->Keep(); });
+  STILL_RETURN_IF_ERROR(server->AwaitServing(1));
+  return server;
+}
+
+DiskServer::~DiskServer() {
+  {
+    absl::MutexLock lock(&mutex_);
+    ending_ = true;
+  }
+  Wake();
+  if (keeper_.joinable()) keeper_.join();
+  ::unlink(options_.socket_path.c_str());
+}
+
+absl::Status DiskServer::Restart() {
+  uint64_t generation;
+  {
+    absl::MutexLock lock(&mutex_);
+    generation = wanted_ = generation_ + 1;
+    state_ = State::kStarting;
+  }
+  Wake();
+  return AwaitServing(generation);
+}
+
+absl::Status DiskServer::AwaitServing(uint64_t generation) {
+  absl::MutexLock lock(&mutex_);
+  auto settled = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return generation_ >= generation && state_ != State::kStarting;
+  };
+  if (!mutex_.AwaitWithTimeout(absl::Condition(&settled), options_.start_deadline)) {
+    return absl::DeadlineExceededError("the disk server does not serve");
+  }
+  if (state_ == State::kServing) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the disk server ended: ", last_error_.empty() ? "it said nothing" : last_error_));
+}
+
+bool DiskServer::serving() const {
+  absl::MutexLock lock(&mutex_);
+  return state_ == State::kServing;
+}
+
+std::string DiskServer::last_error() const {
+  absl::MutexLock lock(&mutex_);
+  return last_error_;
+}
+
+void DiskServer::Wake() const {
+  uint64_t one = 1;
+  // It can only fail when the counter is full, and then the keeper is awake anyway.
+  [[maybe_unused]] ssize_t written = ::write(wake_.get(), &one, sizeof one);
+}
+
+void DiskServer::SetState(State state) {
+  absl::MutexLock lock(&mutex_);
+  // A restart that was asked for meanwhile is about the next program.
+  if (generation_ >= wanted_) state_ = state;
+}
+
+// Only what nbdkit reports as an error explains anything to an operator; all of it is in the log.
+void DiskServer::Hear(absl::string_view text) {
+  for (char c : text) {
+    if (c != '\n') {
+      if (partial_line_.size() < kMaxLine) partial_line_ += c;
+      continue;
+    }
+    LogInfo("disk server", {{"said", partial_line_}});
+    if (size_t at = partial_line_.find("error: "); at != std::string::npos) {
+      absl::MutexLock lock(&mutex_);
+      last_error_ = partial_line_.substr(at + 7);
+    }
+    partial_line_.clear();
+  }
+}
+
+absl::StatusOr<ChildProcess> DiskServer::StartProgram(OwnedFd& stderr_read) {
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
+  stderr_read = OwnedFd(fds[0]);
+  OwnedFd stderr_write(fds[1]);
+  if (::fcntl(stderr_read.get(), F_SETFL, O_NONBLOCK) != 0) return ErrnoStatus(errno, "fcntl");
+  ProcessOptions process{.argv = options_.command, .working_directory = "/", .stderr_fd = stderr_write.get()};
+  process.end_with_parent = true;
+  process.argv.insert(process.argv.end(), {"--listen-fd", absl::StrCat(listening_.get())});
+  process.inherited_fds = {listening_.get()};
+  if (options_.secret.valid()) {
+    process.argv.insert(process.argv.end(), {"--passphrase-fd", absl::StrCat(options_.secret.get())});
+    process.inherited_fds.push_back(options_.secret.get());
+  }
+  return ChildProcess::Start(process);
+}
+
+void DiskServer::Keep() {
+  absl::Duration delay = kFirstDelay;
+  for (;;) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (ending_) return;
+      ++generation_;
+      wanted_ = std::max(wanted_, generation_);
+      state_ = State::kStarting;
+      last_error_.clear();
+    }
+    const absl::Duration begun = Clock::Real().Monotonic();
+    KeepOne();
+    SetState(State::kEnded);
+    delay = Clock::Real().Monotonic() - begun > kLongestDelay ? kFirstDelay : std::min(delay * 2, kLongestDelay);
+    absl::MutexLock lock(&mutex_);
+    auto asked = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ending_ || wanted_ > generation_; };
+    mutex_.AwaitWithTimeout(absl::Condition(&asked), delay);
+  }
+}
+
+// One run of the program, from its start to its end.
+void DiskServer::KeepOne() {
+  OwnedFd said;
+  absl::StatusOr<ChildProcess> program = StartProgram(said);
+  if (!program.ok()) {
+    absl::MutexLock lock(&mutex_);
+    last_error_ = std::string(program.status().message());
+    return;
+  }
+  // It greets whoever connects, once it can serve.
+  absl::StatusOr<OwnedFd> probe = ConnectUnix(options_.socket_path);
+  enum { kExit, kWake, kSaid, kProbe, kCount };
+  pollfd fds[kCount] = {{program->pidfd(), POLLIN, 0},
+                        {wake_.get(), POLLIN, 0},
+                        {said.get(), POLLIN, 0},
+                        {probe.ok() ? probe->get() : -1, POLLIN, 0}};
+  char buffer[4096];
+  auto hear = [&] {
+    ssize_t got;
+    while ((got = ::read(said.get(), buffer, sizeof buffer)) > 0) Hear({buffer, static_cast<size_t>(got)});
+    if (got == 0) fds[kSaid].fd = -1;
+  };
+  absl::Duration kill_at = absl::InfiniteDuration();
+  while ((fds[kExit].revents & POLLIN) == 0) {
+    const int ready = ::poll(fds, kCount, PollMillis(kill_at - Clock::Real().Monotonic()));
+    if (ready < 0) continue;
+    if (kill_at <= Clock::Real().Monotonic()) End(*program, SIGKILL);
+    if (fds[kWake].revents != 0) {
+      uint64_t count;
+      [[maybe_unused]] ssize_t got = ::read(wake_.get(), &count, sizeof count);
+      absl::MutexLock lock(&mutex_);
+      if ((ending_ || wanted_ > generation_) && kill_at == absl::InfiniteDuration()) {
+        End(*program, SIGTERM);
+        kill_at = Clock::Real().Monotonic() + kEndGrace;
+      }
+    }
+    if (fds[kSaid].revents != 0) hear();
+    if (fds[kProbe].revents != 0) {
+      const ssize_t got = ::read(fds[kProbe].fd, buffer, sizeof buffer);
+      if (got > 0 && absl::StartsWith(absl::string_view(buffer, static_cast<size_t>(got)), kGreeting)) {
+        SetState(State::kServing);
+      }
+      fds[kProbe].fd = -1;
+      probe->Reset();
+    }
+  }
+  hear();
+  absl::StatusOr<ProcessExit> exit = program->Wait(absl::ZeroDuration());
+  LogWarning("the disk server has ended", {{"how", exit.ok() ? exit->ToString() : exit.status().ToString()}});
+}
+
+}  // namespace still::session

@@ -1,0 +1,110 @@
+#include "session/hypervisor/qemu/qemu_lazy_disk.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "session/hypervisor/qemu/qemu_command.h"
+
+namespace still::session {
+namespace {
+
+using nlohmann::json;
+
+const json* FindBy(const json& list, const char* key, const std::string& value) {
+  auto found = std::find_if(list.begin(), list.end(), [&](const json& entry) { return TextAt(entry, key) == value; });
+  return found == list.end() ? nullptr : &*found;
+}
+
+uint64_t NumberAt(const json& object, const char* key) {
+  const json& value = Member(object, key);
+  return value.is_number_unsigned() ? value.get<uint64_t>() : 0;
+}
+
+}  // namespace
+
+std::string LazyBaseNode(size_t index) { return absl::StrCat(DiskNode(index), "-base"); }
+
+QemuLazyDisks::QemuLazyDisks(std::shared_ptr<QemuMachine> machine)
+    : machine_(std::move(machine)), disks_([this] {
+        std::vector<Disk> disks;
+        for (size_t i = 0; i < machine_->disks.size(); ++i) {
+          if (!machine_->disks[i].backing_export.empty())
+            disks.push_back({.index = i, .name = machine_->disks[i].name});
+        }
+        return disks;
+      }()) {}
+
+std::string QemuLazyDisks::JobId(const Disk& disk) { return absl::StrCat("hydrate-", DiskNode(disk.index)); }
+
+absl::StatusOr<std::vector<LazyDiskState>> QemuLazyDisks::Query() {
+  absl::MutexLock lock(&mutex_);
+  return QueryLocked();
+}
+
+absl::StatusOr<std::vector<LazyDiskState>> QemuLazyDisks::QueryLocked() {
+  std::vector<LazyDiskState> states;
+  if (disks_.empty()) return states;
+  QmpClient& qmp = *machine_->qmp;
+  // Jobs first: one that ends in between is then seen as neither running nor lacking anything.
+  STILL_ASSIGN_OR_RETURN(json jobs, qmp.Execute("query-block-jobs", json::object(), kCommandDeadline));
+  STILL_ASSIGN_OR_RETURN(json nodes, qmp.Execute("query-named-block-nodes", {{"flat", true}}, kCommandDeadline));
+  const bool wake = !machine_->capture_active && resting_.exchange(false);
+  for (const Disk& disk : disks_) {
+    const json* node = FindBy(nodes, "node-name", DiskNode(disk.index));
+    if (node == nullptr) return absl::InternalError(absl::StrCat("disk ", disk.name, " has no block node"));
+    LazyDiskState state{.name = disk.name, .size = NumberAt(Member(*node, "image"), "virtual-size")};
+    if (const json* job = FindBy(jobs, "device", JobId(disk))) {
+      state.hydrating = true;
+      state.hydrated = NumberAt(*job, "offset");
+      if (wake) STILL_RETURN_IF_ERROR(qmp.Run("block-job-resume", {{"device", JobId(disk)}}, kCommandDeadline));
+    } else if (Member(*node, "backing_file").is_null()) {
+      state.complete = true;
+      state.hydrated = state.size;
+      // Nothing lies over it any more: QEMU lets go of the server.
+      if (FindBy(nodes, "node-name", LazyBaseNode(disk.index)) != nullptr) {
+        json base = {{"node-name", LazyBaseNode(disk.index)}};
+        STILL_RETURN_IF_ERROR(qmp.Run("blockdev-del", base, kCommandDeadline));
+      }
+    }
+    states.push_back(std::move(state));
+  }
+  return states;
+}
+
+absl::Status QemuLazyDisks::Hydrate(uint64_t bytes_per_second) {
+  absl::MutexLock lock(&mutex_);
+  STILL_ASSIGN_OR_RETURN(std::vector<LazyDiskState> states, QueryLocked());
+  for (size_t i = 0; i < states.size(); ++i) {
+    if (states[i].complete) continue;
+    if (states[i].hydrating) {
+      json speed = {{"device", JobId(disks_[i])}, {"speed", bytes_per_second}};
+      STILL_RETURN_IF_ERROR(machine_->qmp->Run("block-job-set-speed", speed, kCommandDeadline));
+      continue;
+    }
+    // A job that meets an error ends, and is begun again by whoever sees that the server is back: what it has copied
+    // already it passes quickly.
+    json job = {{"job-id", JobId(disks_[i])}, {"device", DiskNode(disks_[i].index)}, {"speed", bytes_per_second}};
+    STILL_RETURN_IF_ERROR(machine_->qmp->Run("block-stream", job, kCommandDeadline));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> QemuLazyDisks::Held() {
+  // A capture's pause is its own: nobody may end it, also when a disk has failed right before.
+  if (machine_->capture_active) return false;
+  STILL_ASSIGN_OR_RETURN(json status, machine_->qmp->Execute("query-status", json::object(), kCommandDeadline));
+  return TextAt(status, "status") == "io-error";
+}
+
+void QemuLazyDisks::Rest() {
+  resting_ = true;
+  for (const Disk& disk : disks_) {
+    // Most often there is no such job; and one that cannot rest only makes the pause a little longer.
+    absl::Status paused = machine_->qmp->Run("block-job-pause", {{"device", JobId(disk)}}, kCommandDeadline);
+    if (!paused.ok() && !absl::IsNotFound(paused)) LogDebug("hydration goes on", {{"error", paused.ToString()}});
+  }
+}
+
+}  // namespace still::session

@@ -1,0 +1,48 @@
+// The lazily restored disks of one QEMU: overlays over NBD exports, completed by QEMU's own stream job.
+//
+// A read that the server cannot answer stops the vcpus (rerror=stop, run state "io-error") and is done again when they
+// go on: the guest never sees it. While a capture is under way the jobs rest, so that the pause waits for no server.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "base/status.h"
+#include "session/hypervisor/hypervisor.h"
+#include "session/hypervisor/qemu/qemu_machine.h"
+
+namespace still::session {
+
+// Of disk number `index`: the block node of what its overlay lies over ("disk0-base").
+std::string LazyBaseNode(size_t index);
+
+class QemuLazyDisks : public LazyDisks {
+ public:
+  explicit QemuLazyDisks(std::shared_ptr<QemuMachine> machine);
+
+  bool empty() const { return disks_.empty(); }
+  absl::StatusOr<std::vector<LazyDiskState>> Query() override;
+  absl::Status Hydrate(uint64_t bytes_per_second) override;
+  absl::StatusOr<bool> Held() override;
+  // For a capture: the jobs rest until Query() finds that it is over.
+  void Rest();
+
+ private:
+  struct Disk {
+    size_t index;
+    std::string name;
+  };
+  static std::string JobId(const Disk& disk);
+  absl::StatusOr<std::vector<LazyDiskState>> QueryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const std::shared_ptr<QemuMachine> machine_;  // Shared with the Vm and its captures.
+  const std::vector<Disk> disks_;
+  absl::Mutex mutex_;  // Held over a look at the disks and what follows from it.
+  std::atomic<bool> resting_ = false;
+};
+
+}  // namespace still::session
