@@ -41,6 +41,7 @@ class RestoreRun {
     STILL_RETURN_IF_ERROR(CheckNames(options_.sessions));
     STILL_ASSIGN_OR_RETURN(plan_, PlanRestore(repository_, options_, sessions_.root()));
     STILL_RETURN_IF_ERROR(ClaimNames());
+    STILL_ASSIGN_OR_RETURN(disk_secret_, DiskSecret(options_.lazy));
     const absl::Duration begun = Clock::Real().Monotonic();
     if (plan_.warm) {
       STILL_ASSIGN_OR_RETURN(memory_, LoadMemory(repository_, plan_, options_));
@@ -69,20 +70,23 @@ class RestoreRun {
     sessionpb::SessionConfig config = ConfigFor(plan_, options_, name);
     if (plan_.warm) config.mutable_restore()->set_private_mapping(memory_.shared);
     const std::string directory = sessions_.Directory(name);
+    const bool lazy = !options_.lazy.server_command.empty();
     STILL_RETURN_IF_ERROR(WriteSessionFiles(repository_, plan_.snapshot,
                                             {.directory = directory,
-                                             .boot_files = BootFileDirectory(sessions_),
                                              .used_as = directory,
+                                             .lazy_disks = lazy,
                                              .device_state = plan_.warm,
                                              .progress = options_.progress},
                                             config));
+    if (lazy) DescribeDiskServer(options_.lazy, plan_.snapshot.id(), config);
     configs_.push_back(std::move(config));
     return absl::OkStatus();
   }
 
   absl::StatusOr<std::vector<RestoredSession>> LaunchAll();
   absl::StatusOr<RestoredSession> LaunchOne(const sessionpb::SessionConfig& config) {
-    STILL_ASSIGN_OR_RETURN(RestoredSession restored, LaunchRestored(sessions_, config, memory_.fd, options_));
+    STILL_ASSIGN_OR_RETURN(RestoredSession restored,
+                           LaunchRestored(sessions_, config, memory_.fd, options_, disk_secret_));
     if (!plan_.note.empty()) restored.report.add_warnings(plan_.note);
     return restored;
   }
@@ -92,6 +96,7 @@ class RestoreRun {
   const RestoreOptions& options_;
   RestorePlan plan_;
   MemoryImage memory_;
+  OwnedFd disk_secret_;                            // Of lazy restores; invalid when their server needs none.
   std::vector<sessionpb::SessionConfig> configs_;  // In the order of options_.sessions.
   UndoStack undo_;
 };

@@ -16,6 +16,7 @@
 #include "proto/manifest.pb.h"
 #include "session/control/session_registry.h"
 #include "snapshot/hot_images.h"
+#include "snapshot/lazy_disk.h"
 #include "snapshot/progress.h"
 #include "store/repository.h"
 
@@ -36,6 +37,7 @@ struct RestoreOptions {
   sessionpb::SessionConfig::VsockBackend vsock_backend = sessionpb::SessionConfig::AUTOMATIC;
   absl::Duration agent_timeout = absl::Seconds(60);
   HotImageOptions hot = HotImageOptions::FromEnvironment();
+  LazyDiskOptions lazy;  // With a server: disks are read from the repository when they are needed.
   ProgressSink progress = [](const Progress&) {};
 };
 

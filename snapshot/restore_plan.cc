@@ -193,10 +193,6 @@ sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions
   return config;
 }
 
-std::string BootFileDirectory(const session::SessionRegistry& sessions) {
-  return JoinPath(sessions.root(), "boot-files");
-}
-
 absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const RestorePlan& plan,
                                        const RestoreOptions& options) {
   const Image* ram = FindImage(plan.snapshot, Image::ROLE_RAM);
@@ -212,10 +208,11 @@ absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const Rest
 
 absl::StatusOr<RestoredSession> LaunchRestored(const session::SessionRegistry& sessions,
                                                const sessionpb::SessionConfig& config, const OwnedFd& memory,
-                                               const RestoreOptions& options) {
+                                               const RestoreOptions& options, const OwnedFd& disk_secret) {
   const absl::Duration begun = Clock::Real().Monotonic();
   RestoredSession restored{.name = config.name(), .directory = sessions.Directory(config.name())};
-  STILL_ASSIGN_OR_RETURN(restored.report, sessions.Launch(config, memory, options.agent_timeout + kIdentityAllowance));
+  STILL_ASSIGN_OR_RETURN(restored.report,
+                         sessions.Launch(config, memory, options.agent_timeout + kIdentityAllowance, disk_secret));
   restored.started = Clock::Real().Monotonic() - begun;
   return restored;
 }

@@ -29,9 +29,6 @@ absl::StatusOr<RestorePlan> PlanRestore(store::Repository& repository, const Res
 // The configuration of one new session, without its files.
 sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions& options, const std::string& session);
 
-// Where the sessions' kernels are kept (boot_files.h).
-std::string BootFileDirectory(const session::SessionRegistry& sessions);
-
 struct MemoryImage {
   OwnedFd fd;
   bool shared = false;  // With other sessions, now or later: to be mapped privately.
@@ -44,6 +41,6 @@ absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const Rest
 // Starts the session whose files are complete.
 absl::StatusOr<RestoredSession> LaunchRestored(const session::SessionRegistry& sessions,
                                                const sessionpb::SessionConfig& config, const OwnedFd& memory,
-                                               const RestoreOptions& options);
+                                               const RestoreOptions& options, const OwnedFd& disk_secret = OwnedFd());
 
 }  // namespace still::snapshot

@@ -6,10 +6,9 @@
 #include <cerrno>
 #include <memory>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
-#include "snapshot/boot_files.h"
+#include "snapshot/lazy_disk.h"
 
 namespace still::snapshot {
 namespace {
@@ -32,20 +31,15 @@ class Writer {
     return JoinPath(options_.used_as, name);
   }
 
-  // The same for what is only read, and is the same in many sessions.
-  absl::StatusOr<std::string> Link(const Image& image, const std::string& name) const {
-    auto write = [&](int fd) { return WriteImage(repository_, snapshot_, image, fd, options_.progress); };
-    const std::string key = absl::StrCat(repository_.id(), "-", absl::BytesToHexString(image.root()));
-    STILL_RETURN_IF_ERROR(BootFiles(options_.boot_files).LinkTo(key, JoinPath(options_.directory, name), write));
-    return JoinPath(options_.used_as, name);
-  }
-
   absl::Status WriteDisk(const manifestpb::Disk& disk, sessionpb::DiskFile& file) const {
     const Image* found = nullptr;
     for (const Image& image : snapshot_.images()) {
       if (image.role() == Image::ROLE_DISK && image.name() == disk.name()) found = &image;
     }
     if (found == nullptr) return absl::DataLossError(absl::StrCat("the snapshot has no image of disk ", disk.name()));
+    if (options_.lazy_disks && CanBeLazy(disk)) {
+      return MakeLazyDisk(*found, JoinPath(options_.directory, absl::StrCat(disk.name(), ".qcow2")), file);
+    }
     file.set_format("raw");
     STILL_ASSIGN_OR_RETURN(std::string path, Write(*found, absl::StrCat(disk.name(), ".raw")));
     file.set_path(path);
@@ -82,10 +76,10 @@ absl::Status WriteSessionFiles(store::Repository& repository, const manifestpb::
     if (!options.without_disks.contains(disk.name())) STILL_RETURN_IF_ERROR(writer.WriteDisk(disk, file));
   }
   if (const Image* kernel = FindImage(snapshot, Image::ROLE_KERNEL)) {
-    STILL_ASSIGN_OR_RETURN(*config.mutable_kernel(), writer.Link(*kernel, "kernel"));
+    STILL_ASSIGN_OR_RETURN(*config.mutable_kernel(), writer.Write(*kernel, "kernel"));
   }
   if (const Image* initrd = FindImage(snapshot, Image::ROLE_INITRD)) {
-    STILL_ASSIGN_OR_RETURN(*config.mutable_initrd(), writer.Link(*initrd, "initrd"));
+    STILL_ASSIGN_OR_RETURN(*config.mutable_initrd(), writer.Write(*initrd, "initrd"));
   }
   if (!options.device_state) return absl::OkStatus();
   const Image* devices = FindImage(snapshot, Image::ROLE_DEVICE_STATE);
