@@ -71,13 +71,23 @@ absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
 }
 
 absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepository(store::RepositoryOptions options) const {
-  options.path = repository_;
-  STILL_ASSIGN_OR_RETURN(options.credentials, GivenCredentials());
-  absl::StatusOr<std::unique_ptr<store::Repository>> opened = store::Repository::Open(options);
-  if (opened.ok() || !absl::IsUnauthenticated(opened.status()) || !options.credentials.empty()) return opened;
-  STILL_ASSIGN_OR_RETURN(options.credentials.passphrase,
-                         AskPassphrase(absl::StrCat("Passphrase of ", repository_, ": ")));
-  return store::Repository::Open(options);
+  STILL_ASSIGN_OR_RETURN(RepositoryAccess access, OpenRepositoryWithAccess(std::move(options)));
+  return std::move(access.repository);
+}
+
+absl::StatusOr<RepositoryAccess> Context::OpenRepositoryWithAccess(store::RepositoryOptions options) const {
+  RepositoryAccess access{.repository = nullptr, .options = std::move(options)};
+  access.options.path = repository_;
+  STILL_ASSIGN_OR_RETURN(access.options.credentials, GivenCredentials());
+  absl::StatusOr<std::unique_ptr<store::Repository>> opened = store::Repository::Open(access.options);
+  if (absl::IsUnauthenticated(opened.status()) && access.options.credentials.empty()) {
+    STILL_ASSIGN_OR_RETURN(access.options.credentials.passphrase,
+                           AskPassphrase(absl::StrCat("Passphrase of ", repository_, ": ")));
+    opened = store::Repository::Open(access.options);
+  }
+  if (!opened.ok()) return opened.status();
+  access.repository = *std::move(opened);
+  return access;
 }
 
 snapshot::ProgressSink Context::MakeProgress() {

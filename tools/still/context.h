@@ -14,6 +14,11 @@
 
 namespace still::cli {
 
+struct RepositoryAccess {
+  std::unique_ptr<store::Repository> repository;
+  store::RepositoryOptions options;
+};
+
 class Context {
  public:
   // Adds the global options to the application.
@@ -23,6 +28,8 @@ class Context {
   // The repository by --repo, STILL_REPO or the default; an encrypted one asks for its passphrase on the terminal when
   // none is given (STILL_PASSPHRASE, STILL_KEY_FILE, --key-file). Path and credentials are filled in here.
   absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepository(store::RepositoryOptions options = {}) const;
+  // The same, and how it was opened: for a program that has to open it again.
+  absl::StatusOr<RepositoryAccess> OpenRepositoryWithAccess(store::RepositoryOptions options = {}) const;
   const std::string& repository_path() const { return repository_; }
   absl::StatusOr<store::Credentials> GivenCredentials() const;
   session::SessionRegistry sessions() const { return session::SessionRegistry(state_); }
@@ -66,6 +73,10 @@ void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list,
 void AddForgetCommands(CLI::App& app, Context& context);      // forget, hold, release
 void AddRestoreCommands(CLI::App& app, Context& context);     // restore, rollback, hot
 void AddTransferCommands(CLI::App& app, Context& context);    // import, export
+void AddServeCommand(CLI::App& app, Context& context);        // serve
+void AddHydrateCommand(CLI::App& app, Context& context);      // hydrate
+void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
+void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
 
 }  // namespace still::cli

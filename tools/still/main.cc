@@ -22,6 +22,10 @@ int main(int argc, char** argv) {
   still::cli::AddRestoreCommands(app, context);
   still::cli::AddForgetCommands(app, context);
   still::cli::AddTransferCommands(app, context);
+  still::cli::AddServeCommand(app, context);
+  still::cli::AddHydrateCommand(app, context);
+  still::cli::AddMountCommands(app, context);
+  still::cli::AddFileCommands(app, context);
   still::cli::AddDoctorCommand(app, context);
   try {
     app.parse(argc, argv);

@@ -1,4 +1,5 @@
 // restore, rollback, hot.
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <utility>
@@ -41,7 +42,27 @@ struct RestoreArguments {
   uint32_t vcpus = 0;
   std::string accelerator;
   std::string agent_timeout = "60s";
+  bool lazy = false;
+  bool no_hydrate = false;
+  std::string hydrate_rate;
 };
+
+// The disks of a lazy restore are served by this same program, and opened as the repository was opened now.
+absl::StatusOr<snapshot::LazyDiskOptions> LazyDisks(const store::RepositoryOptions& opened,
+                                                    const RestoreArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(std::string self, session::FindSibling("still", "STILL_PROGRAM"));
+  snapshot::LazyDiskOptions lazy{.passphrase = opened.credentials.passphrase, .hydrate = !arguments.no_hydrate};
+  lazy.server_command = {self, "--repo", std::filesystem::absolute(opened.path).string()};
+  if (lazy.passphrase.empty() && !opened.credentials.key_file.empty()) {
+    lazy.server_command.insert(lazy.server_command.end(),
+                               {"--key-file", std::filesystem::absolute(opened.credentials.key_file).string()});
+  }
+  lazy.server_command.emplace_back("serve");
+  if (!arguments.hydrate_rate.empty()) {
+    STILL_ASSIGN_OR_RETURN(lazy.hydrate_bytes_per_second, ParseBytes(arguments.hydrate_rate));
+  }
+  return lazy;
+}
 
 absl::Status Restore(Context& context, const RestoreArguments& arguments) {
   snapshot::RestoreOptions options{.snapshot = arguments.snapshot,
@@ -58,9 +79,13 @@ absl::Status Restore(Context& context, const RestoreArguments& arguments) {
     STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseBytes(arguments.memory));
   }
   STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDuration(arguments.agent_timeout));
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(RepositoryAccess access, context.OpenRepositoryWithAccess());
+  if (arguments.lazy) {
+    STILL_ASSIGN_OR_RETURN(options.lazy, LazyDisks(access.options, arguments));
+  }
   options.progress = context.MakeProgress();
-  absl::StatusOr<snapshot::Restored> restored = snapshot::RestoreSnapshot(*repository, context.sessions(), options);
+  absl::StatusOr<snapshot::Restored> restored =
+      snapshot::RestoreSnapshot(*access.repository, context.sessions(), options);
   context.ProgressDone();
   if (!restored.ok()) return restored.status();
   // What concerns one session stands at the top too: most restores make one.
@@ -146,6 +171,11 @@ void AddRestore(CLI::App& app, Context& context) {
   restore->add_option("--count", arguments->count, "So many sessions, called NAME-1, NAME-2, ...")
       ->check(CLI::Range(1U, kMaxCount));
   restore->add_flag("--cold", arguments->cold, "Boot the disks instead of going on with the memory");
+  restore->add_flag("--lazy", arguments->lazy,
+                    "Start at once; read the disks from the repository when they are needed");
+  restore->add_flag("--no-hydrate", arguments->no_hydrate,
+                    "Lazy: do not complete the disks in the background (`still hydrate` does later)");
+  restore->add_option("--hydrate-rate", arguments->hydrate_rate, "Lazy: complete them with so many bytes a second");
   restore->add_flag("--keep-identity", arguments->keep_identity,
                     "Keep names, keys and addresses: for a machine that is gone");
   restore->add_flag("--without-agent", arguments->without_agent,

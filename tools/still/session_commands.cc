@@ -19,6 +19,7 @@
 #include "session/session_config.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/lazy_disks.h"
 
 namespace still::cli {
 namespace {
@@ -141,7 +142,8 @@ absl::Status Run(Context& context, const RunArguments& arguments) {
 
 std::string StateName(const session::SessionEntry& entry, const sessionpb::DescribeResponse* description) {
   if (entry.alive && description != nullptr) {
-    return description->state() == sessionpb::DescribeResponse::PAUSED ? "paused" : "running";
+    return LazyDiskState(*description)
+        .value_or(description->state() == sessionpb::DescribeResponse::PAUSED ? "paused" : "running");
   }
   if (entry.alive) return "not answering";
   return entry.end.has_value() ? session::DescribeEnd(*entry.end) : "gone";
@@ -152,6 +154,7 @@ absl::Status Ps(Context& context) {
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
   std::vector<std::vector<std::string>> rows = {{"NAME", "STATE", "HYPERVISOR", "MEMORY", "CPUS", "AGENT", "FROM"}};
   nlohmann::json list = nlohmann::json::array();
+  std::vector<std::string> troubles;
   for (const session::SessionEntry& entry : entries) {
     sessionpb::DescribeResponse description;
     bool described = false;
@@ -165,6 +168,9 @@ absl::Status Ps(Context& context) {
     std::string state = StateName(entry, described ? &description : nullptr);
     nlohmann::json item = described ? ToJson(description) : nlohmann::json{{"name", entry.name}};
     item["status"] = state;
+    if (!description.disk_trouble().empty()) {
+      troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.disk_trouble())));
+    }
     list.push_back(std::move(item));
     const manifestpb::Machine& machine = entry.config.machine();
     rows.push_back({entry.name, state,
@@ -173,7 +179,10 @@ absl::Status Ps(Context& context) {
                     described && description.agent().connected() ? description.agent().version() : "-",
                     entry.config.origin_snapshot().empty() ? "-" : entry.config.origin_snapshot().substr(0, 12)});
   }
-  context.Print(list, [&] { std::cout << FormatTable(rows); });
+  context.Print(list, [&] {
+    std::cout << FormatTable(rows);
+    for (const std::string& line : troubles) std::cout << line << "\n";
+  });
   return absl::OkStatus();
 }
 

@@ -5,6 +5,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/file.h"
+#include "snapshot/export_chain.h"
+#include "snapshot/export_machine.h"
 #include "snapshot/file_image.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
@@ -29,8 +32,30 @@ absl::Status Import(Context& context, snapshot::ImportOptions options, const std
   return absl::OkStatus();
 }
 
-absl::Status Export(Context& context, snapshot::ExportOptions options) {
+absl::Status WriteChain(Context& context, store::Repository& repository, const snapshot::ExportOptions& options) {
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> files,
+                         snapshot::ExportChain(repository, {.snapshot = options.snapshot,
+                                                            .image = options.image,
+                                                            .path = options.path,
+                                                            .progress = context.MakeProgress()}));
+  context.ProgressDone();
+  context.Print({{"path", options.path}, {"files", files}}, [&] {
+    for (const std::string& file : files) std::cout << JoinPath(options.path, file) << "\n";
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Export(Context& context, snapshot::ExportOptions options, bool chain) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  if (chain) return WriteChain(context, *repository, options);
+  if (options.format == "directory") {
+    STILL_RETURN_IF_ERROR(snapshot::ExportMachine(
+        *repository, {.snapshot = options.snapshot, .path = options.path, .progress = context.MakeProgress()}));
+    context.ProgressDone();
+    context.Print({{"path", options.path}, {"format", options.format}},
+                  [&] { std::cout << JoinPath(options.path, "run") << " starts it with plain QEMU\n"; });
+    return absl::OkStatus();
+  }
   options.progress = context.MakeProgress();
   STILL_RETURN_IF_ERROR(snapshot::ExportImage(*repository, options));
   context.ProgressDone();
@@ -52,12 +77,19 @@ void AddTransferCommands(CLI::App& app, Context& context) {
   import->add_option("--label", *labels, "key=value; may be repeated");
 
   auto export_options = std::make_shared<snapshot::ExportOptions>();
-  CLI::App* export_command = context.AddCommand(app, "export", "Write an image of a snapshot to a file",
-                                                [=](Context& c) { return Export(c, *export_options); });
+  auto chain = std::make_shared<bool>(false);
+  CLI::App* export_command =
+      context.AddCommand(app, "export", "Write an image to a file, or a machine that plain QEMU starts to a directory",
+                         [=](Context& c) { return Export(c, *export_options, *chain); });
   export_command->add_option("snapshot", export_options->snapshot, "Name, id, or latest")->required();
   export_command->add_option("file", export_options->path, "Must not exist")->required();
   export_command->add_option("--image", export_options->image, "Which image (default: the only disk)");
-  export_command->add_option("--format", export_options->format, "raw (sparse) or qcow2")->capture_default_str();
+  export_command
+      ->add_option("--format", export_options->format,
+                   "raw (sparse), qcow2, or directory: disks, memory and a script with the command line")
+      ->capture_default_str();
+  export_command->add_flag(
+      "--chain", *chain, "A directory of qcow2 files, one over the other, that mirrors the snapshot and its ancestors");
 }
 
 }  // namespace still::cli

@@ -1,0 +1,125 @@
+"""Lazily restored sessions: they start over the repository, wait when it is away, and need it no more in the end."""
+
+import os
+import pathlib
+import signal
+import unittest
+
+from still_host import Host, wait_for
+
+BLOB = "/data/blob"
+
+
+def children(pid):
+    """pid -> name of the programs that a process has started."""
+    found = {}
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found[int(child)] = pathlib.Path(f"/proc/{child}/comm").read_text().strip()
+    return found
+
+
+class Lazy(unittest.TestCase):
+    """One snapshot, of a guest with a file whose content is known; each test restores it once."""
+
+    encrypted = False
+
+    @classmethod
+    def setUpClass(cls):
+        cls.host = Host(encrypted=cls.encrypted)
+        cls.addClassCleanup(cls.host.close)
+        cls.host.boot("web")
+        wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
+        cls.host.guest("web", "sh", "-c", f"head -c 16777216 /dev/urandom > {BLOB} && sync")
+        cls.sum = cls.host.guest("web", "md5sum", BLOB)
+        cls.host.still("snapshot", "web", "--name", "point", "--quiesce", "require")
+        cls.host.still("stop", "web", "--force")
+
+    def restore(self, name, *arguments):
+        self.host.still("restore", "point", "--as", name, "--lazy", *arguments)
+        self.addCleanup(self.host.run, "stop", name, "--force")
+
+    def servers(self, name):
+        return [pid for pid, program in children(self.host.pids()[name]).items() if program == "nbdkit"]
+
+    def status(self, name):
+        return self.host.session(name)["status"]
+
+    def read_anew(self, name):
+        return self.host.guest(name, "sh", "-c", f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
+
+    def assert_unharmed(self, name):
+        self.assertEqual(self.read_anew(name), self.sum)
+        self.assertNotIn("I/O error", self.host.console(name))
+        before = self.host.records(name)["acknowledged"]
+        wait_for(lambda: self.host.records(name)["acknowledged"] > before, "the writer to go on", 30)
+
+
+class LazyStart(Lazy):
+    def test_cold_boots_over_the_repository_and_in_the_end_needs_it_no_more(self):
+        self.restore("cold", "--cold", "--no-hydrate")
+        self.assertEqual(self.status("cold"), "lazy")
+        self.assertEqual(self.read_anew("cold"), self.sum)
+        overlay = self.host.state / "sessions/cold/vda.qcow2"
+        self.assertLess(overlay.stat().st_blocks * 512, 64 << 20, "what was only read was not copied")
+        again = self.host.json("snapshot", "cold", "--disk-only", "--quiesce", "require")
+        found = self.host.check_disk(self.host.export(again["id"]))
+        self.assertTrue(found["clean"])
+        self.assertFalse(found["needs_recovery"])
+
+        self.host.still("hydrate", "cold")
+        wait_for(lambda: self.servers("cold") == [], "the disk server to end", 10)
+        self.assertEqual(self.status("cold"), "running")
+        repository = self.host.directory / "repo"
+        repository.rename(self.host.directory / "away")
+        self.addCleanup((self.host.directory / "away").rename, repository)
+        self.assert_unharmed("cold")
+
+    def test_warm_goes_on_completes_itself_and_can_be_snapshotted_meanwhile(self):
+        self.restore("warm", "--hydrate-rate", "16M")
+        self.assertEqual(self.host.counter("warm", "--check")["errors"], 0)
+        self.assertTrue(wait_for(lambda: self.status("warm").startswith("hydrating"), "hydration", 10))
+        self.host.still("snapshot", "warm", "--name", "second", "--quiesce", "require")
+        self.host.still("hydrate", "warm")
+        self.assertEqual(self.status("warm"), "running")
+        self.assert_unharmed("warm")
+        self.host.still("restore", "second", "--as", "grandchild", "--lazy")
+        self.addCleanup(self.host.run, "stop", "grandchild", "--force")
+        self.assertEqual(self.host.counter("grandchild", "--check")["errors"], 0)
+        self.assertEqual(self.read_anew("grandchild"), self.sum)
+
+
+class LazyTrouble(Lazy):
+    encrypted = True  # What serves the disks is started again with the passphrase, which nobody is asked for.
+
+    def test_a_disk_server_that_is_killed_is_started_again_and_the_guest_sees_nothing(self):
+        self.restore("killed", "--cold", "--no-hydrate")
+        (server,) = self.servers("killed")
+        os.kill(server, signal.SIGKILL)
+        self.assertEqual(self.read_anew("killed"), self.sum)
+        self.assertNotEqual(self.servers("killed"), [server])
+        self.assert_unharmed("killed")
+
+    def test_a_repository_that_goes_away_holds_the_guest_until_it_is_back(self):
+        self.restore("held", "--cold", "--no-hydrate")
+        repository = self.host.directory / "repo"
+        away = self.host.directory / "repo-away"
+        repository.rename(away)
+        reading = self.host.start("exec", "held", "--timeout", "120s", "--", "sh", "-c",
+                                  f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
+        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
+        try:
+            held = wait_for(lambda: (s := self.host.session("held"))["status"] == "held" and s, "the guest to be held", 60)
+            self.assertIn("the guest is held: snapshot point, image vda, bytes ", held["disk_trouble"])
+        finally:
+            away.rename(repository)
+        output, errors = reading.communicate(timeout=120)
+        self.assertEqual(output, self.sum, errors)
+        wait_for(lambda: self.status("held") == "lazy", "the guest to go on", 60)
+        self.assert_unharmed("held")
+        self.host.still("hydrate", "held")
+        self.assert_unharmed("held")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,165 @@
+"""still mount, ls and cp: files of a snapshot, without booting it. Needs root, /dev/fuse and loop devices."""
+
+import os
+import pathlib
+import stat
+import struct
+import subprocess
+import time
+import unittest
+
+from still_host import Host
+
+MIB = 1 << 20
+
+
+def mounts():
+    return pathlib.Path("/proc/self/mounts").read_text().splitlines()
+
+
+def loop_files():
+    return subprocess.run(["losetup", "--list", "--noheadings", "--output", "BACK-FILE"], capture_output=True, text=True,
+                          check=True).stdout
+
+
+def fill(directory):
+    """What a guest may have left: plain files, links that lead out of the tree, devices, set-user-id programs."""
+    (directory / "etc").mkdir()
+    (directory / "etc/hostname").write_text("guest\n")
+    (directory / "deep/er").mkdir(parents=True)
+    (directory / "deep/er/file").write_bytes(bytes(range(256)) * 4096)
+    (directory / "deep/absolute").symlink_to("/etc/hostname")
+    (directory / "deep/upwards").symlink_to("../../../../../../etc/hostname")
+    (directory / "out").symlink_to("/etc")
+    program = directory / "deep/program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o4755)
+    os.mknod(directory / "deep/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    with open(directory / "deep/sparse", "wb") as sparse:
+        sparse.truncate(8 * MIB)
+        sparse.seek(4 * MIB)
+        sparse.write(b"middle")
+    (directory / "deep/a name; with $(odd) 'signs'").write_text("odd\n")
+
+
+class Files(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.before = len(mounts())
+        cls.host = Host()
+        cls.addClassCleanup(cls.host.close)
+        tree = cls.host.directory / "tree"
+        tree.mkdir()
+        fill(tree)
+        for kind, mib in (("ext4", 64), ("xfs", 320), ("btrfs", 128)):
+            image = cls.host.disk(kind, mib, kind)
+            # Filled in a mount namespace that goes with the command.
+            subprocess.run(["unshare", "--mount", "sh", "-ec", 'mkdir "$1.dir"; mount -o loop "$1" "$1.dir"; '
+                            'cp -a "$2/." "$1.dir"; umount "$1.dir"; rmdir "$1.dir"', "-", image, tree], check=True)
+            cls.host.still("import", image, "--name", kind)
+        cls.import_partitions(cls.host.directory / "ext4.raw")
+
+    @classmethod
+    def import_partitions(cls, file_system):
+        path = cls.host.directory / "parts.raw"
+        content = file_system.read_bytes()
+        table = bytearray(512)
+        for slot, (start, sectors) in enumerate([(2048, 2048), (4096, len(content) // 512)]):
+            table[446 + 16 * slot : 462 + 16 * slot] = struct.pack("<B3sB3sII", 0, b"\0\2\0", 0x83, b"\0\2\0", start, sectors)
+        table[510:] = b"\x55\xaa"
+        with open(path, "wb") as disk:
+            disk.write(table)
+            disk.seek(4096 * 512)
+            disk.write(content)
+        cls.host.still("import", path, "--name", "parts")
+
+    @classmethod
+    def tearDownClass(cls):
+        if len(mounts()) != cls.before:
+            raise AssertionError(f"mounts were left: {mounts()[cls.before:]}")
+        if str(cls.host.directory) in loop_files():
+            raise AssertionError("a loop device was left")
+
+    def copy(self, source):
+        target = self.host.directory / f"copy-{time.monotonic_ns()}"
+        self.host.still("cp", source, target)
+        return target
+
+    def test_every_file_system_lists_and_gives_its_files(self):
+        for kind in ("ext4", "xfs", "btrfs"):
+            with self.subTest(kind):
+                listed = {entry["name"]: entry for entry in self.host.json("ls", f"{kind}:/deep")}
+                self.assertTrue({"er", "absolute", "sparse", "null"} <= set(listed))
+                self.assertEqual(listed["absolute"]["link_target"], "/etc/hostname")
+                self.assertEqual(listed["sparse"]["size"], 8 * MIB)
+                copied = self.copy(f"{kind}:vda:/deep/er/file")
+                self.assertEqual(copied.read_bytes(), bytes(range(256)) * 4096)
+                self.assertIn("deep", self.host.still("ls", f"{kind}:/"))
+
+    def test_a_directory_is_copied_without_what_is_dangerous(self):
+        copied = self.host.json("cp", "ext4:/deep", self.host.directory / "all")
+        target = self.host.directory / "all"
+        self.assertEqual(copied["skipped"], [str(target / "null")])
+        self.assertFalse((target / "null").exists())
+        self.assertEqual(stat.S_IMODE((target / "program").stat().st_mode), 0o755)
+        self.assertEqual((target / "sparse").stat().st_size, 8 * MIB)
+        self.assertLess((target / "sparse").stat().st_blocks * 512, MIB)
+        self.assertEqual((target / "sparse").read_bytes()[4 * MIB : 4 * MIB + 6], b"middle")
+        self.assertEqual(os.readlink(target / "absolute"), "/etc/hostname")
+        self.assertEqual((target / "a name; with $(odd) 'signs'").read_text(), "odd\n")
+
+    def test_links_never_lead_out_of_the_guest(self):
+        for path in ("/deep/absolute", "/deep/upwards", "/out/hostname", "/../../etc/hostname"):
+            with self.subTest(path):
+                self.assertEqual(self.copy(f"ext4:{path}").read_text(), "guest\n")
+
+    def test_nothing_that_exists_is_replaced_and_what_is_missing_is_said(self):
+        there = self.host.directory / "there"
+        there.write_text("mine")
+        result = self.host.run("cp", "ext4:/etc/hostname", there)
+        self.assertEqual((result.returncode, there.read_text()), (4, "mine"), result.stderr)
+        self.assertEqual(self.host.run("cp", "ext4:/nosuch", self.host.directory / "x").returncode, 3)
+        self.assertEqual(self.host.run("ls", "ext4:vdb:/").returncode, 3)
+        self.assertEqual(self.host.run("ls", "ext4").returncode, 2)
+        self.assertEqual(self.host.run("ls", "nosuch:/").returncode, 3)
+
+    def test_partitions_are_named_by_number(self):
+        result = self.host.run("ls", "parts:/")
+        self.assertEqual(result.returncode, 5, result.stderr)
+        self.assertIn("disk vda has partitions: 1 (1M), 2 (64M)", result.stderr)
+        self.assertEqual(self.copy("parts:vda:2:/etc/hostname").read_text(), "guest\n")
+        self.assertIn("no file system", self.host.run("ls", "parts:vda:1:/").stderr)
+        self.assertNotEqual(self.host.run("ls", "parts:vda:3:/").returncode, 0)
+
+    def test_a_mount_stays_until_it_is_taken_away(self):
+        directory = self.host.directory / "mounted"
+        directory.mkdir()
+        self.host.still("mount", "parts:vda:2", directory)
+        try:
+            self.assertEqual((directory / "etc/hostname").read_text(), "guest\n")
+            with self.assertRaises(OSError):
+                (directory / "new").write_text("refused")
+            line = next(line for line in mounts() if f" {directory} " in line)
+            self.assertTrue({"ro", "nosuid", "nodev", "noexec"} <= set(line.split()[3].split(",")), line)
+            spare = self.host.directory / "spare.raw"
+            spare.write_bytes(os.urandom(MIB))
+            self.host.still("import", spare, "--name", "spare")
+            self.host.still("forget", "spare")
+            pruned = self.host.json("prune", "--grace", "0s")
+            self.assertEqual(pruned["packs_deleted"], 0)
+            self.assertGreater(pruned["packs_waiting"], 0)
+        finally:
+            self.host.still("umount", directory)
+        self.assertEqual(list(directory.iterdir()), [])
+        self.assertEqual(list((self.host.state / "mounts").iterdir()), [])
+        self.assertEqual(self.host.run("umount", directory).returncode, 3)
+
+    def test_an_encrypted_repository_needs_no_second_passphrase(self):
+        with Host(encrypted=True) as host:
+            host.still("import", self.host.directory / "ext4.raw", "--name", "secret")
+            host.still("cp", "secret:/etc/hostname", host.directory / "copied")
+            self.assertEqual((host.directory / "copied").read_text(), "guest\n")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

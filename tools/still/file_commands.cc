@@ -1,0 +1,134 @@
+// ls, cp: files of a snapshot without booting it. The file system is mounted for the length of the command, in a mount
+// namespace that goes with it: nobody else sees it, and nothing of it can be left behind.
+#include <sched.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/file.h"
+#include "tools/still/context.h"
+#include "tools/still/format.h"
+#include "tools/still/guest_tree.h"
+#include "tools/still/image_mount.h"
+
+namespace still::cli {
+namespace {
+
+struct PathReference {
+  ImageReference image;
+  std::string path;
+};
+
+// "SNAPSHOT[:DISK[:PARTITION]]:/path".
+absl::StatusOr<PathReference> ParsePathReference(const std::string& text) {
+  const size_t colon = text.find(":/");
+  if (colon == std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", text, "\": write SNAPSHOT:/path or SNAPSHOT:DISK:/path"));
+  }
+  STILL_ASSIGN_OR_RETURN(ImageReference image, ParseImageReference(text.substr(0, colon)));
+  return PathReference{.image = std::move(image), .path = text.substr(colon + 1)};
+}
+
+// From here on this process has mounts of its own, and an empty directory for them.
+absl::StatusOr<std::string> PrivateMounts(const Context& context) {
+  if (::geteuid() != 0) return absl::PermissionDeniedError("the kernel mounts the file system for root only; use sudo");
+  if (::unshare(CLONE_NEWNS) != 0) return ErrnoStatus(errno, "unshare the mount namespace");
+  if (::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
+    return ErrnoStatus(errno, "make mounts private");
+  const std::string base = JoinPath(context.state_directory(), "mounts");
+  STILL_RETURN_IF_ERROR(MakeDirectories(base));
+  if (::mount("still", base.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0700") != 0) {
+    return ErrnoStatus(errno, "mount tmpfs");
+  }
+  STILL_RETURN_IF_ERROR(MakeDirectories(JoinPath(base, "root")));
+  return base;
+}
+
+// What `use` does with the mounted tree.
+absl::Status WithTree(const Context& context, const ImageReference& reference,
+                      const std::function<absl::Status(const GuestTree&)>& use) {
+  STILL_ASSIGN_OR_RETURN(std::string base, PrivateMounts(context));
+  STILL_ASSIGN_OR_RETURN(ImageFile file, ImageFile::Start(context, {.reference = reference, .directory = base}));
+  const std::string root = JoinPath(base, "root");
+  STILL_RETURN_IF_ERROR(MountFileSystem(file, root));
+  absl::Status used = [&]() -> absl::Status {
+    STILL_ASSIGN_OR_RETURN(GuestTree tree, GuestTree::Open(root));
+    return use(tree);
+  }();
+  return FirstError(used, Unmount(root));
+}
+
+std::string ModeText(mode_t mode) {
+  std::string text = "?rwxrwxrwx";
+  text[0] = S_ISDIR(mode)   ? 'd'
+            : S_ISLNK(mode) ? 'l'
+            : S_ISREG(mode) ? '-'
+            : S_ISCHR(mode) ? 'c'
+            : S_ISBLK(mode) ? 'b'
+                            : '?';
+  for (int bit = 0; bit < 9; ++bit) {
+    if ((mode & (0400u >> bit)) == 0) text[static_cast<size_t>(bit) + 1] = '-';
+  }
+  return text;
+}
+
+absl::Status List(Context& context, const std::string& text) {
+  STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
+  std::vector<TreeEntry> entries;
+  STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) -> absl::Status {
+    STILL_ASSIGN_OR_RETURN(entries, tree.List(reference.path));
+    return absl::OkStatus();
+  }));
+  nlohmann::json list = nlohmann::json::array();
+  std::vector<std::vector<std::string>> rows = {{"MODE", "OWNER", "SIZE", "CHANGED", "NAME"}};
+  for (const TreeEntry& entry : entries) {
+    const int64_t changed = entry.info.st_mtim.tv_sec * int64_t{1'000'000'000} + entry.info.st_mtim.tv_nsec;
+    const std::string shown =
+        entry.link_target.empty() ? entry.name : absl::StrCat(entry.name, " -> ", entry.link_target);
+    rows.push_back({ModeText(entry.info.st_mode), absl::StrCat(entry.info.st_uid, ":", entry.info.st_gid),
+                    absl::StrCat(entry.info.st_size), FormatUnixNanos(changed), shown});
+    list.push_back({{"name", entry.name},
+                    {"mode", entry.info.st_mode},
+                    {"uid", entry.info.st_uid},
+                    {"gid", entry.info.st_gid},
+                    {"size", entry.info.st_size},
+                    {"changed_unix_ns", changed},
+                    {"link_target", entry.link_target}});
+  }
+  context.Print(list, [&] { std::cout << FormatTable(rows); });
+  return absl::OkStatus();
+}
+
+absl::Status Copy(Context& context, const std::string& text, const std::string& destination) {
+  STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
+  std::vector<std::string> skipped;
+  STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) {
+    return tree.Copy(reference.path, destination, [&](const std::string& path) { skipped.push_back(path); });
+  }));
+  context.Print({{"copied", reference.path}, {"to", destination}, {"skipped", skipped}}, [&] {
+    for (const std::string& path : skipped) std::cerr << "still: left out, no file: " << Printable(path) << "\n";
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddFileCommands(CLI::App& app, Context& context) {
+  auto reference = std::make_shared<std::string>();
+  auto destination = std::make_shared<std::string>();
+  CLI::App* ls = context.AddCommand(app, "ls", "List files of a snapshot without booting it (root)",
+                                    [=](Context& c) { return List(c, *reference); });
+  ls->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
+  CLI::App* cp = context.AddCommand(app, "cp", "Copy a file or a directory out of a snapshot without booting it (root)",
+                                    [=](Context& c) { return Copy(c, *reference, *destination); });
+  cp->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
+  cp->add_option("destination", *destination, "A new file or directory, or one to put it into")->required();
+}
+
+}  // namespace still::cli
