@@ -33,7 +33,7 @@ bool JsonWanted() {
 }
 
 // A quoted string in which control characters are escaped: log values may come from a hostile guest.
-std::string Quoted(absl::string_view text) {
+std::string QuotedValue(absl::string_view text) {
   std::string out = "\"";
   for (unsigned char c : text) {
     if (c == '"' || c == '\\') {
@@ -69,15 +69,15 @@ void Log(LogLevel level, absl::string_view message, LogFields fields) {
   std::string time = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
   std::string line;
   if (JsonWanted()) {
-    absl::StrAppend(&line, "{\"time\":\"", time, "\",\"level\":\"", name, "\",\"message\":", Quoted(message));
+    absl::StrAppend(&line, "{\"time\":\"", time, "\",\"level\":\"", name, "\",\"message\":", QuotedValue(message));
     for (const LogField& field : fields)
-      absl::StrAppend(&line, ",", Quoted(field.key), ":", Quoted(field.value.Piece()));
+      absl::StrAppend(&line, ",", QuotedValue(field.key), ":", QuotedValue(field.value.Piece()));
     line += "}";
   } else {
     absl::StrAppend(&line, time, " ", std::string(1, static_cast<char>(name[0] - 'a' + 'A')), " ", message);
     for (const LogField& field : fields) {
       absl::string_view value = field.value.Piece();
-      absl::StrAppend(&line, " ", field.key, "=", NeedsQuotes(value) ? Quoted(value) : std::string(value));
+      absl::StrAppend(&line, " ", field.key, "=", NeedsQuotes(value) ? QuotedValue(value) : std::string(value));
     }
   }
   line += "\n";

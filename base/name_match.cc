@@ -35,9 +35,9 @@ size_t Distance(absl::string_view a, absl::string_view b) {
   return row[b.size()];
 }
 
-std::string Quoted(absl::string_view name) { return absl::StrCat("\"", absl::CHexEscape(name), "\""); }
-
 }  // namespace
+
+std::string Quoted(absl::string_view text) { return absl::StrCat("\"", absl::CHexEscape(text), "\""); }
 
 std::string NearestName(absl::string_view typed, absl::Span<const std::string> names) {
   std::string nearest;

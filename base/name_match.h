@@ -14,6 +14,9 @@
 
 namespace still {
 
+// In quotes, with everything escaped that is not printable.
+std::string Quoted(absl::string_view text);
+
 // The name with the fewest letters to add, drop, change or swap to get there; empty when that would be more than a
 // third of the typed ones (but one is always near enough, if there are two to recognise it by).
 std::string NearestName(absl::string_view typed, absl::Span<const std::string> names);

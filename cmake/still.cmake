@@ -13,6 +13,13 @@ if(STILL_SANITIZE)
   target_link_options(still_flags INTERFACE -fsanitize=${STILL_SANITIZE})
 endif()
 
+# The sanitizers' builds read the same headers fewer times: the files of a target are compiled a dozen at once, which takes
+# about a third of the time. Names in them must therefore be unique within a target, also those in unnamed namespaces.
+if(STILL_SANITIZE)
+  set(CMAKE_UNITY_BUILD ON)
+  set(CMAKE_UNITY_BUILD_BATCH_SIZE 12)
+endif()
+
 # still_library(NAME SRCS ... DEPS ...): a static library with the project's flags.
 function(still_library name)
   cmake_parse_arguments(arg "" "" "SRCS;DEPS" ${ARGN})

@@ -17,11 +17,6 @@
 namespace still::snapshot {
 namespace {
 
-absl::Status Rename(const std::string& from, const std::string& to) {
-  if (::rename(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
-  return ErrnoStatus(errno, absl::StrCat("rename ", from, " to ", to));
-}
-
 absl::Status SameOwnerAndMode(const std::string& as, const std::string& path) {
   struct stat info {};
   if (::stat(as.c_str(), &info) != 0) return ErrnoStatus(errno, as);
@@ -35,6 +30,11 @@ absl::Status SyncParent(const std::string& path) {
 }
 
 }  // namespace
+
+absl::Status Rename(const std::string& from, const std::string& to) {
+  if (::rename(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
+  return ErrnoStatus(errno, absl::StrCat("rename ", from, " to ", to));
+}
 
 DiskSwap::~DiskSwap() {
   if (absl::Status back = SwapBack(); !back.ok()) LogError("a disk was not put back", {{"error", back.ToString()}});

@@ -14,6 +14,9 @@
 
 namespace still::snapshot {
 
+// rename(2).
+absl::Status Rename(const std::string& from, const std::string& to);
+
 class DiskSwap {
  public:
   DiskSwap() = default;

@@ -20,7 +20,7 @@ namespace {
 
 // Each waits for its guest most of the time; more at once would only starve each other of processors.
 constexpr size_t kLaunchesAtOnce = 8;
-constexpr absl::Duration kEndTimeout = absl::Seconds(30);
+constexpr absl::Duration kUndoTimeout = absl::Seconds(30);
 
 absl::Status CheckNames(const std::vector<std::string>& names) {
   if (names.empty()) return absl::InvalidArgumentError("a restore needs the name of its session");
@@ -128,7 +128,7 @@ absl::StatusOr<std::vector<RestoredSession>> RestoreRun::LaunchAll() {
   if (error.ok()) return restored;
   // All or none: whoever asked for N has no use for a part of them.
   for (const RestoredSession& session : restored) {
-    error = FirstError(error, sessions_.End(session.name, kEndTimeout));
+    error = FirstError(error, sessions_.End(session.name, kUndoTimeout));
   }
   return error;
 }

@@ -22,12 +22,7 @@
 namespace still::snapshot {
 namespace {
 
-constexpr absl::Duration kEndTimeout = absl::Seconds(60);
-
-absl::Status Rename(const std::string& from, const std::string& to) {
-  if (::rename(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
-  return ErrnoStatus(errno, absl::StrCat("rename ", from, " to ", to));
-}
+constexpr absl::Duration kStopTimeout = absl::Seconds(60);
 
 class RollbackRun {
  public:
@@ -72,7 +67,7 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
   STILL_RETURN_IF_ERROR(TakeSafety());
   options_.progress({.stage = "stop"});
   stopped_at_ = Clock::Real().Monotonic();
-  STILL_RETURN_IF_ERROR(Annotate(sessions_.End(options_.session, kEndTimeout), "stop the session"));
+  STILL_RETURN_IF_ERROR(Annotate(sessions_.End(options_.session, kStopTimeout), "stop the session"));
   absl::StatusOr<RestoredSession> restored = Replace();
   if (!restored.ok()) return ComeBack(restored.status());
   if (!plan_.note.empty()) restored->report.add_warnings(plan_.note);

@@ -4,7 +4,6 @@
 #include <optional>
 #include <string>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -19,8 +18,6 @@ using Snapshots = std::vector<Snapshot>;
 constexpr size_t kMinIdPrefix = 4;
 constexpr size_t kShownIdDigits = 12;
 constexpr absl::string_view kLatest = "latest";
-
-std::string Quoted(absl::string_view text) { return absl::StrCat("\"", absl::CHexEscape(text), "\""); }
 
 // "2d", "90m": units s, m, h, d, w.
 std::optional<absl::Duration> ParseAge(absl::string_view text) {

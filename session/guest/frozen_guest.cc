@@ -11,7 +11,7 @@
 namespace still::session {
 namespace {
 
-constexpr absl::Duration kAgentTimeout = absl::Seconds(5);
+constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
 constexpr absl::Duration kRenewTimeout = absl::Seconds(2);
 // The guard's own thaw: nobody waits for it, and the lease ends what it cannot.
 constexpr absl::Duration kGuardThawTimeout = absl::Seconds(15);
@@ -19,7 +19,7 @@ constexpr absl::Duration kGuardThawTimeout = absl::Seconds(15);
 }  // namespace
 
 absl::StatusOr<FrozenGuest> FrozenGuest::Freeze(GuestLink& link, const FreezeOptions& options) {
-  STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link.Client(kAgentTimeout));
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link.Client(kConnectTimeout));
   guestpb::QuiesceRequest request;
   request.set_token(RandomUuid());
   request.set_lease_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options.lease)));
@@ -67,7 +67,7 @@ absl::StatusOr<guestpb::ThawResponse> FrozenGuest::Thaw(absl::Duration timeout) 
   for (;;) {
     absl::Duration left = deadline - Clock::Real().Monotonic();
     if (left <= absl::ZeroDuration()) return last;
-    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kAgentTimeout));
+    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kConnectTimeout));
     if (!client.ok()) {
       last = client.status();
       continue;

@@ -1,6 +1,5 @@
 #include "session/guest/guest_client.h"
 
-#include <fcntl.h>
 #include <grpcpp/create_channel_posix.h>
 #include <grpcpp/grpcpp.h>
 
@@ -9,6 +8,7 @@
 
 #include "absl/memory/memory.h"
 #include "absl/time/clock.h"
+#include "base/nonblocking.h"
 #include "proto/grpc_status.h"
 
 namespace still::session {
@@ -35,8 +35,7 @@ GuestClient::GuestClient(const std::shared_ptr<grpc::Channel>& channel) : stub_(
 absl::StatusOr<std::unique_ptr<GuestClient>> GuestClient::Connect(OwnedFd connection, const GuestHello& hello,
                                                                   absl::Duration timeout) {
   // gRPC wants a non-blocking descriptor and owns it from here on.
-  int flags = ::fcntl(connection.get(), F_GETFL);
-  if (flags < 0 || ::fcntl(connection.get(), F_SETFL, flags | O_NONBLOCK) < 0) return ErrnoStatus(errno, "fcntl");
+  STILL_RETURN_IF_ERROR(SetNonBlocking(connection.get()));
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxAnswerBytes);
   // A channel made from a descriptor is bound to it, but channels with equal arguments may share subchannels: not ours.

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/nonblocking.h"
 #include "session/vsock/preload_library.h"
 #include "session/vsock/vsock_backends.h"
 
@@ -26,7 +27,6 @@ namespace {
 
 constexpr char kDevice[] = "/dev/vhost-vsock";
 constexpr int kCidAttempts = 16;  // Of some two thousand million: one is nearly always enough.
-constexpr int kBacklog = 16;
 
 absl::StatusOr<OwnedFd> NewSocket(int flags = 0) {
   OwnedFd fd(::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | flags, 0));
@@ -135,8 +135,7 @@ absl::StatusOr<OwnedFd> KernelVsock::Connect(uint32_t guest_port, absl::Duration
     return absl::UnavailableError(absl::StrCat(what, ": nothing in the guest accepts"));
   }
   if (error != 0) return ErrnoStatus(error, absl::StrCat("connect to ", what));
-  int flags = ::fcntl(fd.get(), F_GETFL);
-  if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags & ~O_NONBLOCK) != 0) return ErrnoStatus(errno, "fcntl");
+  STILL_RETURN_IF_ERROR(SetNonBlocking(fd.get(), false));
   return fd;
 }
 
@@ -157,7 +156,7 @@ absl::StatusOr<std::unique_ptr<VsockHost>> CreateKernelVsock(const VsockOptions&
     }
     return ErrnoStatus(errno, absl::StrCat("bind vsock port ", options.port));
   }
-  if (::listen(listening.get(), kBacklog) != 0) return ErrnoStatus(errno, "listen on vsock");
+  if (::listen(listening.get(), kVsockBacklog) != 0) return ErrnoStatus(errno, "listen on vsock");
   if (::getsockname(listening.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
     return ErrnoStatus(errno, "getsockname of vsock");
   }

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/nonblocking.h"
 #include "base/unix_socket.h"
 #include "session/vsock/preload_library.h"
 #include "session/vsock/vsock_backends.h"
@@ -20,7 +21,6 @@ namespace still::session {
 namespace {
 
 constexpr uint32_t kDefaultPort = 1024;  // Every VM has its own ports: see unix_bridge.h for the names of the sockets.
-constexpr int kBacklog = 128;
 class UserspaceVsock : public VsockHost {
  public:
   UserspaceVsock(std::string directory, uint32_t port, uint32_t guest_cid, std::string library,
@@ -100,12 +100,11 @@ absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptio
   uint32_t guest_cid = options.guest_cid != 0 ? options.guest_cid : RandomGuestCid();
   STILL_ASSIGN_OR_RETURN(OwnedFd directory_fd, OpenFile(options.directory, O_PATH | O_DIRECTORY));
   STILL_ASSIGN_OR_RETURN(OwnedFd vhost_fd, OpenFile("/dev/null", O_RDWR));
-  STILL_ASSIGN_OR_RETURN(OwnedFd host_listener, ListenUnix(JoinPath(options.directory, "vsock.sock"), kBacklog));
+  STILL_ASSIGN_OR_RETURN(OwnedFd host_listener, ListenUnix(JoinPath(options.directory, "vsock.sock"), kVsockBacklog));
   // The device's thread accepts until there is nothing left; it must not block then.
-  int flags = ::fcntl(host_listener.get(), F_GETFL);
-  if (flags < 0 || ::fcntl(host_listener.get(), F_SETFL, flags | O_NONBLOCK) != 0) return ErrnoStatus(errno, "fcntl");
+  STILL_RETURN_IF_ERROR(SetNonBlocking(host_listener.get()));
   std::string agent_path = JoinPath(options.directory, absl::StrCat("vsock.sock_", port));
-  STILL_ASSIGN_OR_RETURN(OwnedFd agent_fd, ListenUnix(agent_path, kBacklog));
+  STILL_ASSIGN_OR_RETURN(OwnedFd agent_fd, ListenUnix(agent_path, kVsockBacklog));
   STILL_ASSIGN_OR_RETURN(StoppableListener agent_listener,
                          StoppableListener::Create(std::move(agent_fd), absl::StrCat("vsock port ", port)));
   return std::make_unique<UserspaceVsock>(options.directory, port, guest_cid, std::move(library),

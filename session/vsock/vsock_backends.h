@@ -19,6 +19,9 @@ absl::StatusOr<std::unique_ptr<VsockHost>> CreateKernelVsock(const VsockOptions&
 // FAILED_PRECONDITION when libstill-vsock.so is not found.
 absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptions& options);
 
+// Connections that wait to be accepted.
+inline constexpr int kVsockBacklog = 128;
+
 // Random, and out of the way of the small numbers that people choose by hand.
 uint32_t RandomGuestCid();
 

@@ -17,11 +17,6 @@
 namespace still::store {
 namespace {
 
-std::optional<absl::Time> TimeAt(const Statement& row, int column) {
-  if (row.IsNull(column)) return std::nullopt;
-  return absl::FromUnixNanos(row.Int(column));
-}
-
 // Calls `visit` for each row.
 template <typename Visit>
 absl::Status ForEachRow(Statement& select, Visit visit) {
@@ -40,7 +35,7 @@ CatalogPack PackFrom(const Statement& row) {
                    .blocks = static_cast<uint32_t>(row.Int(4)),
                    .nodes = static_cast<uint32_t>(row.Int(5)),
                    .overhead = static_cast<uint64_t>(row.Int(6)),
-                   .condemned = TimeAt(row, 7)};
+                   .condemned = row.TimeAt(7)};
   pack.hooks = row.Bytes(8);
   return pack;
 }

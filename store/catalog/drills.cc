@@ -6,11 +6,6 @@
 namespace still::store {
 namespace {
 
-std::optional<int64_t> EndOf(const DrillRecord& drill) {
-  if (!drill.ended.has_value()) return std::nullopt;
-  return absl::ToUnixNanos(*drill.ended);
-}
-
 std::optional<int64_t> ExitOf(const DrillRecord& drill) {
   if (!drill.exit_code.has_value()) return std::nullopt;
   return *drill.exit_code;
@@ -24,10 +19,10 @@ DrillRecord DrillFrom(const Statement& row) {
                        .place = row.Bytes(4),
                        .state = static_cast<DrillState>(row.Int(5)),
                        .started = absl::FromUnixNanos(row.Int(6)),
+                       .ended = row.TimeAt(7),
                        .restored = absl::Nanoseconds(row.Int(8)),
                        .check = row.Bytes(9),
                        .message = row.Bytes(11)};
-  if (!row.IsNull(7)) drill.ended = absl::FromUnixNanos(row.Int(7));
   if (!row.IsNull(10)) drill.exit_code = static_cast<int>(row.Int(10));
   return drill;
 }
@@ -43,7 +38,7 @@ absl::StatusOr<int64_t> Catalog::AddDrill(const DrillRecord& drill) {
                          "\"check\", exit_code, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"));
     STILL_RETURN_IF_ERROR(insert.Bind(absl::string_view(drill.snapshot_id), absl::string_view(drill.snapshot_name),
                                       absl::string_view(drill.session), absl::string_view(drill.place),
-                                      static_cast<int64_t>(drill.state), absl::ToUnixNanos(drill.started), EndOf(drill),
+                                      static_cast<int64_t>(drill.state), absl::ToUnixNanos(drill.started), drill.ended,
                                       absl::ToInt64Nanoseconds(drill.restored), absl::string_view(drill.check),
                                       ExitOf(drill), absl::string_view(drill.message)));
     STILL_RETURN_IF_ERROR(insert.Run());
@@ -60,7 +55,7 @@ absl::Status Catalog::UpdateDrill(const DrillRecord& drill) {
         Statement update,
         writer_->Prepare(
             "UPDATE drill SET state = ?, ended = ?, restored = ?, exit_code = ?, message = ? WHERE id = ?"));
-    STILL_RETURN_IF_ERROR(update.Bind(static_cast<int64_t>(drill.state), EndOf(drill),
+    STILL_RETURN_IF_ERROR(update.Bind(static_cast<int64_t>(drill.state), drill.ended,
                                       absl::ToInt64Nanoseconds(drill.restored), ExitOf(drill),
                                       absl::string_view(drill.message), drill.id));
     STILL_RETURN_IF_ERROR(update.Run());

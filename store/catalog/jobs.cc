@@ -9,19 +9,6 @@
 #include "store/catalog/sqlite.h"
 
 namespace still::store {
-namespace {
-
-std::optional<int64_t> Nanos(const std::optional<absl::Time>& time) {
-  if (!time.has_value()) return std::nullopt;
-  return absl::ToUnixNanos(*time);
-}
-
-std::optional<absl::Time> TimeAt(const Statement& row, int column) {
-  if (row.IsNull(column)) return std::nullopt;
-  return absl::FromUnixNanos(row.Int(column));
-}
-
-}  // namespace
 
 absl::Status Catalog::PutSchedule(const CatalogSchedule& schedule) {
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, Begin());
@@ -35,7 +22,7 @@ absl::Status Catalog::PutSchedule(const CatalogSchedule& schedule) {
                                             "last_run = excluded.last_run, settings = excluded.settings"));
     STILL_RETURN_IF_ERROR(put.Bind(absl::string_view(schedule.name), absl::string_view(schedule.session),
                                    absl::string_view(schedule.timing), absl::string_view(schedule.retention),
-                                   int64_t{schedule.enabled}, Nanos(schedule.next_run), Nanos(schedule.last_run),
+                                   int64_t{schedule.enabled}, schedule.next_run, schedule.last_run,
                                    absl::string_view(schedule.settings)));
     STILL_RETURN_IF_ERROR(put.Run());
   }
@@ -67,8 +54,8 @@ absl::StatusOr<std::vector<CatalogSchedule>> Catalog::ListSchedules() {
                          .timing = select.Bytes(2),
                          .retention = select.Bytes(3),
                          .enabled = select.Int(4) != 0,
-                         .next_run = TimeAt(select, 5),
-                         .last_run = TimeAt(select, 6),
+                         .next_run = select.TimeAt(5),
+                         .last_run = select.TimeAt(6),
                          .settings = select.Bytes(7)});
   }
 }
@@ -81,7 +68,7 @@ absl::StatusOr<int64_t> Catalog::AddJob(const CatalogJob& job) {
                                             "total, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"));
     STILL_RETURN_IF_ERROR(insert.Bind(absl::string_view(job.kind), absl::string_view(job.subject),
                                       static_cast<int64_t>(job.state), absl::string_view(job.owner),
-                                      absl::ToUnixNanos(job.started), Nanos(job.ended), static_cast<int64_t>(job.done),
+                                      absl::ToUnixNanos(job.started), job.ended, static_cast<int64_t>(job.done),
                                       static_cast<int64_t>(job.total), absl::string_view(job.message)));
     STILL_RETURN_IF_ERROR(insert.Run());
   }
@@ -98,7 +85,7 @@ absl::Status Catalog::UpdateJob(const CatalogJob& job) {
                                             "ended = ?, done = ?, total = ?, message = ? WHERE id = ?"));
     STILL_RETURN_IF_ERROR(update.Bind(absl::string_view(job.kind), absl::string_view(job.subject),
                                       static_cast<int64_t>(job.state), absl::string_view(job.owner),
-                                      absl::ToUnixNanos(job.started), Nanos(job.ended), static_cast<int64_t>(job.done),
+                                      absl::ToUnixNanos(job.started), job.ended, static_cast<int64_t>(job.done),
                                       static_cast<int64_t>(job.total), absl::string_view(job.message), job.id));
     STILL_RETURN_IF_ERROR(update.Run());
   }
@@ -122,7 +109,7 @@ absl::StatusOr<std::vector<CatalogJob>> Catalog::ListJobs(int64_t limit) {
                     .state = static_cast<JobState>(select.Int(3)),
                     .owner = select.Bytes(4),
                     .started = absl::FromUnixNanos(select.Int(5)),
-                    .ended = TimeAt(select, 6),
+                    .ended = select.TimeAt(6),
                     .done = static_cast<uint64_t>(select.Int(7)),
                     .total = static_cast<uint64_t>(select.Int(8)),
                     .message = select.Bytes(9)});

@@ -12,16 +12,6 @@ namespace {
   "schedule, kind, session, planned, planned_until, occurrences, started, ended, outcome, owner, snapshot, " \
   "consistency, bytes_read, bytes_stored, freeze_us, pause_us, message"
 
-std::optional<int64_t> Nanos(const std::optional<absl::Time>& time) {
-  if (!time.has_value()) return std::nullopt;
-  return absl::ToUnixNanos(*time);
-}
-
-std::optional<absl::Time> TimeAt(const Statement& row, int column) {
-  if (row.IsNull(column)) return std::nullopt;
-  return absl::FromUnixNanos(row.Int(column));
-}
-
 CatalogRun RunFrom(const Statement& row) {
   return {.id = row.Int(0),
           .schedule = row.Bytes(1),
@@ -30,8 +20,8 @@ CatalogRun RunFrom(const Statement& row) {
           .planned = absl::FromUnixNanos(row.Int(4)),
           .planned_until = absl::FromUnixNanos(row.Int(5)),
           .occurrences = static_cast<uint64_t>(row.Int(6)),
-          .started = TimeAt(row, 7),
-          .ended = TimeAt(row, 8),
+          .started = row.TimeAt(7),
+          .ended = row.TimeAt(8),
           .outcome = static_cast<RunOutcome>(row.Int(9)),
           .owner = row.Bytes(10),
           .snapshot = row.Bytes(11),
@@ -48,7 +38,7 @@ absl::Status BindRun(Statement& statement, const CatalogRun& run, const More&...
   return statement.Bind(
       absl::string_view(run.schedule), absl::string_view(run.kind), absl::string_view(run.session),
       absl::ToUnixNanos(run.planned), absl::ToUnixNanos(run.planned_until), static_cast<int64_t>(run.occurrences),
-      Nanos(run.started), Nanos(run.ended), static_cast<int64_t>(run.outcome), absl::string_view(run.owner),
+      run.started, run.ended, static_cast<int64_t>(run.outcome), absl::string_view(run.owner),
       absl::string_view(run.snapshot), absl::string_view(run.consistency), static_cast<int64_t>(run.bytes_read),
       static_cast<int64_t>(run.bytes_stored), static_cast<int64_t>(run.freeze_us), static_cast<int64_t>(run.pause_us),
       absl::string_view(run.message), more...);

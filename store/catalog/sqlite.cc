@@ -85,8 +85,17 @@ std::string Statement::Bytes(int column) const {
   return data == nullptr ? std::string() : std::string(static_cast<const char*>(data), static_cast<size_t>(size));
 }
 
+std::optional<absl::Time> Statement::TimeAt(int column) const {
+  if (IsNull(column)) return std::nullopt;
+  return absl::FromUnixNanos(Int(column));
+}
+
 absl::Status Statement::BindNext(int64_t value) {
   return SqliteStatus(sqlite3_bind_int64(statement_, ++bound_, value), sqlite3_db_handle(statement_), *path_);
+}
+
+absl::Status Statement::BindNext(const std::optional<absl::Time>& time) {
+  return time.has_value() ? BindNext(absl::ToUnixNanos(*time)) : BindNext(std::nullopt);
 }
 
 absl::Status Statement::BindNext(std::optional<int64_t> value) {

@@ -58,12 +58,14 @@ class Statement {
   int64_t Int(int column) const { return sqlite3_column_int64(statement_, column); }
   bool IsNull(int column) const { return sqlite3_column_type(statement_, column) == SQLITE_NULL; }
   std::string Bytes(int column) const;  // Of text or blob.
+  std::optional<absl::Time> TimeAt(int column) const;
 
  private:
   absl::Status BindNext(int64_t value);
   absl::Status BindNext(absl::string_view text);
   absl::Status BindNext(const Blob& blob);
   absl::Status BindNext(std::optional<int64_t> value);
+  absl::Status BindNext(const std::optional<absl::Time>& time);  // Nanoseconds since the epoch.
   absl::Status BindNext(std::nullopt_t);
 
   sqlite3_stmt* statement_;

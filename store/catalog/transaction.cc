@@ -27,11 +27,9 @@ absl::Status CatalogTransaction::PutPack(const CatalogPack& pack, absl::Span<con
       Statement insert,
       db.Prepare("INSERT INTO pack (name, kind, size, created, blocks, nodes, overhead, hooks, condemned) "
                  "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"));
-  std::optional<int64_t> condemned;
-  if (pack.condemned.has_value()) condemned = absl::ToUnixNanos(*pack.condemned);
   STILL_RETURN_IF_ERROR(insert.Bind(Blob(pack.name), int64_t{pack.kind}, static_cast<int64_t>(pack.size),
                                     pack.created_unix_ns, int64_t{pack.blocks}, int64_t{pack.nodes},
-                                    static_cast<int64_t>(pack.overhead), Blob(pack.hooks), condemned));
+                                    static_cast<int64_t>(pack.overhead), Blob(pack.hooks), pack.condemned));
   STILL_RETURN_IF_ERROR(insert.Run());
   const int64_t number = db.last_insert_id();
   STILL_ASSIGN_OR_RETURN(Statement insert_node, db.Prepare("INSERT INTO node (id, pack, ordinal) VALUES (?, ?, ?)"));
@@ -44,9 +42,7 @@ absl::Status CatalogTransaction::PutPack(const CatalogPack& pack, absl::Span<con
 
 absl::Status CatalogTransaction::SetCondemned(absl::string_view pack, std::optional<absl::Time> when) {
   STILL_ASSIGN_OR_RETURN(Statement update, catalog_->writer_->Prepare("UPDATE pack SET condemned = ? WHERE name = ?"));
-  std::optional<int64_t> nanos;
-  if (when.has_value()) nanos = absl::ToUnixNanos(*when);
-  STILL_RETURN_IF_ERROR(update.Bind(nanos, Blob(pack)));
+  STILL_RETURN_IF_ERROR(update.Bind(when, Blob(pack)));
   STILL_RETURN_IF_ERROR(update.Run());
   if (catalog_->writer_->changes() == 0) return absl::NotFoundError("condemn pack: the catalog does not know it");
   return absl::OkStatus();

@@ -15,8 +15,6 @@ constexpr unsigned char kNonce[12] = {};
 // The limit of EVP's int lengths, below that of GCM (2^36 - 32).
 constexpr size_t kMaxBytes = std::numeric_limits<int>::max() - kTagBytes;
 
-const unsigned char* Bytes(absl::string_view text) { return reinterpret_cast<const unsigned char*>(text.data()); }
-
 // One OpenSSL context for each thread: making one costs more than sealing 4 KiB. Holds the last expanded key of its
 // thread, which is good for one frame; OpenSSL wipes it when the thread ends.
 class ThreadContext {
@@ -33,12 +31,12 @@ class ThreadContext {
     STILL_CHECK(cipher != nullptr && key.size() == kKeyBytes && associated.size() <= kMaxBytes);
     // The cipher itself is set once; later calls only bring a key.
     const EVP_CIPHER* unset = cipher_set_ ? nullptr : cipher;
-    STILL_CHECK(EVP_CipherInit_ex2(context_, unset, Bytes(key), kNonce, encrypt, nullptr) == 1);
+    STILL_CHECK(EVP_CipherInit_ex2(context_, unset, UnsignedBytes(key), kNonce, encrypt, nullptr) == 1);
     cipher_set_ = true;
     int length = 0;
     if (!associated.empty()) {
-      STILL_CHECK(
-          EVP_CipherUpdate(context_, nullptr, &length, Bytes(associated), static_cast<int>(associated.size())) == 1);
+      STILL_CHECK(EVP_CipherUpdate(context_, nullptr, &length, UnsignedBytes(associated),
+                                   static_cast<int>(associated.size())) == 1);
     }
     return context_;
   }
@@ -52,7 +50,7 @@ class ThreadContext {
 void Transform(EVP_CIPHER_CTX* context, absl::string_view text, unsigned char* out) {
   if (text.empty()) return;
   int length = 0;
-  STILL_CHECK(EVP_CipherUpdate(context, out, &length, Bytes(text), static_cast<int>(text.size())) == 1);
+  STILL_CHECK(EVP_CipherUpdate(context, out, &length, UnsignedBytes(text), static_cast<int>(text.size())) == 1);
   STILL_CHECK(static_cast<size_t>(length) == text.size());  // GCM is a stream: nothing is held back.
 }
 

@@ -37,6 +37,10 @@ class SecretBytes {
   size_t size_ = 0;
 };
 
+inline const unsigned char* UnsignedBytes(absl::string_view text) {
+  return reinterpret_cast<const unsigned char*>(text.data());
+}
+
 // Takes as long whatever the bytes are; false at once for different lengths.
 bool EqualInConstantTime(absl::string_view a, absl::string_view b);
 

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/nonblocking.h"
 #include "base/unix_socket.h"
 
 namespace still::session {
@@ -24,12 +25,6 @@ namespace {
 constexpr int kPipeBytes = 1 << 20;
 // As much as QEMU may be ahead of us; each switch between the two threads costs the guest's faults a wait.
 constexpr int kSocketBytes = 4 << 20;
-
-absl::Status MakeNonBlocking(int fd) {
-  int flags = ::fcntl(fd, F_GETFL);
-  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return ErrnoStatus(errno, "fcntl");
-  return absl::OkStatus();
-}
 
 // Larger than the system's limit where we may (CAP_NET_ADMIN), else up to it.
 void GrowSendBuffer(int fd) {
@@ -52,8 +47,8 @@ absl::StatusOr<std::unique_ptr<MemoryRelay>> MemoryRelay::Start(OwnedFd sink, Op
   (void)::fcntl(pipe_fds[1], F_SETPIPE_SZ, kPipeBytes);  // The default 64 KiB work too.
   relay->wake_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!relay->wake_.valid()) return ErrnoStatus(errno, "eventfd");
-  STILL_RETURN_IF_ERROR(MakeNonBlocking(relay->stream_.get()));
-  STILL_RETURN_IF_ERROR(MakeNonBlocking(relay->sink_.get()));
+  STILL_RETURN_IF_ERROR(SetNonBlocking(relay->stream_.get()));
+  STILL_RETURN_IF_ERROR(SetNonBlocking(relay->sink_.get()));
   GrowSendBuffer(relay->source_.get());
   GrowSendBuffer(relay->sink_.get());
   relay->thread_ = std::thread([raw = relay.get()] { raw->Relay(); });

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/nonblocking.h"
 #include "session/hypervisor/bounded_log.h"
 
 namespace still::session {
@@ -36,12 +37,6 @@ bool Drain(int fd, const Sink& sink) {
     if (static_cast<size_t>(got) < sizeof buffer) return true;
   }
   return true;
-}
-
-absl::Status MakeNonBlocking(int fd) {
-  int flags = ::fcntl(fd, F_GETFL);
-  if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return ErrnoStatus(errno, "fcntl");
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -94,8 +89,8 @@ void QemuProcess::Keep(Options options) {
     if (::pipe2(fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
     stderr_read = OwnedFd(fds[0]);
     OwnedFd stderr_write(fds[1]);
-    STILL_RETURN_IF_ERROR(MakeNonBlocking(stderr_read.get()));
-    STILL_RETURN_IF_ERROR(MakeNonBlocking(options.console.get()));
+    STILL_RETURN_IF_ERROR(SetNonBlocking(stderr_read.get()));
+    STILL_RETURN_IF_ERROR(SetNonBlocking(options.console.get()));
     options.process.stdin_fd = -1;
     options.process.stdout_fd = -1;
     options.process.stderr_fd = stderr_write.get();

@@ -14,7 +14,7 @@
 namespace still::testing {
 namespace {
 
-constexpr uint64_t kDiskBytes = 8 << 20;
+constexpr uint64_t kQemuDiskBytes = 8 << 20;
 
 session::VmConfig Config(const std::string& directory) {
   session::VmConfig config{
@@ -42,7 +42,7 @@ class QemuUnderTest : public VmUnderTest {
     // -U: QEMU holds the image's lock, but the VM is paused and has flushed.
     STILL_RETURN_IF_ERROR(
         Run({"qemu-img", "convert", "-U", "-f", name == "vda" ? "qcow2" : "raw", "-O", "raw", disk, raw}));
-    return ReadFile(raw, kDiskBytes);
+    return ReadFile(raw, kQemuDiskBytes);
   }
   void Crash() override { ::kill(vm_->description().pid, SIGKILL); }
 
@@ -59,10 +59,10 @@ class QemuImplementation : public Implementation {
 
   absl::StatusOr<std::unique_ptr<VmUnderTest>> Boot(const std::string& directory) override {
     std::string boot = JoinPath(directory, "boot.raw");
-    STILL_RETURN_IF_ERROR(MakeRawDisk(boot, kDiskBytes, CountingGuest()));
+    STILL_RETURN_IF_ERROR(MakeRawDisk(boot, kQemuDiskBytes, CountingGuest()));
     STILL_RETURN_IF_ERROR(
         Run({"qemu-img", "convert", "-f", "raw", "-O", "qcow2", boot, JoinPath(directory, "vda.qcow2")}));
-    STILL_RETURN_IF_ERROR(MakeRawDisk(JoinPath(directory, "vdb.raw"), kDiskBytes, ""));
+    STILL_RETURN_IF_ERROR(MakeRawDisk(JoinPath(directory, "vdb.raw"), kQemuDiskBytes, ""));
     return Start(directory, Config(directory));
   }
 

@@ -15,7 +15,7 @@ using nlohmann::json;
 using ::still::testing::FakeQmpServer;
 using ::testing::HasSubstr;
 
-constexpr absl::Duration kPatience = absl::Seconds(20);
+constexpr absl::Duration kAnswerPatience = absl::Seconds(20);
 constexpr char kOk[] = R"({"return": {}, "id": @ID})";
 
 std::vector<std::string> AlwaysOk(const json&) { return {kOk}; }
@@ -37,7 +37,7 @@ TEST(QmpClient, CommandsCarryTheirArgumentsAndBringAnswersBack) {
     return {R"({"return": {"x": [1, 2]}, "id": @ID})"};
   });
   auto client = ConnectTo(server);
-  auto answer = client->Execute("qom-list", {{"path", "/machine"}}, kPatience);
+  auto answer = client->Execute("qom-list", {{"path", "/machine"}}, kAnswerPatience);
   ASSERT_TRUE(answer.ok()) << answer.status();
   EXPECT_EQ((*answer)["x"][1], 2);
 }
@@ -50,9 +50,9 @@ TEST(QmpClient, ErrorsSayWhatQemuSaid) {
     return {absl::StrCat(R"({"id": @ID, "error": {"class": ")", error_class, R"(", "desc": "no such luck"}})")};
   });
   auto client = ConnectTo(server);
-  EXPECT_EQ(client->Run("a", {}, kPatience), absl::FailedPreconditionError("a: no such luck"));
-  EXPECT_EQ(client->Run("b", {}, kPatience), absl::UnimplementedError("b: no such luck"));
-  EXPECT_EQ(client->Run("c", {}, kPatience), absl::NotFoundError("c: no such luck"));
+  EXPECT_EQ(client->Run("a", {}, kAnswerPatience), absl::FailedPreconditionError("a: no such luck"));
+  EXPECT_EQ(client->Run("b", {}, kAnswerPatience), absl::UnimplementedError("b: no such luck"));
+  EXPECT_EQ(client->Run("c", {}, kAnswerPatience), absl::NotFoundError("c: no such luck"));
 }
 
 TEST(QmpClient, ALateAnswerIsNotTakenForTheNextOne) {
@@ -66,7 +66,7 @@ TEST(QmpClient, ALateAnswerIsNotTakenForTheNextOne) {
   });
   auto client = ConnectTo(server);
   EXPECT_EQ(client->Run("slow", {}, absl::Milliseconds(20)).code(), absl::StatusCode::kDeadlineExceeded);
-  auto answer = client->Execute("fast", {}, kPatience);
+  auto answer = client->Execute("fast", {}, kAnswerPatience);
   ASSERT_TRUE(answer.ok()) << answer.status();
   EXPECT_EQ(*answer, "fast");
 }
@@ -79,12 +79,12 @@ TEST(QmpClient, EventsReachTheirSubscribersWithTheirTimes) {
   auto client = ConnectTo(server, {.on_event = [&seen](const QmpEvent&) { ++seen; }});
   QmpSubscription subscription = client->Subscribe({"STOP", "MIGRATION"});
   QmpSubscription other = client->Subscribe({"RESUME"});
-  ASSERT_TRUE(client->Run("stop", {}, kPatience).ok());
-  auto stop = subscription.Next(kPatience);
+  ASSERT_TRUE(client->Run("stop", {}, kAnswerPatience).ok());
+  auto stop = subscription.Next(kAnswerPatience);
   ASSERT_TRUE(stop.ok()) << stop.status();
   EXPECT_EQ(stop->name, "STOP");
   EXPECT_EQ(stop->time, absl::FromUnixMillis(100250));
-  auto migration = subscription.Next(kPatience);
+  auto migration = subscription.Next(kAnswerPatience);
   ASSERT_TRUE(migration.ok()) << migration.status();
   EXPECT_EQ(TextAt(migration->data, "status"), "active");
   EXPECT_EQ(subscription.Next(absl::Milliseconds(1)).status().code(), absl::StatusCode::kDeadlineExceeded);
@@ -100,7 +100,7 @@ TEST(QmpClient, AFloodOfEventsIsBounded) {
   });
   auto client = ConnectTo(server);
   QmpSubscription subscription = client->Subscribe({"STOP"});
-  ASSERT_TRUE(client->Run("flood", {}, kPatience).ok());
+  ASSERT_TRUE(client->Run("flood", {}, kAnswerPatience).ok());
   size_t count = 0;
   while (subscription.Next(absl::ZeroDuration()).ok()) ++count;
   EXPECT_EQ(count, QmpClient::kMaxQueuedEvents);
@@ -110,10 +110,10 @@ TEST(QmpClient, ALostSocketEndsEveryWait) {
   FakeQmpServer server([](const json&) -> std::vector<std::string> { return {""}; });
   auto client = ConnectTo(server);
   QmpSubscription subscription = client->Subscribe({"STOP"});
-  EXPECT_EQ(client->Run("quit", {}, kPatience).code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(subscription.Next(kPatience).status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(client->Run("cont", {}, kPatience).code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(client->Subscribe({"X"}).Next(kPatience).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(client->Run("quit", {}, kAnswerPatience).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(subscription.Next(kAnswerPatience).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(client->Run("cont", {}, kAnswerPatience).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(client->Subscribe({"X"}).Next(kAnswerPatience).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_FALSE(client->connected());
 }
 
@@ -122,7 +122,7 @@ TEST(QmpClient, ADescriptorGoesAlong) {
   auto client = ConnectTo(server);
   auto pair = MakeSocketPair();
   ASSERT_TRUE(pair.ok());
-  ASSERT_TRUE(client->RunWithFd("getfd", {{"fdname", "x"}}, pair->first.get(), kPatience).ok());
+  ASSERT_TRUE(client->RunWithFd("getfd", {{"fdname", "x"}}, pair->first.get(), kAnswerPatience).ok());
   struct stat sent {
   }, received{};
   ASSERT_EQ(::fstat(pair->first.get(), &sent), 0);
@@ -140,7 +140,7 @@ TEST(QmpClient, ThreadsMayExecuteAtTheSameTime) {
     threads.emplace_back([&client, thread] {
       for (int i = 0; i < 50; ++i) {
         int n = thread * 1000 + i;
-        auto answer = client->Execute("echo", {{"n", n}}, kPatience);
+        auto answer = client->Execute("echo", {{"n", n}}, kAnswerPatience);
         ASSERT_TRUE(answer.ok()) << answer.status();
         EXPECT_EQ(*answer, n);
       }

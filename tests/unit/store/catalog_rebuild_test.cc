@@ -15,8 +15,6 @@ namespace {
 
 using ::testing::IsEmpty;
 
-constexpr size_t kMiB = 1024 * 1024;
-
 // Every row of what can be rebuilt, as text. Numbers of packs are the catalog's own: their names stand for them.
 std::vector<std::string> RowsOf(const std::string& path) {
   sqlite3* db = nullptr;

@@ -14,8 +14,6 @@ namespace {
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr size_t kMiB = 1024 * 1024;
-
 class DamageTest : public ::testing::TestWithParam<bool> {
  protected:
   DamageTest() {

@@ -14,8 +14,6 @@ namespace {
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr size_t kMiB = 1024 * 1024;
-
 class MaintenanceTest : public ::testing::Test {
  protected:
   RepositoryOptions Options() { return {.path = directory_.path(), .workers = 2}; }

@@ -13,8 +13,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr size_t kMiB = 1024 * 1024;
-
 class RepositoryTest : public ::testing::Test {
  protected:
   RepositoryOptions Options() { return {.path = directory_.path(), .workers = 2}; }

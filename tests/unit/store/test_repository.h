@@ -15,6 +15,8 @@
 
 namespace still::store {
 
+inline constexpr size_t kMiB = 1024 * 1024;
+
 class TemporaryDirectory {
  public:
   explicit TemporaryDirectory(const std::string& base = "/tmp") {
