@@ -29,7 +29,7 @@ READ_MB_PER_S = 400
 def prepare(host, name, mib):
     """A snapshot of a guest with a disk of that size and some data."""
     host.boot(name, disks=[host.disk(name, mib)], workload="counter")
-    host.guest(name, "sh", "-c", "head -c 50000000 /dev/urandom > /data/blob && sync")
+    host.guest(name, "sh", "-c", "head -c 4000000 /dev/urandom > /data/blob && sync")
     host.still("snapshot", name, "--name", f"{name}-point", "--quiesce", "require")
     host.still("stop", name, "--force")
 
