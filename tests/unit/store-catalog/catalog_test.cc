@@ -14,6 +14,7 @@
 #include "base/unix_socket.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "store/catalog/sqlite.h"
 
 namespace still::store {
 namespace {
@@ -394,14 +395,17 @@ TEST_F(CatalogTest, DamagedPagesAreFoundByCheck) {
       ASSERT_TRUE(PutSnapshot(*catalog, Snapshot(letter, std::string(1, letter))).ok());
     }
   }
-  uint64_t size = *FileSize(path_);
+  int64_t root;
   {
+    absl::StatusOr<Database> db = Database::Open(path_, absl::Seconds(10));
+    ASSERT_TRUE(db.ok()) << db.status();
+    root = *db->QueryInt("SELECT rootpage FROM sqlite_master WHERE name = 'snapshot'");
+  }
+  {
+    // Not a page of the schema: the file opens.
     absl::StatusOr<OwnedFd> fd = OpenFile(path_, O_WRONLY);
     ASSERT_TRUE(fd.ok());
-    // All but the first page, which holds the schema: the file opens.
-    for (uint64_t offset = 4096 + 100; offset < size; offset += 4096) {
-      ASSERT_TRUE(PWriteAll(fd->get(), "damage", 6, offset - 100, path_).ok());
-    }
+    ASSERT_TRUE(PWriteAll(fd->get(), "damage", 6, static_cast<uint64_t>(root - 1) * 4096, path_).ok());
   }
   std::unique_ptr<Catalog> catalog = OpenOrDie();
   ASSERT_NE(catalog, nullptr);
