@@ -20,8 +20,9 @@ ARROWS = {
     "session": {"base", "proto"},
     "guest-agent": {"base", "proto"},
     "snapshot": {"session", "store", "base", "proto"},
-    "tools": {"snapshot", "session", "store", "base", "proto"},
-    "tests": {"tools", "snapshot", "session", "store", "guest-agent", "base", "proto"},
+    "schedule": {"snapshot", "session", "store", "base", "proto"},
+    "tools": {"schedule", "snapshot", "session", "store", "base", "proto"},
+    "tests": {"tools", "schedule", "snapshot", "session", "store", "guest-agent", "base", "proto"},
     "benchmarks": {"snapshot", "session", "store", "base", "proto"},
 }
 MAX_HEADER_LINES = 200

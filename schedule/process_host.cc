@@ -1,0 +1,147 @@
+#include "schedule/process_host.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "proto/grpc_status.h"
+
+namespace still::schedule {
+namespace {
+
+// A session answers at once or hangs; recovery must get on.
+constexpr std::chrono::seconds kAskTimeout(5);
+constexpr std::chrono::seconds kThawTimeout(30);
+constexpr size_t kLongestPid = 32;
+
+// Whether somebody holds the lock of this file.
+bool Locked(const std::string& path) {
+  absl::StatusOr<OwnedFd> file = OpenFile(path, O_RDWR);
+  return file.ok() && ::flock(file->get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+}
+
+}  // namespace
+
+ProcessHost::~ProcessHost() {
+  for (auto& [id, child] : children_) child.Release();
+}
+
+std::string ProcessHost::Directory() const { return JoinPath(options_.state, "runs"); }
+std::string ProcessHost::LockPath(int64_t run) const { return JoinPath(Directory(), absl::StrCat(run)); }
+
+absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
+  STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, registry_.List());
+  std::vector<SessionState> states;
+  for (const session::SessionEntry& entry : entries) {
+    if (absl::StartsWith(entry.name, kDrillPrefix)) continue;
+    // One that did not end on purpose counts as running: its runs fail, and somebody is told.
+    bool on_purpose = entry.end.has_value() && entry.end->kind() != sessionpb::SessionEnd::ERROR;
+    states.push_back({.name = entry.name, .running = entry.alive || !on_purpose});
+  }
+  return states;
+}
+
+absl::StatusOr<std::optional<absl::Time>> ProcessHost::NewestGood(const std::string& session) {
+  STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSession> sessions, catalog_.ListSessions());
+  std::optional<absl::Time> newest;
+  for (const store::CatalogSession& known : sessions) {
+    if (known.name != session) continue;
+    absl::Time point = absl::FromUnixNanos(known.last_point_unix_ns);
+    if (!newest.has_value() || point > *newest) newest = point;
+  }
+  return newest;
+}
+
+absl::Status ProcessHost::Start(const Schedule&, const store::CatalogRun& run) {
+  STILL_RETURN_IF_ERROR(MakeDirectories(Directory()));
+  STILL_ASSIGN_OR_RETURN(OwnedFd lock, OpenFile(LockPath(run.id), O_RDWR | O_CREAT | O_TRUNC));
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", LockPath(run.id)));
+  ProcessOptions options{.argv = options_.command, .working_directory = "/", .inherited_fds = {lock.get()}};
+  options.argv.push_back(absl::StrCat(run.id));
+  options.new_session = true;
+  absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
+  if (!child.ok()) return Annotate(child.status(), "starting the run");
+  const std::string pid = absl::StrCat(child->pid());
+  children_.emplace(run.id, *std::move(child));
+  // For a later process that must end it; the lock says whether it is still true.
+  return WriteAll(lock.get(), pid.data(), pid.size(), LockPath(run.id));
+}
+
+bool ProcessHost::Alive(int64_t run) {
+  auto child = children_.find(run);
+  if (child != children_.end()) {
+    if (!child->second.Wait(absl::ZeroDuration()).ok()) return true;
+    children_.erase(child);
+  }
+  if (Locked(LockPath(run))) return true;
+  // Only a mark; the next sweep takes it too.
+  (void)RemoveFile(LockPath(run));
+  return false;
+}
+
+void ProcessHost::Stop(int64_t run) {
+  auto child = children_.find(run);
+  if (child != children_.end()) {
+    if (absl::Status status = child->second.Kill(SIGKILL); !status.ok()) {
+      LogWarning("a run does not end", {{"run", run}, {"error", status.ToString()}});
+    }
+    return;
+  }
+  absl::StatusOr<std::string> text = ReadFile(LockPath(run), kLongestPid);
+  int pid = 0;
+  // While the lock is held its owner lives, so that the number is still its own.
+  if (text.ok() && absl::SimpleAtoi(*text, &pid) && pid > 1 && Locked(LockPath(run))) ::kill(pid, SIGKILL);
+}
+
+absl::StatusOr<int> ProcessHost::HealSessions() {
+  STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, registry_.List());
+  int thawed = 0;
+  for (const session::SessionEntry& entry : entries) {
+    if (!entry.alive) continue;
+    absl::Status status = HealSession(entry.name, thawed);
+    if (!status.ok()) LogWarning("session not looked at", {{"session", entry.name}, {"error", status.ToString()}});
+  }
+  return thawed;
+}
+
+absl::Status ProcessHost::HealSession(const std::string& name, int& thawed) {
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> control, registry_.Connect(name));
+  grpc::ClientContext ask;
+  ask.set_deadline(std::chrono::system_clock::now() + kAskTimeout);
+  sessionpb::DescribeResponse state;
+  STILL_RETURN_IF_ERROR(FromGrpc(control->Describe(&ask, {}, &state)));
+  // With a capture under way, its own guards see to everything.
+  if (!state.active_capture().empty()) return absl::OkStatus();
+  if (state.state() == sessionpb::DescribeResponse::PAUSED) {
+    LogError("session is paused and no snapshot is taken of it", {{"session", name}});
+  }
+  if (!state.agent().connected() || state.agent().quiesce_state() != guestpb::FROZEN) return absl::OkStatus();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kThawTimeout);
+  guestpb::ThawResponse response;
+  STILL_RETURN_IF_ERROR(FromGrpc(control->Thaw(&context, {}, &response)));
+  LogWarning("session was found frozen and is thawed", {{"session", name}});
+  ++thawed;
+  return absl::OkStatus();
+}
+
+absl::Status ProcessHost::SweepLocks() {
+  if (!PathExists(Directory())) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> names, ListDirectory(Directory()));
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(Directory(), name);
+    if (!Locked(path)) STILL_RETURN_IF_ERROR(RemoveFile(path));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace still::schedule

@@ -1,0 +1,58 @@
+// ProcessHost: runs as processes of their own ("workers": stilld --execute ID), so that whatever happens to the one that
+// started them, a capture goes on to its end and writes it into its row.
+//
+// A worker holds a lock (flock(2)) on <state>/runs/<id> as long as it lives: that is how it is recognised by a later
+// process, without trusting process ids that are used again. Not thread-safe.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/process.h"
+#include "schedule/scheduler.h"
+#include "session/control/session_registry.h"
+#include "store/catalog/catalog.h"
+
+namespace still::schedule {
+
+// Throw-away sessions of restore drills begin with it; no pattern fits them.
+inline constexpr absl::string_view kDrillPrefix = "drill-";
+
+struct ProcessHostOptions {
+  std::string state;                 // The state directory.
+  std::vector<std::string> command;  // A worker, but for the id of its run, which comes last.
+};
+
+class ProcessHost final : public Host {
+ public:
+  // `catalog` must outlive it.
+  ProcessHost(store::Catalog& catalog, ProcessHostOptions options)
+      : catalog_(catalog), options_(std::move(options)), registry_(options_.state) {}
+  // Workers live on.
+  ~ProcessHost() override;
+
+  absl::StatusOr<std::vector<SessionState>> Sessions() override;
+  absl::StatusOr<std::optional<absl::Time>> NewestGood(const std::string& session) override;
+  absl::Status Start(const Schedule& schedule, const store::CatalogRun& run) override;
+  bool Alive(int64_t run) override;
+  void Stop(int64_t run) override;
+
+  // Thaws sessions that are frozen though nobody takes a snapshot of them, and says which are paused. Gives how many
+  // were thawed. What cannot be reached is logged.
+  absl::StatusOr<int> HealSessions();
+  // Forgets the locks of workers that are gone.
+  absl::Status SweepLocks();
+
+ private:
+  std::string LockPath(int64_t run) const;
+  std::string Directory() const;
+  absl::Status HealSession(const std::string& name, int& thawed);
+
+  store::Catalog& catalog_;
+  const ProcessHostOptions options_;
+  const session::SessionRegistry registry_;
+  std::map<int64_t, ChildProcess> children_;
+};
+
+}  // namespace still::schedule

@@ -1,0 +1,199 @@
+// Scheduler: runs are begun, watched and closed.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "schedule/scheduler.h"
+
+namespace still::schedule {
+namespace {
+
+using store::CatalogRun;
+using store::RunOutcome;
+
+// Retries wait twice as long each time, up to this.
+constexpr uint32_t kMostDoublings = 6;
+
+std::string Described(const CatalogRun& run) {
+  return absl::StrCat(run.kind, run.session.empty() ? "" : " of ", run.session, " (schedule ", run.schedule, ")");
+}
+
+}  // namespace
+
+// occurrences: 0 for what stands for none of the timing's.
+CatalogRun Scheduler::RowFor(const Pair& pair, absl::Time planned, uint64_t occurrences) {
+  return {.schedule = pair.schedule->name(),
+          .kind = KindName(pair.schedule->definition.kind()),
+          .session = pair.session,
+          .planned = planned,
+          .planned_until = planned,
+          .occurrences = occurrences};
+}
+
+bool Scheduler::HasRoom(const Pair& pair) const {
+  if (busy_.count(pair.session) != 0) return false;
+  if (running_.size() >= static_cast<size_t>(std::max(options_.max_running, 1))) return false;
+  const uint32_t limit = pair.schedule->definition.concurrency();
+  if (limit == 0) return true;
+  auto of_this = std::count_if(running_.begin(), running_.end(),
+                               [&](const auto& entry) { return entry.second.pair.first == pair.schedule->name(); });
+  return static_cast<uint32_t>(of_this) < limit;
+}
+
+absl::Status Scheduler::BeginDue(const Due& due, absl::Time now) {
+  Pair& pair = *due.pair;
+  if (pair.seen.has_value()) return BeginOccurrence(pair, now);
+  if (!pair.can_run) {
+    pair.retry_at.reset();  // Its next occurrence will say so.
+    return absl::OkStatus();
+  }
+  if (!HasRoom(pair)) return absl::OkStatus();
+  pair.retry_at.reset();
+  return Begin(pair, RowFor(pair, pair.retry_planned, 0), now).status();
+}
+
+// Everything from pair.next to pair.seen gets its row: the newest is run, those before it were missed.
+absl::Status Scheduler::BeginOccurrence(Pair& pair, absl::Time now) {
+  const absl::Time newest = *pair.seen;
+  const Timing& timing = pair.schedule->timing;
+  if (pair.can_run && !HasRoom(pair)) return absl::OkStatus();
+  CatalogRun missed = RowFor(pair, *pair.next, 0);
+  for (std::optional<absl::Time> at = pair.next; at.has_value() && *at < newest; at = timing.Next(*at)) {
+    missed.planned_until = *at;
+    ++missed.occurrences;
+  }
+  const absl::Duration late = pair.seen_at - newest - timing.Delay(pair.schedule->name(), pair.session, newest);
+  const bool skip = timing.missed == MissedPolicy::kSkip && late > options_.tolerance;
+  if (skip || !pair.can_run) {
+    missed.planned_until = newest;
+    ++missed.occurrences;
+  }
+  missed.ended = now;
+  missed.outcome = RunOutcome::kMissed;
+  missed.message = skip ? "too late to begin, and what is missed is skipped"
+                        : "passed while stilld was stopped, a blackout lasted or an earlier run was under way";
+  if (!pair.can_run) {
+    missed.outcome = pair.exists ? RunOutcome::kSkipped : RunOutcome::kFailed;
+    missed.message = pair.exists ? "the session is not running" : "there is no such session";
+  }
+  if (missed.occurrences > 0) STILL_RETURN_IF_ERROR(book_.AddRun(missed).status());
+  pair.cursor = newest;
+  cursors_[{pair.schedule->name(), pair.session}] = newest;
+  pair.seen.reset();
+  pair.retry_at.reset();
+  pair.attempts = 0;
+  FindNext(pair);
+  if (missed.outcome == RunOutcome::kFailed) return Ended({missed.schedule, missed.session}, missed, now);
+  if (skip || !pair.can_run) return absl::OkStatus();
+  return Begin(pair, RowFor(pair, newest, 1), now).status();
+}
+
+// The row is there before anything begins: whatever happens then, history knows of it.
+absl::StatusOr<CatalogRun> Scheduler::Begin(Pair& pair, const CatalogRun& planned, absl::Time now) {
+  CatalogRun run = planned;
+  run.started = now;
+  STILL_ASSIGN_OR_RETURN(run.id, book_.AddRun(run));
+  const PairKey key{run.schedule, run.session};
+  running_[run.id] = {.pair = key, .deadline = clock_.Monotonic() + pair.schedule->time_limit};
+  busy_.insert(run.session);
+  absl::Status started = host_.Start(*pair.schedule, run);
+  if (!started.ok()) {
+    run.outcome = RunOutcome::kFailed;
+    run.ended = now;
+    run.message = std::string(started.message());
+    running_.erase(run.id);
+    STILL_RETURN_IF_ERROR(book_.UpdateRun(run));
+    STILL_RETURN_IF_ERROR(Ended(key, run, now));
+  }
+  return run;
+}
+
+absl::Status Scheduler::CloseEnded(absl::Time now) {
+  for (auto entry = running_.begin(); entry != running_.end();) {
+    const int64_t id = entry->first;
+    Active& active = entry->second;
+    // Asked before its row is read: whoever is gone has written all that it ever will.
+    const bool alive = host_.Alive(id);
+    STILL_ASSIGN_OR_RETURN(std::optional<CatalogRun> run, book_.FindRun(id));
+    if (alive && run.has_value()) {
+      if (!active.stopped && clock_.Monotonic() > active.deadline) {
+        LogWarning("a run takes too long and is ended", {{"run", id}, {"schedule", run->schedule}});
+        active.stopped = true;
+        host_.Stop(id);
+      }
+      ++entry;
+      continue;
+    }
+    const PairKey key = active.pair;
+    if (run.has_value() && run->outcome == RunOutcome::kRunning) {
+      run->outcome = active.stopped ? RunOutcome::kFailed : RunOutcome::kInterrupted;
+      run->ended = now;
+      run->message = active.stopped ? "it took longer than its time limit" : "its process ended before it was done";
+      STILL_RETURN_IF_ERROR(book_.UpdateRun(*run));
+    }
+    entry = running_.erase(entry);
+    if (run.has_value()) {
+      STILL_RETURN_IF_ERROR(Ended(key, *run, now));
+    } else {
+      busy_.erase(key.second);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Ended(const PairKey& key, const CatalogRun& run, absl::Time now) {
+  busy_.erase(key.second);
+  auto found = pairs_.find(key);
+  if (run.outcome == RunOutcome::kSucceeded) {
+    if (found != pairs_.end()) {
+      Pair& pair = found->second;
+      pair.attempts = 0;
+      pair.retry_at.reset();
+      if (pair.schedule->captures()) pair.freshness.Good(std::min(run.started.value_or(now), now));
+    }
+    return alerts_.Clear(Event::Kind::kFailed, key.first, key.second, now,
+                         absl::StrCat(Described(run), " works again"));
+  }
+  if (found != pairs_.end() && found->second.attempts < found->second.schedule->definition.retries()) {
+    Pair& pair = found->second;
+    // What was interrupted by our own end is tried again at once.
+    const bool at_once = run.outcome == RunOutcome::kInterrupted && pair.attempts == 0;
+    pair.retry_at = at_once ? now : now + options_.first_retry_after * (1 << std::min(pair.attempts, kMostDoublings));
+    pair.retry_planned = run.planned_until;
+    ++pair.attempts;
+  }
+  return alerts_.Raise({.kind = Event::Kind::kFailed,
+                        .schedule = key.first,
+                        .session = key.second,
+                        .at = now,
+                        .message = absl::StrCat(Described(run), " ", OutcomeName(run.outcome), ": ", run.message)});
+}
+
+absl::StatusOr<std::vector<CatalogRun>> Scheduler::RunNow(const std::string& schedule,
+                                                          const std::vector<std::string>& sessions) {
+  const absl::Time now = clock_.Now();
+  STILL_RETURN_IF_ERROR(LoadPairs(now));
+  STILL_RETURN_IF_ERROR(CloseEnded(now));
+  std::vector<Pair*> chosen;
+  bool known = false;
+  for (auto& [key, pair] : pairs_) {
+    if (key.first != schedule) continue;
+    known = true;
+    bool asked_for = std::find(sessions.begin(), sessions.end(), key.second) != sessions.end();
+    if (asked_for || (sessions.empty() && pair.can_run)) chosen.push_back(&pair);
+  }
+  if (!known) return absl::NotFoundError(absl::StrCat("there is no schedule \"", schedule, "\" with a session"));
+  if (chosen.empty()) return absl::NotFoundError(absl::StrCat("schedule ", schedule, " fits no session that runs"));
+  for (const Pair* pair : chosen) {
+    if (busy_.count(pair->session) == 0) continue;
+    return absl::UnavailableError(absl::StrCat("a run of ", pair->session, " is under way; try again when it is over"));
+  }
+  std::vector<CatalogRun> begun;
+  for (Pair* pair : chosen) {
+    STILL_ASSIGN_OR_RETURN(CatalogRun run, Begin(*pair, RowFor(*pair, now, 0), now));
+    begun.push_back(std::move(run));
+  }
+  return begun;
+}
+
+}  // namespace still::schedule

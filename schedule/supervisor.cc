@@ -1,0 +1,125 @@
+#include "schedule/supervisor.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+
+namespace still::schedule {
+namespace {
+
+// History that nobody asks for after this long; the newest row of each schedule and session stays.
+constexpr absl::Duration kHistoryKept = absl::Hours(24 * 400);
+
+}  // namespace
+
+std::string SocketPath(const std::string& state) { return JoinPath(state, "stilld.sock"); }
+
+absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOptions& options) {
+  std::unique_ptr<Supervisor> made(new Supervisor(options));
+  STILL_ASSIGN_OR_RETURN(made->repository_, store::Repository::Open(options.repository));
+  std::string path = options.repository.catalog_path;
+  if (path.empty()) {
+    STILL_ASSIGN_OR_RETURN(
+        path, store::CatalogPath(options.repository.path, made->repository_->id(), made->repository_->encrypted()));
+  }
+  STILL_ASSIGN_OR_RETURN(made->catalog_, store::Catalog::Open({.path = path}));
+  made->book_ = std::make_unique<CatalogBook>(*made->catalog_, absl::LocalTimeZone());
+  made->announcer_ = std::make_unique<HookAnnouncer>(options.announcer);
+  ProcessHostOptions host{.state = options.state,
+                          .command = {options.worker_program, "--state", options.state, "--repo",
+                                      options.repository.path, "--catalog", path}};
+  if (!options.repository.credentials.key_file.empty()) {
+    host.command.insert(host.command.end(), {"--key-file", options.repository.credentials.key_file});
+  }
+  host.command.push_back("--execute");
+  absl::MutexLock lock(&made->mutex_);
+  made->host_ = std::make_unique<ProcessHost>(*made->catalog_, std::move(host));
+  made->scheduler_ = std::make_unique<Scheduler>(*made->book_, *made->host_, *made->announcer_, Clock::Real(),
+                                                 SchedulerOptions{.max_running = options.max_running});
+  return made;
+}
+
+absl::Status Supervisor::TakeCharge() {
+  absl::MutexLock lock(&mutex_);
+  return TakeChargeLocked();
+}
+
+absl::Status Supervisor::TakeChargeLocked() {
+  if (charge_.valid()) return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(MakeDirectories(options_.state));
+  const std::string path = JoinPath(options_.state, "scheduler.lock");
+  STILL_ASSIGN_OR_RETURN(OwnedFd charge, OpenFile(path, O_RDWR | O_CREAT));
+  if (::flock(charge.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat("lock ", path));
+    return absl::UnavailableError(absl::StrCat("another process is in charge of the schedules in ", options_.state));
+  }
+  charge_ = std::move(charge);
+  // Guests first: everything else can wait.
+  if (absl::StatusOr<int> thawed = host_->HealSessions(); !thawed.ok()) {
+    LogWarning("sessions not looked at", {{"error", thawed.status().ToString()}});
+  }
+  STILL_RETURN_IF_ERROR(scheduler_->Recover());
+  STILL_RETURN_IF_ERROR(host_->SweepLocks());
+  return catalog_->TrimRuns(Clock::Real().Now() - kHistoryKept);
+}
+
+absl::Status Supervisor::LookForStale() {
+  absl::MutexLock lock(&mutex_);
+  scheduler_->Drain();
+  STILL_RETURN_IF_ERROR(scheduler_->Recover());
+  return scheduler_->Step().status();
+}
+
+absl::StatusOr<absl::Duration> Supervisor::Step() {
+  absl::MutexLock lock(&mutex_);
+  return scheduler_->Step();
+}
+
+void Supervisor::Sleep(absl::Duration time) {
+  absl::MutexLock lock(&mutex_);
+  mutex_.AwaitWithTimeout(absl::Condition(&woken_), time);
+  woken_ = false;
+}
+
+void Supervisor::Wake() {
+  absl::MutexLock lock(&mutex_);
+  woken_ = true;
+}
+
+void Supervisor::Drain() {
+  absl::MutexLock lock(&mutex_);
+  scheduler_->Drain();
+}
+
+size_t Supervisor::running() {
+  absl::MutexLock lock(&mutex_);
+  return scheduler_->running();
+}
+
+absl::StatusOr<std::vector<store::CatalogRun>> Supervisor::RunNow(const std::string& schedule,
+                                                                  const std::vector<std::string>& sessions) {
+  absl::MutexLock lock(&mutex_);
+  STILL_RETURN_IF_ERROR(TakeChargeLocked());
+  woken_ = true;
+  return scheduler_->RunNow(schedule, sessions);
+}
+
+void Supervisor::SchedulesChanged() {
+  absl::MutexLock lock(&mutex_);
+  scheduler_->Reload();
+  woken_ = true;
+}
+
+absl::StatusOr<std::vector<SessionState>> Supervisor::Sessions() {
+  absl::MutexLock lock(&mutex_);
+  return host_->Sessions();
+}
+
+}  // namespace still::schedule

@@ -1,0 +1,85 @@
+// Supervisor: a repository's schedules on this host, with everything that belongs to them. Whoever is in charge of them
+// (stilld, or a command on a host without it; one at a time, by a lock in the state directory) makes them run.
+//
+//   STILL_ASSIGN_OR_RETURN(auto supervisor, Supervisor::Open(options));
+//   STILL_RETURN_IF_ERROR(supervisor->TakeCharge());
+//   for (;;) { STILL_ASSIGN_OR_RETURN(absl::Duration wait, supervisor->Step()); supervisor->Sleep(wait); }
+//
+// Thread-safe.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "base/fd.h"
+#include "schedule/announcements.h"
+#include "schedule/catalog_book.h"
+#include "schedule/process_host.h"
+#include "schedule/scheduler.h"
+#include "store/repository.h"
+
+namespace still::schedule {
+
+struct SupervisorOptions {
+  std::string state;  // The state directory.
+  store::RepositoryOptions repository;
+  int max_running = 2;
+  AnnouncerOptions announcer;
+  std::string worker_program;  // stilld.
+};
+
+class Supervisor {
+ public:
+  static absl::StatusOr<std::unique_ptr<Supervisor>> Open(const SupervisorOptions& options);
+
+  // Start-up: takes the lock (UNAVAILABLE: somebody else is in charge), heals sessions, sweeps what was left behind, and
+  // closes or adopts the runs that an earlier process began. No-op when it is in charge already.
+  absl::Status TakeCharge() ABSL_LOCKS_EXCLUDED(mutex_);
+  // For one that is not in charge: tells who has no good snapshot for too long, and begins nothing.
+  absl::Status LookForStale() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<absl::Duration> Step() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Until something has changed, at most this long.
+  void Sleep(absl::Duration time) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends a Sleep().
+  void Wake() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Nothing new is begun any more.
+  void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
+  size_t running() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Takes charge if nobody is.
+  absl::StatusOr<std::vector<store::CatalogRun>> RunNow(const std::string& schedule,
+                                                        const std::vector<std::string>& sessions)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Schedules were changed in the catalog.
+  void SchedulesChanged() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  store::Catalog& catalog() { return *catalog_; }
+  store::Repository& repository() { return *repository_; }
+  CatalogBook& book() { return *book_; }
+  absl::StatusOr<std::vector<SessionState>> Sessions() ABSL_LOCKS_EXCLUDED(mutex_);
+  const std::string& state() const { return options_.state; }
+  const std::string& repository_path() const { return options_.repository.path; }
+
+ private:
+  explicit Supervisor(SupervisorOptions options) : options_(std::move(options)) {}
+  absl::Status TakeChargeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const SupervisorOptions options_;
+  std::unique_ptr<store::Repository> repository_;
+  std::unique_ptr<store::Catalog> catalog_;
+  std::unique_ptr<CatalogBook> book_;
+  std::unique_ptr<HookAnnouncer> announcer_;
+  absl::Mutex mutex_;
+  OwnedFd charge_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<ProcessHost> host_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Scheduler> scheduler_ ABSL_GUARDED_BY(mutex_);
+  bool woken_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// Where stilld listens.
+std::string SocketPath(const std::string& state);
+
+}  // namespace still::schedule

@@ -1,0 +1,161 @@
+#include "tests/unit/schedule/fake_world.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+
+namespace still::schedule {
+
+using store::CatalogRun;
+using store::RunOutcome;
+
+absl::StatusOr<int64_t> MemoryBook::AddRun(const CatalogRun& run) {
+  rows.push_back(run);
+  rows.back().id = static_cast<int64_t>(rows.size());
+  if (run.outcome == RunOutcome::kRunning) open.insert(rows.back().id);
+  return rows.back().id;
+}
+
+absl::Status MemoryBook::UpdateRun(const CatalogRun& run) {
+  if (run.id < 1 || run.id > static_cast<int64_t>(rows.size())) return absl::NotFoundError("no such run");
+  rows[static_cast<size_t>(run.id - 1)] = run;
+  if (run.outcome != RunOutcome::kRunning) open.erase(run.id);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<CatalogRun>> MemoryBook::FindRun(int64_t id) {
+  if (id < 1 || id > static_cast<int64_t>(rows.size())) return std::nullopt;
+  return rows[static_cast<size_t>(id - 1)];
+}
+
+absl::StatusOr<std::vector<CatalogRun>> MemoryBook::Running() {
+  std::vector<CatalogRun> running;
+  for (int64_t id : open) running.push_back(rows[static_cast<size_t>(id - 1)]);
+  return running;
+}
+
+absl::StatusOr<std::vector<store::RunCursor>> MemoryBook::Cursors() {
+  std::map<std::pair<std::string, std::string>, absl::Time> newest;
+  for (const CatalogRun& row : rows) {
+    if (row.occurrences == 0) continue;
+    auto [at, added] = newest.try_emplace({row.schedule, row.session}, row.planned_until);
+    at->second = std::max(at->second, row.planned_until);
+  }
+  std::vector<store::RunCursor> cursors;
+  for (const auto& [key, until] : newest) {
+    cursors.push_back({.schedule = key.first, .session = key.second, .planned_until = until});
+  }
+  return cursors;
+}
+
+absl::Status MemoryBook::Remember(const std::string& key, const std::string& value) {
+  if (value.empty()) {
+    remembered.erase(key);
+  } else {
+    remembered[key] = value;
+  }
+  return absl::OkStatus();
+}
+
+void MemoryBook::Add(const std::string& name, const std::string& pattern, const std::string& calendar,
+                     const std::function<void(schedulepb::Schedule&)>& change) {
+  schedulepb::Schedule definition;
+  definition.set_name(name);
+  definition.add_sessions(pattern);
+  if (!calendar.empty()) definition.add_calendar(calendar);
+  definition.set_retries(3);
+  definition.set_counted_from_unix_ns(
+      absl::ToUnixNanos(absl::FromCivil(absl::CivilSecond(2026, 1, 1, 0, 0, 0), absl::UTCTimeZone())));
+  change(definition);
+  absl::StatusOr<Schedule> schedule = MakeSchedule(definition, absl::UTCTimeZone());
+  ASSERT_TRUE(schedule.ok()) << schedule.status();
+  schedules.push_back(*schedule);
+}
+
+absl::StatusOr<std::vector<SessionState>> FakeHost::Sessions() {
+  std::vector<SessionState> sessions;
+  for (const auto& [name, running] : machines) sessions.push_back({.name = name, .running = running});
+  return sessions;
+}
+
+absl::StatusOr<std::optional<absl::Time>> FakeHost::NewestGood(const std::string& session) {
+  std::optional<absl::Time> newest;
+  for (auto at = kept.lower_bound({session, ""}); at != kept.end() && at->first.first == session; ++at) {
+    for (const Taken& one : at->second) newest = std::max(newest.value_or(one.point), one.point);
+  }
+  return newest;
+}
+
+absl::Status FakeHost::Start(const Schedule& schedule, const CatalogRun& run) {
+  ++started;
+  for (int64_t other : book_.open) {
+    if (other == run.id) continue;
+    EXPECT_NE(book_.rows[static_cast<size_t>(other - 1)].session, run.session) << "two runs of one session at a time";
+  }
+  EXPECT_EQ(book_.rows[static_cast<size_t>(run.id - 1)].outcome, RunOutcome::kRunning) << "the row comes first";
+  active.try_emplace(run.id, Run{.ends = clock_.true_time + duration(run), .schedule = schedule});
+  most_running = std::max(most_running, active.size());
+  return absl::OkStatus();
+}
+
+void FakeHost::Pass() {
+  std::vector<std::pair<int64_t, Schedule>> ended;
+  for (auto at = active.begin(); at != active.end();) {
+    if (at->second.ends > clock_.true_time) {
+      ++at;
+      continue;
+    }
+    ended.emplace_back(at->first, at->second.schedule);
+    at = active.erase(at);
+  }
+  for (const auto& [id, schedule] : ended) Finish(id, schedule);
+}
+
+void FakeHost::Finish(int64_t id, const Schedule& schedule) {
+  CatalogRun row = book_.rows[static_cast<size_t>(id - 1)];
+  row.ended = clock_.Now();
+  absl::Status status = outcome(row);
+  row.outcome = status.ok() ? RunOutcome::kSucceeded : RunOutcome::kFailed;
+  row.message = std::string(status.message());
+  if (status.ok() && schedule.captures()) {
+    row.snapshot = absl::StrCat("snapshot-", id);
+    Taken one{.point = *row.started, .true_point = clock_.true_time - (*row.ended - *row.started), .id = row.snapshot};
+    const std::pair<std::string, std::string> key{row.session, row.schedule};
+    taken[key].push_back(one);
+    std::vector<Taken>& mine = kept[key];
+    mine.push_back(one);
+    if (schedule.retention.has_value()) {
+      std::vector<snapshot::RetentionCandidate> candidates;
+      for (const Taken& each : mine) candidates.push_back({.id = each.id, .session = row.session, .point = each.point});
+      auto verdicts = snapshot::DecideRetention(candidates, *schedule.retention, clock_.Now(), schedule.timing.zone);
+      ASSERT_TRUE(verdicts.ok()) << verdicts.status();
+      std::vector<Taken> left;
+      for (size_t i = 0; i < mine.size(); ++i) {
+        if ((*verdicts)[i].keep) left.push_back(mine[i]);
+      }
+      mine = std::move(left);
+    }
+  }
+  ASSERT_TRUE(book_.UpdateRun(row).ok());
+}
+
+absl::Time FakeHost::NextEnd() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [id, run] : active) next = std::min(next, run.ends);
+  return next;
+}
+
+void Listener::Announce(const Event& event) {
+  events.push_back(event);
+  if (event.kind == Event::Kind::kStale) stale.insert({event.schedule, event.session});
+  if (event.kind == Event::Kind::kRecovered && event.about == "stale") stale.erase({event.schedule, event.session});
+}
+
+int Listener::Count(Event::Kind kind, const std::string& session) const {
+  return static_cast<int>(std::count_if(events.begin(), events.end(), [&](const Event& event) {
+    return event.kind == kind && (session.empty() || event.session == session);
+  }));
+}
+
+}  // namespace still::schedule
