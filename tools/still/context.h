@@ -77,6 +77,7 @@ void AddServeCommand(CLI::App& app, Context& context);        // serve
 void AddHydrateCommand(CLI::App& app, Context& context);      // hydrate
 void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
 void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
+void AddScheduleCommands(CLI::App& app, Context& context);    // schedule ...
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
 
 }  // namespace still::cli

@@ -1,0 +1,239 @@
+"""stilld and `still schedule` as programs, without a virtual machine: schedules, history, alerts, metrics, the status page."""
+
+import http.server
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import threading
+import time
+import unittest
+import urllib.error
+import urllib.request
+
+from still_host import BUILD, PROJECT, Host, wait_for
+
+MONITORING = PROJECT / "tools/stilld/monitoring"
+
+
+class Daemon:
+    """stilld for one host; ended, and if need be killed, at the end."""
+
+    def __init__(self, host, *arguments):
+        self.log = host.directory / f"stilld-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [BUILD / "bin/stilld", "--config", "", *map(str, arguments)],
+                env=dict(host.environment, STILL_LOG="json"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.ready = wait_for(self.find_ready, "stilld to be ready", 60)
+
+    def find_ready(self):
+        if self.process.poll() is not None:
+            raise RuntimeError(f"stilld ended: {self.log.read_text()}")
+        return next((line for line in self.lines() if line["message"] == "stilld is ready"), None)
+
+    def lines(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def get(self, path, **headers):
+        request = urllib.request.Request(f"http://{self.ready['http']}{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.read().decode()
+
+    def end(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+class StilldTest(unittest.TestCase):
+    def setUp(self):
+        self.host = Host()
+        self.addCleanup(self.host.close)
+
+    def daemon(self, *arguments):
+        daemon = Daemon(self.host, *arguments)
+        self.addCleanup(daemon.end, signal.SIGKILL)
+        return daemon
+
+    def schedules(self):
+        return self.host.json("schedule", "list").get("schedules", [])
+
+    def runs(self, *arguments):
+        return self.host.json("schedule", "history", *arguments).get("runs", [])
+
+
+class Schedules(StilldTest):
+    def try_all_commands(self):
+        self.host.still("schedule", "add", "nightly", "--session", "web-*", "--session", "db", "--on", "Mon..Fri 02:00",
+                        "--zone", "Europe/Berlin", "--keep", "daily=7 weekly=4", "--spread", "2h", "--label", "tier=gold")
+        self.assertEqual(self.host.run("schedule", "add", "nightly", "--session", "a", "--every", "1h").returncode, 4)
+        wrong = self.host.run("schedule", "add", "other", "--session", "a", "--on", "*-13-1")
+        self.assertEqual(wrong.returncode, 2, wrong.stderr)
+        self.assertIn("month", wrong.stderr)
+        [entry] = self.schedules()
+        self.assertEqual(entry["schedule"]["sessions"], ["web-*", "db"])
+        self.assertEqual(entry["schedule"]["labels"], {"tier": "gold"})
+        self.assertGreater(int(entry["next_unix_ns"]), time.time_ns())
+        self.host.still("schedule", "edit", "nightly", "--every", "6h", "--zone", "")
+        [entry] = self.schedules()
+        self.assertEqual(entry["schedule"]["every"], "6h")
+        self.assertEqual(entry["schedule"]["calendar"], [])
+        self.assertEqual(entry["schedule"]["retention"], "daily=7 weekly=4", "what was not given stays")
+        self.host.still("schedule", "pause", "nightly")
+        self.assertTrue(self.host.json("schedule", "show", "nightly")["schedule"]["paused"])
+        self.host.still("schedule", "resume", "nightly")
+        timeline = self.host.json("schedule", "preview", "nightly", "--days", "60")
+        kept = [one for one in timeline if one["kept"]]
+        self.assertTrue(10 <= len(kept) <= 12, f"7 days and 4 weeks, some of them the same: {len(kept)}")
+        self.assertTrue(all(one["reasons"] for one in timeline))
+        self.assertEqual(self.runs(), [])
+        self.assertEqual(self.host.run("schedule", "show", "nosuch").returncode, 3)
+        self.host.still("schedule", "rm", "nightly")
+        self.assertEqual(self.schedules(), [])
+
+    def test_all_commands_without_a_daemon(self):
+        self.try_all_commands()
+        self.assertFalse((self.host.state / "stilld.sock").exists())
+
+    def test_all_commands_with_a_daemon(self):
+        daemon = self.daemon()
+        self.assertEqual(stat.S_IMODE((self.host.state / "stilld.sock").stat().st_mode), 0o600)
+        self.try_all_commands()
+        self.assertEqual(daemon.end(), 0)
+
+    def test_runs_by_hand_and_when_due_without_a_daemon(self):
+        self.host.still("schedule", "add", "check", "--kind", "verify", "--every", "10s", "--verify-period", "20s")
+        [run] = self.host.json("schedule", "run-now", "check", "--wait")["runs"]
+        self.assertEqual(run["outcome"], "succeeded")
+        self.assertIn("slice 1 of 2", run["message"])
+        wait_for(lambda: self.host.still("schedule", "run-due") is not None and len(self.runs("check")) >= 2, "a due run", 60)
+        self.assertEqual({run["outcome"] for run in self.runs("check")}, {"succeeded"})
+        self.assertIn("slice 2 of 2", self.runs("check")[0]["message"])
+
+    def test_only_one_is_in_charge_and_a_killed_one_is_replaced(self):
+        first = self.daemon()
+        second = subprocess.run([BUILD / "bin/stilld", "--config", ""], env=self.host.environment, capture_output=True, text=True,
+                                timeout=60, check=False)
+        self.assertEqual(second.returncode, 6, second.stderr)
+        self.assertIn("in charge", second.stderr)
+        first.end(signal.SIGKILL)
+        self.host.still("schedule", "add", "a", "--session", "x", "--every", "1h")
+        self.daemon()
+        self.assertEqual([entry["schedule"]["name"] for entry in self.schedules()], ["a"])
+
+
+class Alerts(StilldTest):
+    def test_failure_reaches_the_webhook_the_command_and_the_log(self):
+        received = []
+
+        class Receiver(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.HTTPServer(("127.0.0.1", 0), Receiver)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        told = self.host.directory / "told"
+        daemon = self.daemon("--webhook", f"http://127.0.0.1:{server.server_port}/hook",
+                             "--notify-command", f'echo "$STILL_EVENT $STILL_SESSION" >> {told}')
+        self.host.still("schedule", "add", "often", "--session", "gone", "--every", "10s", "--retries", "0", "--max-age", "15s")
+        wait_for(lambda: {event["event"] for event in received} >= {"failed", "stale"}, "both alerts", 90)
+        self.assertEqual(len([event for event in received if event["event"] == "failed"]), 1, "told once")
+        self.assertEqual(received[0]["session"], "gone")
+        wait_for(lambda: told.exists() and "stale gone" in told.read_text(), "the command", 30)
+        self.assertIn("alert", [line["message"] if "event" not in line else "alert" for line in daemon.lines()])
+        self.assertIn("there is no such session", self.runs("often")[-1]["message"])
+
+    def test_the_dead_mans_rule_needs_no_daemon(self):
+        told = self.host.directory / "told"
+        self.host.still("schedule", "add", "often", "--session", "gone", "--every", "10s", "--max-age", "1s")
+        wait_for(lambda: self.host.still("schedule", "check", STILL_NOTIFY_COMMAND=f"echo $STILL_EVENT >> {told}") is not None
+                 and told.exists(), "the alert", 30)
+        self.assertEqual(told.read_text(), "stale\n")
+        self.assertEqual(self.runs(), [], "it begins nothing")
+
+
+class Pages(StilldTest):
+    @classmethod
+    def chromium(cls):
+        return shutil.which("chromium")
+
+    def setUp(self):
+        super().setUp()
+        for number in range(3):
+            disk = self.host.directory / f"machine-{number}.raw"
+            disk.write_bytes(os.urandom(256 << 10))
+            self.host.still("import", disk)
+        self.host.still("schedule", "add", "weekly-check", "--kind", "verify", "--on", "weekly")
+        self.host.still("schedule", "run-now", "weekly-check", "--wait")
+        self.served = self.daemon("--http", "127.0.0.1:0")
+
+    @unittest.skipUnless(shutil.which("promtool"), "there is no promtool")
+    def test_prometheus_understands_metrics_and_rules(self):
+        text = self.served.get("/metrics")
+        result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("stillpoint_repository_snapshots 3\n", text)
+        self.assertRegex(text, r'stillpoint_last_run_success\{kind="verify",schedule="weekly-check",session=""\} 1\n')
+        for arguments in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
+            subprocess.run(["promtool", *arguments], cwd=MONITORING, check=True, capture_output=True)
+
+    def test_rules_and_dashboard_use_metrics_that_exist(self):
+        source = (PROJECT / "tools/stilld/metrics.cc").read_text()
+        names = set(re.findall(r'"stillpoint_(\w+)"', source)) | set(re.findall(r'registry, "(\w+)"', source))
+        names |= {f"repository_{name}" for name in re.findall(r'put\("(\w+)"', source)}
+        used = set()
+        for name in ("alerts.yml", "dashboard.json"):
+            used |= set(re.findall(r"stillpoint_(\w+?)(?:_bucket)?\b(?=[^\w])", (MONITORING / name).read_text()))
+        self.assertTrue(used)
+        self.assertEqual(used - names, set())
+
+    def test_only_loopback_and_only_by_its_own_name(self):
+        with self.assertRaises(urllib.error.HTTPError) as refused:
+            self.served.get("/", Host="rebound.example")
+        self.assertEqual(refused.exception.code, 403)
+        with self.assertRaises(urllib.error.HTTPError) as refused:
+            self.served.get("/etc/passwd")
+        self.assertEqual(refused.exception.code, 404)
+        self.served.end()
+        open_to_all = subprocess.run([BUILD / "bin/stilld", "--config", "", "--http", "0.0.0.0:0"], env=self.host.environment,
+                                     capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual(open_to_all.returncode, 2, open_to_all.stderr)
+
+    @unittest.skipUnless(shutil.which("chromium"), "there is no chromium")
+    def test_the_page_in_a_browser(self):
+        profile = self.host.directory / "browser"
+        picture = self.host.directory / "page.png"
+        command = [self.chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                   f"--user-data-dir={profile}", "--window-size=1100,1200", "--virtual-time-budget=2000"]
+        url = f"http://{self.served.ready['http']}/"
+        dom = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True).stdout
+        for fragment in ('id="timeline"', "machine-2", "weekly-check", "All is well", 'id="repository"'):
+            self.assertIn(fragment, dom)
+        self.assertEqual(len(re.findall(r"<circle class=\"?(?:crash|filesystem|application|unknown)\"? c\w=\"?\d+\.", dom)), 3)
+        self.assertNotIn("<script", dom)
+        subprocess.run([*command, f"--screenshot={picture}", url], capture_output=True, timeout=120, check=True)
+        content = picture.read_bytes()
+        width, height = struct.unpack(">II", content[16:24])
+        self.assertEqual((content[1:4], width), (b"PNG", 1100))
+        self.assertGreater(height, 800)
+        self.assertGreater(len(content), 20_000, "an empty page compresses to less")
+        keep = os.environ.get("STILL_KEEP_SCREENSHOT")
+        if keep:
+            shutil.copy(picture, pathlib.Path(keep))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,57 @@
+#include "tools/still/schedule_client.h"
+
+#include <fcntl.h>
+#include <grpcpp/create_channel_posix.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <utility>
+
+#include "base/unix_socket.h"
+#include "proto/grpc_status.h"
+#include "session/control/session_registry.h"
+
+namespace still::cli {
+namespace {
+
+// How alerts are told where no daemon is configured to.
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context) {
+  schedule::SupervisorOptions options{.state = context.state_directory(),
+                                      .repository = {.path = context.repository_path()}};
+  STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
+  options.announcer = {.command = Environment("STILL_NOTIFY_COMMAND"), .webhook = Environment("STILL_WEBHOOK")};
+  STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
+  return schedule::Supervisor::Open(options);
+}
+
+absl::StatusOr<std::unique_ptr<ScheduleClient>> ScheduleClient::Connect(const Context& context) {
+  std::unique_ptr<ScheduleClient> client(new ScheduleClient);
+  absl::StatusOr<OwnedFd> socket = ConnectUnix(schedule::SocketPath(context.state_directory()));
+  if (socket.ok()) {
+    if (::fcntl(socket->get(), F_SETFL, ::fcntl(socket->get(), F_GETFL) | O_NONBLOCK) != 0) {
+      return ErrnoStatus(errno, "stilld's socket");
+    }
+    client->stub_ = ScheduleControl::NewStub(grpc::CreateInsecureChannelFromFd("stilld", socket->Release()));
+    return client;
+  }
+  STILL_ASSIGN_OR_RETURN(client->supervisor_, OpenSupervisor(context));
+  client->service_ = std::make_unique<schedule::ScheduleService>(*client->supervisor_);
+  grpc::ServerBuilder builder;
+  builder.RegisterService(client->service_.get());
+  client->server_ = builder.BuildAndStart();
+  if (client->server_ == nullptr) return absl::InternalError("the schedule service does not start");
+  client->stub_ = ScheduleControl::NewStub(client->server_->InProcessChannel({}));
+  return client;
+}
+
+absl::Status ScheduleClient::Failed(const grpc::Status& status) { return FromGrpc(status); }
+
+}  // namespace still::cli

@@ -1,0 +1,50 @@
+// ScheduleClient: how `still schedule` reaches the schedules: through stilld where it runs, else by the same service in
+// our own process. Not thread-safe.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "base/status.h"
+#include "proto/schedule.grpc.pb.h"
+#include "schedule/schedule_service.h"
+#include "schedule/supervisor.h"
+#include "tools/still/context.h"
+
+namespace still::cli {
+
+using ScheduleControl = ::stillpoint::schedule::v1::ScheduleControl;
+
+class ScheduleClient {
+ public:
+  static absl::StatusOr<std::unique_ptr<ScheduleClient>> Connect(const Context& context);
+
+  // Calls like Call(&ScheduleControl::Stub::Add, request).
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(grpc::Status (ScheduleControl::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                                              Response*),
+                                const Request& request) {
+    grpc::ClientContext context;
+    Response response;
+    grpc::Status status = (stub_.get()->*method)(&context, request, &response);
+    if (!status.ok()) return Failed(status);
+    return response;
+  }
+  bool daemon() const { return supervisor_ == nullptr; }
+  // Without a daemon only: the schedules themselves.
+  schedule::Supervisor& supervisor() { return *supervisor_; }
+
+ private:
+  ScheduleClient() = default;
+  static absl::Status Failed(const grpc::Status& status);
+
+  std::unique_ptr<schedule::Supervisor> supervisor_;
+  std::unique_ptr<schedule::ScheduleService> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<ScheduleControl::Stub> stub_;
+};
+
+// The schedules of this host by ourselves, whether a daemon runs or not.
+absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context);
+
+}  // namespace still::cli

@@ -1,0 +1,343 @@
+// schedule add, list, show, edit, rm, run-now, pause, resume, history, preview, run-due, check.
+#include <algorithm>
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/clock.h"
+#include "schedule/preview.h"
+#include "tools/still/context.h"
+#include "tools/still/format.h"
+#include "tools/still/schedule_client.h"
+#include "tools/still/schedule_options.h"
+
+namespace still::cli {
+namespace {
+
+namespace pb = ::stillpoint::schedule::v1;
+using Stub = ScheduleControl::Stub;
+using Rows = std::vector<std::vector<std::string>>;
+
+// A run begun by hand is looked at this often.
+constexpr absl::Duration kLook = absl::Milliseconds(200);
+constexpr uint32_t kDefaultRetries = 3;
+
+std::string TimeOr(int64_t nanoseconds, const char* otherwise) {
+  return nanoseconds == 0 ? otherwise : FormatUnixNanos(nanoseconds);
+}
+
+std::string TimingOf(const pb::Schedule& schedule) {
+  return schedule.every().empty() ? absl::StrJoin(schedule.calendar(), "; ") : absl::StrCat("every ", schedule.every());
+}
+
+std::string KindOf(const pb::Schedule& schedule) { return schedule::KindName(schedule.kind()); }
+
+absl::StatusOr<pb::ScheduleList> ListSchedules(ScheduleClient& client, const std::string& name) {
+  pb::ListRequest request;
+  request.set_name(name);
+  return client.Call(&Stub::List, request);
+}
+
+absl::Status Add(Context& context, const std::string& name, const ScheduleOptions& options) {
+  pb::Schedule schedule;
+  schedule.set_name(name);
+  schedule.set_retries(kDefaultRetries);
+  STILL_RETURN_IF_ERROR(options.Apply(schedule));
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  STILL_ASSIGN_OR_RETURN(pb::Schedule added, client->Call(&Stub::Add, schedule));
+  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, name));
+  context.Print(ToJson(added), [&] {
+    std::cout << "schedule " << name << ": " << TimingOf(added) << ", next "
+              << TimeOr(list.schedules(0).next_unix_ns(), "never") << "\n";
+    if (!client->daemon()) {
+      std::cerr << "still: stilld is not running here; nothing happens before it does, or `still schedule run-due`\n";
+    }
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Edit(Context& context, const std::string& name, const ScheduleOptions& options) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, name));
+  pb::Schedule schedule = list.schedules(0).schedule();
+  STILL_RETURN_IF_ERROR(options.Apply(schedule));
+  STILL_ASSIGN_OR_RETURN(pb::Schedule stored, client->Call(&Stub::Replace, schedule));
+  context.Print(ToJson(stored), [&] { std::cout << "schedule " << name << ": " << TimingOf(stored) << "\n"; });
+  return absl::OkStatus();
+}
+
+absl::Status List(Context& context) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, ""));
+  Rows rows = {{"NAME", "KIND", "SESSIONS", "WHEN", "NEXT", "LAST", "OUTCOME"}};
+  for (const auto& entry : list.schedules()) {
+    const pb::Schedule& schedule = entry.schedule();
+    rows.push_back({schedule.name(), KindOf(schedule), absl::StrJoin(schedule.sessions(), " "), TimingOf(schedule),
+                    schedule.paused() ? "paused" : TimeOr(entry.next_unix_ns(), "never"),
+                    TimeOr(entry.newest().started_unix_ns(), "-"),
+                    entry.has_newest() ? entry.newest().outcome() : "-"});
+  }
+  context.Print(ToJson(list), [&] { std::cout << FormatTable(rows); });
+  return absl::OkStatus();
+}
+
+absl::Status Show(Context& context, const std::string& name) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, name));
+  context.Print(ToJson(list.schedules(0)), [&] {
+    const auto& entry = list.schedules(0);
+    const pb::Schedule& schedule = entry.schedule();
+    Rows rows = {{"name", schedule.name()}, {"kind", KindOf(schedule)}};
+    auto row = [&](const char* label, const std::string& value) {
+      if (!value.empty()) rows.push_back({label, value});
+    };
+    row("sessions", absl::StrJoin(schedule.sessions(), " "));
+    row("now fits", absl::StrJoin(entry.sessions(), " "));
+    row("when", TimingOf(schedule));
+    row("zone", schedule.zone());
+    row("next", schedule.paused() ? "paused" : TimeOr(entry.next_unix_ns(), "never"));
+    row("jitter", schedule.jitter());
+    row("spread", schedule.spread());
+    row("missed", schedule.missed().empty() ? "run-once" : schedule.missed());
+    row("blackouts", absl::StrJoin(schedule.blackouts(), "; "));
+    row("retention", schedule.retention());
+    row("max age", entry.max_age());
+    row("quiesce", schedule.quiesce());
+    row("before", schedule.before());
+    row("after", schedule.after());
+    row("check", schedule.check());
+    row("retries", absl::StrCat(schedule.retries()));
+    if (schedule.bandwidth() > 0) row("bandwidth", FormatBytes(schedule.bandwidth()) + "/s");
+    if (entry.has_newest()) {
+      row("last run", absl::StrCat(TimeOr(entry.newest().planned_unix_ns(), "-"), " ", entry.newest().outcome(), " ",
+                                   entry.newest().message()));
+    }
+    std::cout << FormatTable(rows);
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Remove(Context& context, const std::string& name) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  pb::Named request;
+  request.set_name(name);
+  return client->Call(&Stub::Remove, request).status();
+}
+
+absl::Status SetPaused(Context& context, const std::string& name, bool paused) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  pb::SetPausedRequest request;
+  request.set_name(name);
+  request.set_paused(paused);
+  return client->Call(&Stub::SetPaused, request).status();
+}
+
+void PrintRuns(const pb::RunList& list) {
+  Rows rows = {
+      {"RUN", "SCHEDULE", "SESSION", "PLANNED", "STARTED", "TOOK", "OUTCOME", "FROZEN", "PAUSED", "STORED", "MESSAGE"}};
+  for (const pb::Run& run : list.runs()) {
+    const bool timed = run.started_unix_ns() != 0 && run.ended_unix_ns() != 0;
+    std::string outcome = run.outcome();
+    if (run.occurrences() > 1) absl::StrAppend(&outcome, " x", run.occurrences());
+    rows.push_back({absl::StrCat(run.id()), run.schedule(), run.session().empty() ? "-" : run.session(),
+                    FormatUnixNanos(run.planned_unix_ns()), TimeOr(run.started_unix_ns(), "-"),
+                    timed ? FormatMicros(static_cast<uint64_t>(
+                                std::max<int64_t>(0, run.ended_unix_ns() - run.started_unix_ns()) / 1000))
+                          : "-",
+                    outcome, run.freeze_us() > 0 ? FormatMicros(run.freeze_us()) : "-",
+                    run.pause_us() > 0 ? FormatMicros(run.pause_us()) : "-",
+                    run.bytes_stored() > 0 ? FormatBytes(run.bytes_stored()) : "-", run.message()});
+  }
+  std::cout << FormatTable(rows);
+}
+
+struct RunNowArguments {
+  std::string name;
+  std::vector<std::string> sessions;
+  bool wait = false;
+};
+
+// Waits until the runs have ended; the first failure is the command's.
+absl::StatusOr<pb::RunList> WaitForRuns(ScheduleClient& client, const pb::RunList& begun) {
+  if (!client.daemon()) client.supervisor().Drain();  // Watches, and begins nothing else.
+  for (;;) {
+    if (!client.daemon()) STILL_RETURN_IF_ERROR(client.supervisor().Step().status());
+    pb::HistoryRequest request;
+    request.set_name(begun.runs(0).schedule());
+    request.set_limit(1000);
+    STILL_ASSIGN_OR_RETURN(pb::RunList history, client.Call(&Stub::History, request));
+    pb::RunList ended;
+    for (const pb::Run& run : history.runs()) {
+      bool ours = std::any_of(begun.runs().begin(), begun.runs().end(),
+                              [&](const pb::Run& one) { return one.id() == run.id(); });
+      if (ours && run.outcome() != "running") *ended.add_runs() = run;
+    }
+    if (ended.runs_size() == begun.runs_size()) return ended;
+    Clock::Real().Sleep(kLook);
+  }
+}
+
+absl::Status RunNow(Context& context, const RunNowArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  pb::RunNowRequest request;
+  request.set_name(arguments.name);
+  request.mutable_sessions()->Assign(arguments.sessions.begin(), arguments.sessions.end());
+  STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::RunNow, request));
+  if (arguments.wait) {
+    STILL_ASSIGN_OR_RETURN(runs, WaitForRuns(*client, runs));
+  }
+  context.Print(ToJson(runs), [&] { PrintRuns(runs); });
+  for (const pb::Run& run : runs.runs()) {
+    if (run.outcome() == "succeeded" || run.outcome() == "running") continue;
+    return absl::AbortedError(absl::StrCat("run ", run.id(), " ", run.outcome(), ": ", run.message()));
+  }
+  return absl::OkStatus();
+}
+
+struct HistoryArguments {
+  std::string name;
+  std::string session;
+  uint32_t limit = 50;
+};
+
+absl::Status History(Context& context, const HistoryArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  pb::HistoryRequest request;
+  request.set_name(arguments.name);
+  request.set_session(arguments.session);
+  request.set_limit(arguments.limit);
+  STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::History, request));
+  context.Print(ToJson(runs), [&] { PrintRuns(runs); });
+  return absl::OkStatus();
+}
+
+struct PreviewArguments {
+  std::string name;
+  std::string session;
+  int days = 30;
+  bool all = false;
+};
+
+absl::Status Preview(Context& context, const PreviewArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, arguments.name));
+  const auto& entry = list.schedules(0);
+  STILL_ASSIGN_OR_RETURN(schedule::Schedule schedule, schedule::MakeSchedule(entry.schedule(), absl::LocalTimeZone()));
+  std::string session = arguments.session;
+  if (session.empty()) session = entry.sessions().empty() ? "any" : entry.sessions(0);
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> snapshots, repository->ListSnapshots());
+  std::vector<snapshot::RetentionCandidate> existing;
+  for (const manifestpb::Snapshot& one : snapshots) {
+    auto label = one.labels().find(std::string(schedule::kScheduleLabel));
+    if (one.session() != session || label == one.labels().end() || label->second != arguments.name) continue;
+    existing.push_back({.id = one.id(),
+                        .session = session,
+                        .point = absl::FromUnixNanos(one.point_unix_ns()),
+                        .labels = {one.labels().begin(), one.labels().end()}});
+  }
+  STILL_ASSIGN_OR_RETURN(
+      std::vector<schedule::PreviewedSnapshot> timeline,
+      schedule::Preview(schedule, session, existing, Clock::Real().Now(), absl::Hours(24 * arguments.days)));
+  Rows rows = {{"POINT", "SNAPSHOT", "THEN", "WHY"}};
+  nlohmann::json json = nlohmann::json::array();
+  for (const schedule::PreviewedSnapshot& one : timeline) {
+    std::string then = one.keep ? "kept" : "dropped";
+    if (one.dropped.has_value()) absl::StrAppend(&then, " ", FormatUnixNanos(absl::ToUnixNanos(*one.dropped)));
+    json.push_back({{"point_unix_ns", absl::ToUnixNanos(one.point)},
+                    {"snapshot", one.id},
+                    {"kept", one.keep},
+                    {"reasons", one.reasons}});
+    if (one.keep || arguments.all) {
+      rows.push_back({FormatUnixNanos(absl::ToUnixNanos(one.point)),
+                      one.id.empty() ? "(to come)" : one.id.substr(0, 12), then, absl::StrJoin(one.reasons, ", ")});
+    }
+  }
+  context.Print(json, [&] {
+    std::cout << "session " << session << " in " << arguments.days << " days, if every run succeeds:\n"
+              << FormatTable(rows);
+  });
+  return absl::OkStatus();
+}
+
+// For a timer on hosts without stilld.
+absl::Status RunDue(Context& context) {
+  STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
+  absl::Status charge = supervisor->TakeCharge();
+  if (absl::IsUnavailable(charge)) {
+    std::cerr << "still: " << charge.message() << "; nothing to do\n";
+    return absl::OkStatus();
+  }
+  STILL_RETURN_IF_ERROR(charge);
+  do {
+    STILL_ASSIGN_OR_RETURN(absl::Duration wait, supervisor->Step());
+    if (supervisor->running() > 0) supervisor->Sleep(wait);
+  } while (supervisor->running() > 0);
+  return absl::OkStatus();
+}
+
+// The dead man's rule for when nothing else runs. Where stilld answers it has seen to it itself.
+absl::Status Check(Context& context) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  if (client->daemon() && ListSchedules(*client, "").ok()) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
+  return supervisor->LookForStale();
+}
+
+}  // namespace
+
+void AddScheduleCommands(CLI::App& app, Context& context) {
+  CLI::App* group = app.add_subcommand("schedule", "Scheduled snapshots, verification and restore drills");
+  group->require_subcommand(1);
+  group->fallthrough();
+  auto named = [&](const char* command, const char* help,
+                   std::function<absl::Status(Context&, const std::string&)> body) {
+    auto name = std::make_shared<std::string>();
+    CLI::App* added = context.AddCommand(*group, command, help, [=](Context& c) { return body(c, *name); });
+    added->add_option("schedule", *name, "Name of the schedule")->required();
+    return added;
+  };
+  for (bool edit : {false, true}) {
+    auto options = std::make_shared<ScheduleOptions>();
+    options->AddTo(*named(
+        edit ? "edit" : "add", edit ? "Change what is given" : "Add a schedule",
+        [=](Context& c, const std::string& name) { return edit ? Edit(c, name, *options) : Add(c, name, *options); }));
+  }
+  context.AddCommand(*group, "list", "All schedules, and when they run next", List);
+  named("show", "Everything about a schedule", Show);
+  named("rm", "Remove a schedule; its snapshots stay", Remove);
+  named("pause", "Begin no more runs", [](Context& c, const std::string& name) { return SetPaused(c, name, true); });
+  named("resume", "Go on; what would have run meanwhile does not count",
+        [](Context& c, const std::string& name) { return SetPaused(c, name, false); });
+
+  auto now = std::make_shared<RunNowArguments>();
+  CLI::App* run_now = context.AddCommand(*group, "run-now", "Run it now, beside its timing",
+                                         [=](Context& c) { return RunNow(c, *now); });
+  run_now->add_option("schedule", now->name, "Name of the schedule")->required();
+  run_now->add_option("sessions", now->sessions, "Only these (default: all that it fits)");
+  run_now->add_flag("--wait", now->wait, "Until the runs have ended");
+
+  auto past = std::make_shared<HistoryArguments>();
+  CLI::App* history = context.AddCommand(*group, "history", "What was run, missed and skipped",
+                                         [=](Context& c) { return History(c, *past); });
+  history->add_option("schedule", past->name, "Only of this schedule");
+  history->add_option("--session", past->session, "Only of this session");
+  history->add_option("--limit", past->limit, "At most this many, the newest")->capture_default_str();
+
+  auto ahead = std::make_shared<PreviewArguments>();
+  CLI::App* preview = context.AddCommand(*group, "preview", "The snapshots that timing and retention will leave",
+                                         [=](Context& c) { return Preview(c, *ahead); });
+  preview->add_option("schedule", ahead->name, "Name of the schedule")->required();
+  preview->add_option("--session", ahead->session, "Of this session (default: the first that it fits)");
+  preview->add_option("--days", ahead->days, "How far")->check(CLI::Range(1, 4000))->capture_default_str();
+  preview->add_flag("--all", ahead->all, "Also what will be dropped");
+
+  context.AddCommand(*group, "run-due", "Run what is due and wait for it, on hosts without stilld (by a timer)",
+                     RunDue);
+  context.AddCommand(*group, "check", "Tell who has had no good snapshot for too long, also when stilld is dead",
+                     Check);
+}
+
+}  // namespace still::cli

@@ -1,0 +1,111 @@
+// stilld: scheduled snapshots. With --execute it is a worker that does one run (schedule/worker.h).
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <string>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "schedule/timing.h"
+#include "schedule/worker.h"
+#include "session/control/session_registry.h"
+#include "tools/stilld/daemon.h"
+
+namespace still::daemon {
+namespace {
+
+struct Arguments {
+  std::string state;
+  std::string repository;
+  std::string key_file;
+  std::string catalog;
+  std::string http;
+  std::string drain = "60s";
+  std::string notify_command;
+  std::string webhook;
+  int max_running = 2;
+  int64_t execute = 0;
+};
+
+std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+// As the command has it (docs/operations.md).
+std::string DefaultState() {
+  if (std::string state = Environment("STILL_STATE"); !state.empty()) return state;
+  if (::geteuid() == 0) return "/var/lib/stillpoint";
+  std::string state = Environment("XDG_STATE_HOME");
+  return JoinPath(state.empty() ? JoinPath(Environment("HOME"), ".local/state") : state, "stillpoint");
+}
+
+void AddOptions(CLI::App& app, Arguments& arguments) {
+  app.set_version_flag("--version", "stilld " STILL_VERSION);
+  app.set_config("--config", "/etc/stillpoint/stilld.conf", "Any of these options, as NAME=VALUE lines");
+  arguments.state = DefaultState();
+  arguments.repository = Environment("STILL_REPO");
+  arguments.key_file = Environment("STILL_KEY_FILE");
+  app.add_option("--state", arguments.state, "State directory (STILL_STATE)")->capture_default_str();
+  app.add_option("--repo", arguments.repository,
+                 "Repository directory (STILL_REPO; default: repository in the state directory)");
+  app.add_option("--key-file", arguments.key_file, "File whose content opens the repository (STILL_KEY_FILE)");
+  app.add_option("--max-running", arguments.max_running, "Runs at a time on this host")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--http", arguments.http, "Serve metrics and the status page, e.g. on 127.0.0.1:9841 (default: off)");
+  app.add_option("--drain", arguments.drain, "At the end, wait this long for runs under way; they go on without us")
+      ->capture_default_str();
+  app.add_option("--notify-command", arguments.notify_command,
+                 "Shell command for each alert (STILL_EVENT, STILL_JSON)");
+  app.add_option("--webhook", arguments.webhook, "URL that gets each alert as JSON");
+  app.add_option("--catalog", arguments.catalog)->group("");
+  app.add_option("--execute", arguments.execute)->group("");
+}
+
+absl::Status Run(const Arguments& arguments) {
+  store::RepositoryOptions repository{.path = arguments.repository, .catalog_path = arguments.catalog};
+  if (repository.path.empty()) repository.path = JoinPath(arguments.state, "repository");
+  repository.credentials.key_file = arguments.key_file;
+  repository.credentials.passphrase = Environment("STILL_PASSPHRASE");
+  if (arguments.execute > 0) {
+    STILL_ASSIGN_OR_RETURN(std::string still, session::FindSibling("still", "STILL_PROGRAM"));
+    return schedule::ExecuteRun(
+        {.state = arguments.state, .catalog_path = arguments.catalog, .repository = repository, .still_program = still},
+        arguments.execute);
+  }
+  DaemonOptions options{.http = arguments.http};
+  options.supervisor = {.state = arguments.state, .repository = repository, .max_running = arguments.max_running};
+  options.supervisor.announcer = {.command = arguments.notify_command, .webhook = arguments.webhook};
+  STILL_ASSIGN_OR_RETURN(options.supervisor.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
+  STILL_ASSIGN_OR_RETURN(options.drain, schedule::ParseSpan(arguments.drain));
+  return RunDaemon(options);
+}
+
+}  // namespace
+}  // namespace still::daemon
+
+int main(int argc, char** argv) {
+  CLI::App app("Scheduled snapshots of Stillpoint: `still schedule` tells it what to do.", "stilld");
+  still::daemon::Arguments arguments;
+  still::daemon::AddOptions(app, arguments);
+  CLI11_PARSE(app, argc, argv);
+  still::SetLogLevel(still::LogLevel::kInfo);
+  ::signal(SIGPIPE, SIG_IGN);
+  if (arguments.execute == 0) {
+    // Before there are threads: all of them inherit it, and one waits for them. A worker dies of them as usual, which is
+    // harmless for its guest.
+    sigset_t blocked;
+    ::sigemptyset(&blocked);
+    for (int signal : {SIGTERM, SIGINT, SIGUSR2}) ::sigaddset(&blocked, signal);
+    ::pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
+  }
+  absl::Status status = still::daemon::Run(arguments);
+  if (!status.ok()) {
+    still::LogError(arguments.execute == 0 ? "stilld ends" : "run failed", {{"error", status.ToString()}});
+  }
+  return still::ExitCode(status);
+}
