@@ -1,10 +1,12 @@
 #include "schedule/alerts.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "schedule/scheduler.h"
 
 namespace still::schedule {
@@ -70,6 +72,20 @@ absl::Status Alerts::Clear(Event::Kind kind, const std::string& schedule, const 
                        .message = message});
   told_.erase(key);
   return book_.Remember(key, "");
+}
+
+absl::Status Alerts::KeepOnly(
+    const std::function<bool(const std::string& schedule, const std::string& session)>& there) {
+  for (auto told = told_.begin(); told != told_.end();) {
+    const std::vector<std::string> parts = absl::StrSplit(told->first, '/');
+    if (parts.size() == 4 && there(parts[2], parts[3])) {
+      ++told;
+      continue;
+    }
+    STILL_RETURN_IF_ERROR(book_.Remember(told->first, ""));
+    told = told_.erase(told);
+  }
+  return absl::OkStatus();
 }
 
 bool Alerts::Raised(Event::Kind kind, const std::string& schedule, const std::string& session) const {

@@ -43,6 +43,8 @@ class Alerts {
   // What was raised under this name is over, if it was. `message` tells how.
   absl::Status Clear(Event::Kind kind, const std::string& schedule, const std::string& session, absl::Time now,
                      const std::string& message);
+  // Forgets, untold, what is about pairs that are no more.
+  absl::Status KeepOnly(const std::function<bool(const std::string& schedule, const std::string& session)>& there);
   bool Raised(Event::Kind kind, const std::string& schedule, const std::string& session) const;
 
  private:

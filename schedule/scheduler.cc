@@ -78,7 +78,9 @@ absl::Status Scheduler::LoadPairs(absl::Time now) {
     pair = pair->second.schedule == nullptr ? pairs_.erase(pair) : std::next(pair);
   }
   loaded_at_ = clock_.Monotonic();
-  return absl::OkStatus();
+  return alerts_.KeepOnly([this](const std::string& schedule, const std::string& session) {
+    return pairs_.count({schedule, session}) != 0;
+  });
 }
 
 void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, bool exists, absl::Time now) {

@@ -2,7 +2,7 @@
 // our own process. Not thread-safe.
 #pragma once
 
-#include <functional>
+#include <chrono>
 #include <memory>
 
 #include "base/status.h"
@@ -25,6 +25,8 @@ class ScheduleClient {
                                                                               Response*),
                                 const Request& request) {
     grpc::ClientContext context;
+    // Only a daemon that hangs takes so long.
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
     Response response;
     grpc::Status status = (stub_.get()->*method)(&context, request, &response);
     if (!status.ok()) return Failed(status);

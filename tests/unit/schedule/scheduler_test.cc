@@ -275,6 +275,18 @@ TEST_F(SchedulerTest, ByHandBesideTheTimingAndNotTwiceAtATime) {
   EXPECT_THAT(Rows(RunOutcome::kSucceeded, "web"), SizeIs(2)) << "the one by hand does not stand for the one at five";
 }
 
+TEST_F(SchedulerTest, AlertsOfAScheduleThatIsRemovedGoWithIt) {
+  book_.Add("nightly", "gone", "01:00");
+  Begin();
+  Live(absl::Hours(24 * 3));
+  EXPECT_THAT(book_.remembered, SizeIs(2)) << "failed and stale";
+  book_.schedules.clear();
+  scheduler_->Reload();
+  Live(absl::Hours(1));
+  EXPECT_THAT(book_.remembered, IsEmpty());
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 0) << "nothing is better";
+}
+
 TEST_F(SchedulerTest, APausedScheduleDoesNothingAndIsNotStale) {
   host_.machines = {{"web", true}};
   book_.Add("hourly", "web", "hourly", [](auto& s) { s.set_paused(true); });
