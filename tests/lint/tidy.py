@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 
-FOLDERS = ("base", "store", "session", "guest-agent", "snapshot", "tools")
+FOLDERS = ("base", "store", "session", "guest-agent", "snapshot", "schedule", "tools")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

@@ -272,12 +272,12 @@ std::set<std::string> Expected(const std::vector<FakeHost::Taken>& all, const Sc
   return keep;
 }
 
-// Snapshots from around an instant at which the clock was set back between two of them: which of those is the newest of
+// Snapshots from around an instant at which the clock was set back between two of them, also to the same time: which is the newest of
 // its day was another one when it was decided.
 std::set<std::string> Disturbed(const std::vector<FakeHost::Taken>& taken) {
   std::set<std::string> ids;
   for (size_t i = 0; i + 1 < taken.size(); ++i) {
-    if (taken[i].point <= taken[i + 1].point) continue;
+    if (taken[i].point < taken[i + 1].point) continue;
     for (const FakeHost::Taken& one : taken) {
       if (absl::AbsDuration(one.point - taken[i].point) < absl::Hours(26)) ids.insert(one.id);
     }
