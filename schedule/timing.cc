@@ -12,7 +12,7 @@
 namespace still::schedule {
 namespace {
 
-constexpr absl::string_view kWeekdays[] = {"mon", "tue", "wed", "thu", "fri", "sat", "sun"};
+constexpr absl::string_view kShortWeekdays[] = {"mon", "tue", "wed", "thu", "fri", "sat", "sun"};
 constexpr int kMinutesInDay = 24 * 60;
 // How many occurrences LongestGap() looks at: two months of a daily schedule show a weekend, a month's end and holidays
 // that people write into calendars; yearly ones show their year.
@@ -36,7 +36,7 @@ double StableShare(absl::string_view a, absl::string_view b, int64_t c) {
 
 std::optional<int> WeekdayOf(absl::string_view text) {
   for (int day = 0; day < 7; ++day) {
-    if (absl::EqualsIgnoreCase(text, kWeekdays[day])) return day;
+    if (absl::EqualsIgnoreCase(text, kShortWeekdays[day])) return day;
   }
   return std::nullopt;
 }

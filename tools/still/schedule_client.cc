@@ -16,7 +16,7 @@ namespace still::cli {
 namespace {
 
 // How alerts are told where no daemon is configured to.
-std::string Environment(const char* name) {
+std::string Setting(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
 }
@@ -27,7 +27,7 @@ absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Conte
   schedule::SupervisorOptions options{.state = context.state_directory(),
                                       .repository = {.path = context.repository_path()}};
   STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
-  options.announcer = {.command = Environment("STILL_NOTIFY_COMMAND"), .webhook = Environment("STILL_WEBHOOK")};
+  options.announcer = {.command = Setting("STILL_NOTIFY_COMMAND"), .webhook = Setting("STILL_WEBHOOK")};
   STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
   return schedule::Supervisor::Open(options);
 }
