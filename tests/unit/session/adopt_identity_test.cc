@@ -1,12 +1,17 @@
 #include "session/guest/adopt_identity.h"
 
+#include <algorithm>
+
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/fake_agent.h"
 
 namespace still::session {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
@@ -27,6 +32,62 @@ TEST(AdoptIdentity, OnlyAddressesThatCouldNotBeChangedKeepTheNetworkDown) {
   EXPECT_THAT(FailedSteps(response), ElementsAre("identity: ssh-host-keys failed: no ssh-keygen"));
   AddStep(response, "network", guestpb::IdentityStep::FAILED);
   EXPECT_FALSE(MayUseNetwork(response));
+}
+
+class AskedTest : public ::testing::Test {
+ protected:
+  absl::StatusOr<guestpb::AdoptIdentityResponse> Adopt(int connections = 1) {
+    GuestLink link(agent_.MakeVsock(connections), {.session = "web", .restore_id = "r"});
+    sessionpb::NewIdentity identity;
+    identity.set_restore_id("r");
+    identity.set_hostname("web");
+    return AdoptIdentity(link, identity, absl::Seconds(20));
+  }
+  // Answers the calls in this order.
+  void Answer(std::vector<grpc::Status> answers) {
+    agent_.adopt = [this, answers](const guestpb::AdoptIdentityRequest& request, guestpb::AdoptIdentityResponse*) {
+      asked_.push_back(request);
+      return answers[std::min(asked_.size(), answers.size()) - 1];
+    };
+  }
+
+  std::vector<guestpb::AdoptIdentityRequest> asked_;
+  still::testing::FakeAgent agent_;
+};
+
+TEST_F(AskedTest, TheGuestGetsEntropyTimeAndItsNames) {
+  Answer({grpc::Status::OK});
+  const absl::Time before = absl::Now();
+  ASSERT_TRUE(Adopt().ok());
+  ASSERT_THAT(asked_, SizeIs(1));
+  EXPECT_EQ(asked_[0].restore_id(), "r");
+  EXPECT_EQ(asked_[0].hostname(), "web");
+  EXPECT_GE(asked_[0].entropy().size(), 32u);
+  EXPECT_GE(absl::FromUnixNanos(asked_[0].wall_ns()), before);
+}
+
+// A connection of the first instant may be reset; what was sent on it must not be what is sent again.
+TEST_F(AskedTest, ALostConnectionIsTriedAgainWithFreshEntropy) {
+  Answer({grpc::Status(grpc::StatusCode::UNAVAILABLE, "reset"), grpc::Status::OK});
+  ASSERT_TRUE(Adopt(/*connections=*/2).ok());
+  ASSERT_THAT(asked_, SizeIs(2));
+  EXPECT_NE(asked_[0].entropy(), asked_[1].entropy());
+  EXPECT_EQ(asked_[0].restore_id(), asked_[1].restore_id());
+}
+
+TEST_F(AskedTest, AGuestThatIsNotReseededIsAnError) {
+  Answer({grpc::Status(grpc::StatusCode::INTERNAL, "the random generator was not reseeded"), grpc::Status::OK});
+  EXPECT_EQ(Adopt().status().code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(asked_, SizeIs(1));
+}
+
+TEST_F(AskedTest, AnAgentThatCannotDoItIsAnError) {
+  agent_.features.clear();
+  Answer({grpc::Status::OK});
+  absl::Status status = Adopt().status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(status.message(), HasSubstr("version 9.9"));
+  EXPECT_THAT(asked_, IsEmpty());
 }
 
 TEST(AdoptIdentity, WhatAGuestSaysIsBoundedAndEscaped) {
