@@ -73,6 +73,7 @@ class RestoreRun {
     const bool lazy = !options_.lazy.server_command.empty();
     STILL_RETURN_IF_ERROR(WriteSessionFiles(repository_, plan_.snapshot,
                                             {.directory = directory,
+                                             .boot_files = BootFileDirectory(sessions_),
                                              .used_as = directory,
                                              .lazy_disks = lazy,
                                              .device_state = plan_.warm,

@@ -193,6 +193,10 @@ sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions
   return config;
 }
 
+std::string BootFileDirectory(const session::SessionRegistry& sessions) {
+  return JoinPath(sessions.root(), "boot-files");
+}
+
 absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const RestorePlan& plan,
                                        const RestoreOptions& options) {
   const Image* ram = FindImage(plan.snapshot, Image::ROLE_RAM);

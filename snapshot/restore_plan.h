@@ -29,6 +29,9 @@ absl::StatusOr<RestorePlan> PlanRestore(store::Repository& repository, const Res
 // The configuration of one new session, without its files.
 sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions& options, const std::string& session);
 
+// Where the sessions' kernels are kept (boot_files.h).
+std::string BootFileDirectory(const session::SessionRegistry& sessions);
+
 struct MemoryImage {
   OwnedFd fd;
   bool shared = false;  // With other sessions, now or later: to be mapped privately.

@@ -134,8 +134,11 @@ absl::Status RollbackRun::Stage() {
     config_.mutable_restore()->set_private_mapping(memory_.shared);
   }
   const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config_);
-  SessionFileOptions files{
-      .directory = staging_, .used_as = directory_, .device_state = plan_.warm, .progress = options_.progress};
+  SessionFileOptions files{.directory = staging_,
+                           .boot_files = BootFileDirectory(sessions_),
+                           .used_as = directory_,
+                           .device_state = plan_.warm,
+                           .progress = options_.progress};
   for (const sessionpb::DiskFile* disk : kept) files.without_disks.insert(disk->name());
   STILL_RETURN_IF_ERROR(WriteSessionFiles(repository_, plan_.snapshot, files, config_));
   for (const sessionpb::DiskFile* disk : kept) {
@@ -201,8 +204,11 @@ absl::Status RollbackRun::StartSafety() {
   const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config);
   const std::string fresh = JoinPath(directory_, "safety");
   STILL_RETURN_IF_ERROR(MakeDirectories(fresh, 0700));
-  SessionFileOptions files{
-      .directory = fresh, .used_as = fresh, .device_state = plan.warm, .progress = options_.progress};
+  SessionFileOptions files{.directory = fresh,
+                           .boot_files = BootFileDirectory(sessions_),
+                           .used_as = fresh,
+                           .device_state = plan.warm,
+                           .progress = options_.progress};
   for (const sessionpb::DiskFile* disk : kept) files.without_disks.insert(disk->name());
   STILL_RETURN_IF_ERROR(WriteSessionFiles(repository_, plan.snapshot, files, config));
   for (const sessionpb::DiskFile* disk : kept) {

@@ -6,8 +6,10 @@
 #include <cerrno>
 #include <memory>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "snapshot/boot_files.h"
 #include "snapshot/lazy_disk.h"
 
 namespace still::snapshot {
@@ -28,6 +30,14 @@ class Writer {
       return ErrnoStatus(errno, absl::StrCat("size ", path));
     }
     STILL_RETURN_IF_ERROR(Annotate(WriteImage(repository_, snapshot_, image, fd.get(), options_.progress), path));
+    return JoinPath(options_.used_as, name);
+  }
+
+  // The same for what is only read, and is the same in many sessions.
+  absl::StatusOr<std::string> Link(const Image& image, const std::string& name) const {
+    auto write = [&](int fd) { return WriteImage(repository_, snapshot_, image, fd, options_.progress); };
+    const std::string key = absl::StrCat(repository_.id(), "-", absl::BytesToHexString(image.root()));
+    STILL_RETURN_IF_ERROR(BootFiles(options_.boot_files).LinkTo(key, JoinPath(options_.directory, name), write));
     return JoinPath(options_.used_as, name);
   }
 
@@ -76,10 +86,10 @@ absl::Status WriteSessionFiles(store::Repository& repository, const manifestpb::
     if (!options.without_disks.contains(disk.name())) STILL_RETURN_IF_ERROR(writer.WriteDisk(disk, file));
   }
   if (const Image* kernel = FindImage(snapshot, Image::ROLE_KERNEL)) {
-    STILL_ASSIGN_OR_RETURN(*config.mutable_kernel(), writer.Write(*kernel, "kernel"));
+    STILL_ASSIGN_OR_RETURN(*config.mutable_kernel(), writer.Link(*kernel, "kernel"));
   }
   if (const Image* initrd = FindImage(snapshot, Image::ROLE_INITRD)) {
-    STILL_ASSIGN_OR_RETURN(*config.mutable_initrd(), writer.Write(*initrd, "initrd"));
+    STILL_ASSIGN_OR_RETURN(*config.mutable_initrd(), writer.Link(*initrd, "initrd"));
   }
   if (!options.device_state) return absl::OkStatus();
   const Image* devices = FindImage(snapshot, Image::ROLE_DEVICE_STATE);

@@ -18,8 +18,9 @@ namespace still::snapshot {
 const manifestpb::Image* FindImage(const manifestpb::Snapshot& snapshot, manifestpb::Image::Role role);
 
 struct SessionFileOptions {
-  std::string directory;  // Where they are written.
-  std::string used_as;    // What the directory will be called when the session starts; the configuration names that.
+  std::string directory;   // Where they are written.
+  std::string boot_files;  // Directory of BootFiles, on the same file system.
+  std::string used_as;     // What the directory will be called when the session starts; the configuration names that.
   // Names of disks that somebody else writes: entered without a file.
   std::set<std::string> without_disks;
   // Overlays over what a disk server serves, instead of copies, of the disks that can be (lazy_disk.h).

@@ -13,6 +13,7 @@ namespace still::session {
 namespace {
 
 constexpr size_t kEntropyBytes = 64;
+constexpr absl::Duration kRetryPause = absl::Milliseconds(50);
 constexpr int kMaxStepsTold = 16;
 constexpr size_t kMaxStepText = 200;
 constexpr char kFeature[] = "identity";
@@ -59,9 +60,11 @@ absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(GuestLink& link, co
     Freshen(request);
     absl::StatusOr<guestpb::AdoptIdentityResponse> response =
         client->AdoptIdentity(request, deadline - Clock::Real().Monotonic());
-    // A connection of the first instant after a restore may be reset (docs/vsock.md); the call is idempotent.
+    // A connection of the first instant after a restore may be reset (docs/vsock.md), and a file system may not be
+    // thawed yet; the call is idempotent.
     if (response.ok() || !absl::IsUnavailable(response.status())) return response;
     last = response.status();
+    Clock::Real().Sleep(kRetryPause);
   }
 }
 

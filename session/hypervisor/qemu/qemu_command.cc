@@ -80,7 +80,8 @@ void AddBoot(const VmConfig& config, std::vector<std::string>& argv) {
   } else if (firmware != "seabios") {
     argv.insert(argv.end(), {"-bios", firmware});
   }
-  if (config.kernel.empty()) return;
+  // Saved memory has its kernel in it, and a reset ends the VM: nobody would ever ask for it.
+  if (config.kernel.empty() || config.incoming.has_value()) return;
   argv.insert(argv.end(), {"-kernel", config.kernel});
   if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", config.initrd});
   if (!config.cmdline.empty()) argv.insert(argv.end(), {"-append", config.cmdline});

@@ -80,6 +80,13 @@ TEST(QemuCommand, AGenerationIdIsThereWhereTheFirmwareSurvivesIt) {
   EXPECT_THAT(Command(config), Contains(kDevice));
 }
 
+TEST(QemuCommand, SavedMemoryHasItsKernelInIt) {
+  VmConfig config = KernelVm();
+  config.incoming.emplace();
+  EXPECT_THAT(Command(config), Not(Contains("-kernel")));
+  EXPECT_EQ(Value(Command(config), "-bios"), "qboot.rom");
+}
+
 TEST(QemuCommand, AnotherCardMovesNoDisk) {
   VmConfig config = KernelVm();
   std::string before = absl::StrJoin(Command(config), " ");
