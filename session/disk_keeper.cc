@@ -12,7 +12,7 @@ namespace still::session {
 namespace {
 
 // How often the disks are looked at.
-constexpr absl::Duration kTick = absl::Milliseconds(250);
+constexpr absl::Duration kLookInterval = absl::Milliseconds(250);
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(500);
 constexpr absl::Duration kLongestRetry = absl::Seconds(15);
 
@@ -50,7 +50,7 @@ std::string DiskKeeper::trouble() const {
 void DiskKeeper::Keep() {
   while (!Tend()) {
     absl::MutexLock lock(&mutex_);
-    if (mutex_.AwaitWithTimeout(absl::Condition(&ending_), kTick)) break;
+    if (mutex_.AwaitWithTimeout(absl::Condition(&ending_), kLookInterval)) break;
   }
   server_.reset();
 }

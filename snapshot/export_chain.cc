@@ -28,13 +28,13 @@ using manifestpb::Image;
 using manifestpb::Snapshot;
 
 constexpr absl::Duration kToolLimit = absl::Seconds(60);
-constexpr absl::Duration kPoll = absl::Milliseconds(10);
+constexpr absl::Duration kServerPoll = absl::Milliseconds(10);
 constexpr size_t kPiece = 4 << 20;
 constexpr uint64_t kMaxZero = 1 << 30;  // NBD lengths have 32 bits.
 constexpr uint64_t kExtentSpan = 1 << 30;
-constexpr uint64_t kSector = 512;
+constexpr uint64_t kQcow2Unit = 512;
 
-const Image* FindImage(const Snapshot& snapshot, const std::string& name) {
+const Image* ImageNamed(const Snapshot& snapshot, const std::string& name) {
   for (const Image& image : snapshot.images()) {
     if (image.name() == name) return &image;
   }
@@ -76,7 +76,7 @@ class Qcow2Writer {
     std::unique_ptr<Qcow2Writer> writer(new Qcow2Writer(std::move(server), nbd_create()));
     const absl::Duration deadline = Clock::Real().Monotonic() + kToolLimit;
     while (nbd_connect_unix(writer->handle_, socket.c_str()) != 0) {
-      if (writer->server_.Wait(kPoll).ok() || Clock::Real().Monotonic() > deadline) {
+      if (writer->server_.Wait(kServerPoll).ok() || Clock::Real().Monotonic() > deadline) {
         return absl::UnavailableError(absl::StrCat("qemu-nbd does not serve ", file));
       }
       nbd_close(std::exchange(writer->handle_, nbd_create()));
@@ -143,7 +143,7 @@ class ChainExport {
   absl::Status FindChain() {
     STILL_ASSIGN_OR_RETURN(Snapshot next, repository_.FindSnapshot(options_.snapshot));
     STILL_ASSIGN_OR_RETURN(image_, PickDisk(next, options_.image));
-    const uint64_t size = FindImage(next, image_)->size();
+    const uint64_t size = ImageNamed(next, image_)->size();
     for (;;) {
       const std::string parent_id = next.parent_id();
       chain_.push_back(std::move(next));
@@ -151,7 +151,7 @@ class ChainExport {
       absl::StatusOr<Snapshot> parent = repository_.FindSnapshot(parent_id);
       if (absl::IsNotFound(parent.status())) break;
       if (!parent.ok()) return parent.status();
-      const Image* image = FindImage(*parent, image_);
+      const Image* image = ImageNamed(*parent, image_);
       if (image == nullptr || image->size() != size) break;
       next = *std::move(parent);
     }
@@ -162,7 +162,7 @@ class ChainExport {
   absl::Status WriteLink(size_t index) {
     const Snapshot& snapshot = chain_[index];
     STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageReader> reader, repository_.OpenImage(snapshot, image_));
-    const uint64_t size = (reader->size() + kSector - 1) / kSector * kSector;
+    const uint64_t size = (reader->size() + kQcow2Unit - 1) / kQcow2Unit * kQcow2Unit;
     const std::string file =
         absl::StrCat(absl::Dec(index, absl::kZeroPad3), "-", snapshot.id().substr(0, 12), ".qcow2");
     std::vector<std::string> create = {"qemu-img", "create", "-q", "-f", "qcow2"};

@@ -20,6 +20,7 @@
 #include "base/undo.h"
 #include "session/hypervisor/qemu/qemu_command.h"
 #include "session/session_config.h"
+#include "snapshot/session_files.h"
 
 namespace still::snapshot {
 namespace {
@@ -28,26 +29,19 @@ using manifestpb::Image;
 using manifestpb::Machine;
 using session::VmConfig;
 
-constexpr uint64_t kMaxDeviceState = 256 << 20;  // 17 MiB with a graphics card.
-constexpr uint32_t kGuestCid = 3;                // The first that a guest can have.
-constexpr int kStreamFd = 9;                     // One digit, as every shell can redirect.
+constexpr uint64_t kMaxExportedState = 256 << 20;  // 17 MiB with a graphics card.
+constexpr uint32_t kGuestCid = 3;                  // The first that a guest can have.
+constexpr int kStreamFd = 9;                       // One digit, as every shell can redirect.
 // Numbers that no machine of ours opens; replaced by names.
 constexpr int kQmpPlace = 1001;
 constexpr int kConsolePlace = 1002;
-
-const Image* FindRole(const manifestpb::Snapshot& snapshot, Image::Role role) {
-  for (const Image& image : snapshot.images()) {
-    if (image.role() == role) return &image;
-  }
-  return nullptr;
-}
 
 std::string FileOf(const Image& image) {
   return image.role() == Image::ROLE_DISK ? absl::StrCat(image.name(), ".raw") : image.name();
 }
 
 bool IsWarm(const manifestpb::Snapshot& snapshot) {
-  return FindRole(snapshot, Image::ROLE_RAM) != nullptr && FindRole(snapshot, Image::ROLE_DEVICE_STATE) != nullptr;
+  return FindImage(snapshot, Image::ROLE_RAM) != nullptr && FindImage(snapshot, Image::ROLE_DEVICE_STATE) != nullptr;
 }
 
 // In single quotes nothing means anything to a shell but the quote itself.
@@ -65,9 +59,9 @@ VmConfig MachineConfig(const manifestpb::Snapshot& snapshot) {
               .memory_bytes = machine.memory_bytes(),
               .firmware = machine.firmware(),
               .generation_id = RandomUuid()};
-  if (const Image* kernel = FindRole(snapshot, Image::ROLE_KERNEL)) {
+  if (const Image* kernel = FindImage(snapshot, Image::ROLE_KERNEL)) {
     vm.kernel = FileOf(*kernel);
-    if (const Image* initrd = FindRole(snapshot, Image::ROLE_INITRD)) vm.initrd = FileOf(*initrd);
+    if (const Image* initrd = FindImage(snapshot, Image::ROLE_INITRD)) vm.initrd = FileOf(*initrd);
     sessionpb::SessionConfig config;
     *config.mutable_machine() = machine;
     vm.cmdline = session::AssembleCmdline(
@@ -147,7 +141,7 @@ class MachineExport {
     STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageReader> reader, repository_.OpenImage(snapshot_, image.name()));
     const std::string path = JoinPath(directory_, FileOf(image));
     if (image.role() == Image::ROLE_DEVICE_STATE) {
-      if (reader->size() > kMaxDeviceState) return absl::DataLossError("the device state is impossibly large");
+      if (reader->size() > kMaxExportedState) return absl::DataLossError("the device state is impossibly large");
       std::string state(reader->size(), '\0');
       STILL_RETURN_IF_ERROR(reader->Read(0, absl::MakeSpan(state)));
       STILL_ASSIGN_OR_RETURN(state, RunningDeviceState(std::move(state)));

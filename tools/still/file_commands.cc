@@ -78,7 +78,7 @@ std::string ModeText(mode_t mode) {
   return text;
 }
 
-absl::Status List(Context& context, const std::string& text) {
+absl::Status ListFiles(Context& context, const std::string& text) {
   STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
   std::vector<TreeEntry> entries;
   STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) -> absl::Status {
@@ -105,7 +105,7 @@ absl::Status List(Context& context, const std::string& text) {
   return absl::OkStatus();
 }
 
-absl::Status Copy(Context& context, const std::string& text, const std::string& destination) {
+absl::Status CopyFiles(Context& context, const std::string& text, const std::string& destination) {
   STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
   std::vector<std::string> skipped;
   STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) {
@@ -123,10 +123,10 @@ void AddFileCommands(CLI::App& app, Context& context) {
   auto reference = std::make_shared<std::string>();
   auto destination = std::make_shared<std::string>();
   CLI::App* ls = context.AddCommand(app, "ls", "List files of a snapshot without booting it (root)",
-                                    [=](Context& c) { return List(c, *reference); });
+                                    [=](Context& c) { return ListFiles(c, *reference); });
   ls->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
   CLI::App* cp = context.AddCommand(app, "cp", "Copy a file or a directory out of a snapshot without booting it (root)",
-                                    [=](Context& c) { return Copy(c, *reference, *destination); });
+                                    [=](Context& c) { return CopyFiles(c, *reference, *destination); });
   cp->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
   cp->add_option("destination", *destination, "A new file or directory, or one to put it into")->required();
 }

@@ -32,7 +32,7 @@ constexpr absl::Duration kServerStart = absl::Seconds(60);  // Deriving a key ta
 constexpr absl::Duration kToolLimit = absl::Seconds(60);
 constexpr absl::Duration kUnmountLimit = absl::Seconds(10);  // The loop device lets go of its file in the background.
 constexpr absl::Duration kServerEnd = absl::Seconds(2);
-constexpr absl::Duration kPoll = absl::Milliseconds(10);
+constexpr absl::Duration kMountPoll = absl::Milliseconds(10);
 constexpr int kFirstFreeFd = 10;  // The socket that nbdkit takes over gets number 3.
 constexpr size_t kMaxLog = 4096;
 
@@ -50,7 +50,7 @@ const std::map<std::string, std::string>& MountOptions() {
   return options;
 }
 
-absl::StatusOr<std::string> Run(std::vector<std::string> argv) {
+absl::StatusOr<std::string> RunTool(std::vector<std::string> argv) {
   const std::string program = argv[0];
   STILL_ASSIGN_OR_RETURN(CommandOutput output,
                          RunCommand({.argv = std::move(argv), .end_with_parent = true}, kToolLimit));
@@ -78,7 +78,7 @@ absl::StatusOr<std::map<std::string, std::string>> Probe(const std::string& path
 }
 
 absl::Status NamePartitions(const std::string& path, const std::string& image) {
-  absl::StatusOr<std::string> listed = Run({"partx", "--raw", "--noheadings", "--output", "NR,SIZE", path});
+  absl::StatusOr<std::string> listed = RunTool({"partx", "--raw", "--noheadings", "--output", "NR,SIZE", path});
   std::vector<std::string> partitions;
   if (listed.ok()) {
     for (absl::string_view line : absl::StrSplit(*listed, '\n', absl::SkipWhitespace())) {
@@ -185,7 +185,7 @@ absl::StatusOr<ImageFile> ImageFile::Start(const Context& context, const Options
   file.image_ = reference.image;
   const absl::Duration deadline = Clock::Real().Monotonic() + kServerStart;
   while (!PathExists(path)) {
-    if (file.server_->Wait(kPoll).ok()) {
+    if (file.server_->Wait(kMountPoll).ok()) {
       return absl::FailedPreconditionError(absl::StrCat("the image cannot be served: ", LastLine(log_path)));
     }
     if (Clock::Real().Monotonic() > deadline) return absl::DeadlineExceededError("the image is not served");
@@ -228,8 +228,8 @@ absl::Status MountFileSystem(const ImageFile& image, const std::string& director
         type.empty() ? absl::StrCat("no file system was found on ", image.image())
                      : absl::StrCat(image.image(), " holds ", type, ", which is not mounted on hosts"));
   }
-  return Run({"mount", "-t", type, "-o", absl::StrCat("ro,loop,nosuid,nodev,noexec", options->second), image.path(),
-              directory})
+  return RunTool({"mount", "-t", type, "-o", absl::StrCat("ro,loop,nosuid,nodev,noexec", options->second), image.path(),
+                  directory})
       .status();
 }
 
@@ -239,7 +239,7 @@ absl::Status Unmount(const std::string& directory) {
     if (errno == EINVAL || errno == ENOENT) return absl::OkStatus();  // Nothing is mounted there (any more).
     if (errno != EBUSY || Clock::Real().Monotonic() > deadline)
       return ErrnoStatus(errno, absl::StrCat("umount ", directory));
-    Clock::Real().Sleep(kPoll);
+    Clock::Real().Sleep(kMountPoll);
   }
   return absl::OkStatus();
 }

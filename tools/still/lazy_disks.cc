@@ -14,7 +14,7 @@
 namespace still::cli {
 namespace {
 
-constexpr absl::Duration kPoll = absl::Milliseconds(200);
+constexpr absl::Duration kDescribeInterval = absl::Milliseconds(200);
 
 struct HydrateArguments {
   std::string session;
@@ -62,7 +62,7 @@ absl::Status Hydrate(Context& context, const HydrateArguments& arguments) {
     }
     Totals totals = TotalsOf(description);
     progress({.stage = "hydrate", .done = totals.hydrated, .total = totals.size});
-    Clock::Real().Sleep(kPoll);
+    Clock::Real().Sleep(kDescribeInterval);
   }
   context.ProgressDone();
   context.Print({{"session", arguments.session}, {"complete", !arguments.no_wait}}, [&] {
