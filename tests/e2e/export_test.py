@@ -31,6 +31,10 @@ class Qmp:
             if "return" in answer or "error" in answer:
                 return answer["return"]
 
+    def close(self):
+        self.lines.close()
+        self.socket.close()
+
     def written(self):
         return sum(disk["stats"]["wr_operations"] for disk in self.ask("query-blockstats"))
 
@@ -43,7 +47,9 @@ class ExportedMachine(unittest.TestCase):
         self.addCleanup(lambda: (process.kill(), process.wait(), process.stdout.close()))
         wait_for(lambda: (directory / "qmp.sock").exists() or process.poll() is not None, "QEMU", 30)
         self.assertIsNone(process.poll(), process.stdout.read() if process.poll() is not None else "")
-        return process, Qmp(directory / "qmp.sock")
+        qmp = Qmp(directory / "qmp.sock")
+        self.addCleanup(qmp.close)
+        return process, qmp
 
     def records(self, image):
         found = self.host.check_disk(image)

@@ -30,7 +30,7 @@ class Lazy(unittest.TestCase):
         cls.addClassCleanup(cls.host.close)
         cls.host.boot("web")
         wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
-        cls.host.guest("web", "sh", "-c", f"head -c 16777216 /dev/urandom > {BLOB} && sync")
+        cls.host.guest("web", "sh", "-c", f"head -c 6000000 /dev/urandom > {BLOB} && sync")
         cls.sum = cls.host.guest("web", "md5sum", BLOB)
         cls.host.still("snapshot", "web", "--name", "point", "--quiesce", "require")
         cls.host.still("stop", "web", "--force")
@@ -76,7 +76,7 @@ class LazyStart(Lazy):
         self.assert_unharmed("cold")
 
     def test_warm_goes_on_completes_itself_and_can_be_snapshotted_meanwhile(self):
-        self.restore("warm", "--hydrate-rate", "16M")
+        self.restore("warm", "--hydrate-rate", "1M")
         self.assertEqual(self.host.counter("warm", "--check")["errors"], 0)
         self.assertTrue(wait_for(lambda: self.status("warm").startswith("hydrating"), "hydration", 10))
         self.host.still("snapshot", "warm", "--name", "second", "--quiesce", "require")
