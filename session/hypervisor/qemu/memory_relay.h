@@ -32,7 +32,8 @@ class MemoryRelay {
   };
   struct Options {
     WhenReaderIsLost when_lost = WhenReaderIsLost::kReadOn;
-    // A reader that takes nothing for so long, while there is something to take, is lost.
+    // A reader that takes nothing for so long, while there is something to take, is lost. Only time in which we
+    // ourselves get the processor counts: on a host that starves everybody, nobody is to blame.
     absl::Duration stall_limit = absl::Seconds(1);
   };
 
@@ -74,7 +75,8 @@ class MemoryRelay {
   OwnedFd wake_;          // eventfd: cancelled_ or stall_limit_ has changed.
   uint64_t in_pipe_ = 0;  // Relay thread only, like the two below.
   bool stream_ended_ = false;
-  absl::Duration taken_at_;  // When the reader last took something, or there was nothing to take.
+  int queued_ = 0;         // In the reader's socket, when it was last full.
+  absl::Duration waited_;  // Since the reader last took something, or there was nothing to take.
   std::atomic<uint64_t> bytes_ = 0;
   std::atomic<uint64_t> bytes_read_ = 0;
   mutable absl::Mutex mutex_;

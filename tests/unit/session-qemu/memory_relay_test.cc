@@ -6,6 +6,7 @@
 #include <atomic>
 #include <string>
 
+#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/unix_socket.h"
 #include "gtest/gtest.h"
@@ -81,6 +82,22 @@ TEST(MemoryRelay, AStalledReaderIsCutOffAndTheWriterNotHeld) {
   EXPECT_EQ(rig.relay->bytes_read(), kStreamBytes);
   std::string rest(kStreamBytes, '\0');
   EXPECT_FALSE(ReadExactly(rig.reader.second.get(), rest.data(), rest.size(), "stream").ok()) << "it looks complete";
+}
+
+// It takes so little at a time that its socket never counts as writable.
+TEST(MemoryRelay, ASlowReaderIsNotAStalledOne) {
+  const absl::Duration limit = absl::Milliseconds(400);
+  Rig rig = Make({.stall_limit = limit});
+  Writer writer(rig.relay->TakeSource());
+  std::string part(128 << 10, '\0');
+  absl::Time end = absl::Now() + 3 * limit;
+  while (absl::Now() < end) {
+    ASSERT_TRUE(ReadExactly(rig.reader.second.get(), part.data(), part.size(), "stream").ok());
+    absl::SleepFor(limit / 20);  // Its pace, not a wait.
+  }
+  EXPECT_TRUE(rig.relay->status().ok()) << rig.relay->status();
+  EXPECT_TRUE(rig.relay->WaitForEnd(kPatience)) << "now it takes nothing any more";
+  EXPECT_EQ(rig.relay->status().code(), absl::StatusCode::kDeadlineExceeded);
 }
 
 TEST(MemoryRelay, AReaderThatIsGoneDoesNotHoldTheWriter) {
