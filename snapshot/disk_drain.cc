@@ -202,7 +202,7 @@ class Reader {
     for (Slot& slot : slots_) {
       while (slot.cookie >= 0) {
         STILL_RETURN_IF_ERROR(Reap());
-        if (slot.cookie >= 0 && ::nbd_poll(nbd_, -1) < 0) return NbdError(source_, "poll");
+        if (slot.cookie >= 0) STILL_RETURN_IF_ERROR(AwaitAnswer());
       }
     }
     return absl::OkStatus();
@@ -221,8 +221,17 @@ class Reader {
       for (Slot& slot : slots_) {
         if (slot.cookie < 0) return &slot;
       }
-      if (::nbd_poll(nbd_, -1) < 0) return NbdError(source_, "poll");
+      STILL_RETURN_IF_ERROR(AwaitAnswer());
     }
+  }
+
+  absl::Status AwaitAnswer() {
+    int turns = ::nbd_poll(nbd_, static_cast<int>(absl::ToInt64Milliseconds(source_.patience)));
+    if (turns < 0) return NbdError(source_, "poll");
+    if (turns > 0) return absl::OkStatus();
+    return absl::DeadlineExceededError(absl::StrCat("NBD export ", source_.export_name,
+                                                    ": the server has not answered for ",
+                                                    absl::FormatDuration(source_.patience)));
   }
 
   absl::Status Reap() {

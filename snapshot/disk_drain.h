@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 
+#include "absl/time/time.h"
 #include "base/status.h"
 #include "store/image/image_writer.h"
 
@@ -17,6 +18,8 @@ struct NbdSource {
   std::string export_name;
   // Meta context that marks what changed since the parent image; empty: everything is read.
   std::string dirty_context;
+  // A server that says nothing for so long while it owes an answer is given up.
+  absl::Duration patience = absl::Seconds(60);
 };
 
 struct DrainedDisk {
@@ -25,7 +28,7 @@ struct DrainedDisk {
 };
 
 // Blocks until the whole image is written (not finished). `progress` gets the bytes of the image that are done.
-// UNAVAILABLE when the server goes away.
+// UNAVAILABLE when the server goes away, DEADLINE_EXCEEDED when it does not answer.
 absl::StatusOr<DrainedDisk> DrainDisk(const NbdSource& source, uint64_t size, store::ImageWriter& image,
                                       const std::function<void(uint64_t)>& progress);
 

@@ -9,11 +9,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "session/hypervisor/memory_stream.h"
+#include "snapshot/background.h"
 
 namespace still::snapshot {
 namespace {
 
-constexpr size_t kReadBytes = 1 << 20;
+constexpr size_t kPieceBytes = 256 << 10;
+// How much may wait for the guest to be thawed before we begin to work on it; less than the pipe holds in memory.
+constexpr size_t kHoldBytes = 48 << 20;
 // QEMU's device state with 16 MiB of video memory is 17 MiB; more than this is not a device state.
 constexpr size_t kMaxDeviceState = 256 << 20;
 // A stream is as long as the guest's memory and some; what waits on disk is bounded by the largest memory we allow.
@@ -67,9 +70,12 @@ MemoryDrain::MemoryDrain(OwnedFd stream, std::string format, std::string spill_d
     : stream_(std::move(stream)),
       format_(std::move(format)),
       open_image_(std::move(open_image)),
-      pipe_({.spill_limit = kSpillLimit, .spill_directory = std::move(spill_directory)}),
+      pipe_({.spill_limit = kSpillLimit, .hold_limit = kHoldBytes, .spill_directory = std::move(spill_directory)}),
       reader_([this] { ReadLoop(); }),
-      parser_([this] { status_ = Parse(); }) {}
+      parser_([this] {
+        EnterBackground();
+        status_ = Parse();
+      }) {}
 
 MemoryDrain::~MemoryDrain() {
   Cancel();
@@ -83,22 +89,35 @@ void MemoryDrain::Cancel() {
 }
 
 void MemoryDrain::ReadLoop() {
-  for (;;) {
-    std::string buffer(kReadBytes, '\0');
-    ssize_t got = ::read(stream_.get(), buffer.data(), buffer.size());
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) {
-      pipe_.Close(got == 0 ? absl::OkStatus() : ErrnoStatus(errno, "read the memory stream"));
-      return;
-    }
-    buffer.resize(static_cast<size_t>(got));
-    bytes_read_ += static_cast<uint64_t>(got);
-    if (absl::Status status = pipe_.Write(std::move(buffer)); !status.ok()) {
+  absl::StatusOr<size_t> got = 0;
+  do {
+    std::string piece(kPieceBytes, '\0');
+    got = ReadPiece(piece);
+    if (!got.ok()) break;
+    bytes_read_ += *got;
+    piece.resize(*got);
+    if (absl::Status status = pipe_.Write(std::move(piece)); !status.ok()) {
       FailBecauseOfUs(status);
       Cancel();  // The hypervisor notices, and the session gives the capture up.
       return;
     }
+  } while (*got > 0);
+  pipe_.Close(got.status());
+}
+
+// As much as there is without waiting, and at least a byte; 0 at the end. Few full pieces are cheaper than many that
+// hold a page each.
+absl::StatusOr<size_t> MemoryDrain::ReadPiece(std::string& piece) {
+  size_t filled = 0;
+  while (filled < piece.size()) {
+    ssize_t got = ::recv(stream_.get(), piece.data() + filled, piece.size() - filled, filled == 0 ? 0 : MSG_DONTWAIT);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno == EAGAIN) break;
+    if (got < 0) return ErrnoStatus(errno, "read the memory stream");
+    if (got == 0) break;  // Seen again by the next call, when this one has something to return.
+    filled += static_cast<size_t>(got);
   }
+  return filled;
 }
 
 absl::Status MemoryDrain::Parse() {

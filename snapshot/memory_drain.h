@@ -36,7 +36,10 @@ class MemoryDrain {
   // Stops and joins; what was not finished is dropped.
   ~MemoryDrain();
 
-  // Blocks until everything is in the image and finished. Once.
+  // The guest is thawed (or will be without us): what was read is worked on from now on. Before, only the bytes are
+  // taken, because the thaw needs the processors. Thread-safe.
+  void LetGo() { pipe_.LetGo(); }
+  // Blocks until everything is in the image and finished. Once, after LetGo().
   absl::StatusOr<DrainedMemory> Finish();
   // Makes Finish fail soon. Thread-safe.
   void Cancel();
@@ -47,6 +50,7 @@ class MemoryDrain {
 
  private:
   void ReadLoop();
+  absl::StatusOr<size_t> ReadPiece(std::string& piece);
   absl::Status Parse();
   void FailBecauseOfUs(const absl::Status& status);
 

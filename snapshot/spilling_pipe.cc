@@ -58,6 +58,11 @@ void SpillingPipe::Close(absl::Status status) {
   status_ = std::move(status);
 }
 
+void SpillingPipe::LetGo() {
+  absl::MutexLock lock(&mutex_);
+  held_ = false;
+}
+
 absl::StatusOr<std::string> SpillingPipe::Read() {
   absl::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(this, &SpillingPipe::ReadableLocked));

@@ -23,7 +23,9 @@ class SpillingPipe {
   struct Options {
     size_t memory_limit = 64 << 20;
     uint64_t spill_limit =
-        uint64_t{1} << 40;        // Bytes waiting in the file; beyond it Write fails with RESOURCE_EXHAUSTED.
+        uint64_t{1} << 40;  // Bytes waiting in the file; beyond it Write fails with RESOURCE_EXHAUSTED.
+    // Until LetGo() the consumer gets nothing while less than this waits; 0: it is never held.
+    size_t hold_limit = 0;
     std::string spill_directory;  // On disk, not tmpfs: it may take as much as the guest has memory.
   };
   explicit SpillingPipe(Options options) : options_(std::move(options)) {}
@@ -32,6 +34,9 @@ class SpillingPipe {
   absl::Status Write(std::string data);
   // No more writes. With an error, the reader gets it once everything before it has been read.
   void Close(absl::Status status);
+
+  // Ends the hold. Thread-safe, idempotent.
+  void LetGo();
 
   // Blocks until there is something, then returns it in the pieces in which it was written; empty at the end.
   absl::StatusOr<std::string> Read();
@@ -48,7 +53,10 @@ class SpillingPipe {
     uint64_t spilled = 0;  // Length in the file; 0: in memory.
   };
   absl::Status Spill(Piece& piece) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool ReadableLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !pieces_.empty() || closed_; }
+  bool ReadableLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (closed_) return true;
+    return !pieces_.empty() && (!held_ || in_memory_ + in_file_ >= options_.hold_limit);
+  }
 
   const Options options_;
   mutable absl::Mutex mutex_;
@@ -58,6 +66,7 @@ class SpillingPipe {
   uint64_t file_end_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t in_file_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t spilled_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool held_ ABSL_GUARDED_BY(mutex_) = true;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/unix_socket.h"
+#include "snapshot/background.h"
 #include "snapshot/capture_stream.h"
 #include "snapshot/disk_drain.h"
 #include "snapshot/file_image.h"
@@ -117,7 +118,8 @@ absl::Status SnapshotRun::Prepare() {
   manifest_.mutable_labels()->insert(options_.labels.begin(), options_.labels.end());
   manifest_.set_kind(options_.memory ? manifestpb::Snapshot::DISK_AND_MEMORY : manifestpb::Snapshot::DISK);
   if (parent_.has_value()) manifest_.set_parent_id(parent_->id());
-  return StoreBootFiles();
+  // The repository's workers start with their first task and stay what whoever brings it is.
+  return InBackground([this] { return StoreBootFiles(); });
 }
 
 // Needs:            a prepared writer.
@@ -134,6 +136,7 @@ absl::Status SnapshotRun::Window() {
   request.set_freeze_lease_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.freeze_lease)));
   request.set_hook_timeout_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.hook_timeout)));
   request.set_skip_presync(options_.skip_presync);
+  request.set_pin_space_limit(options_.pin_space_limit);
   if (parent_.has_value()) {
     for (const Image& image : parent_->images()) {
       if (!image.bitmap().empty()) (*request.mutable_base_bitmaps())[image.name()] = image.bitmap();
@@ -147,7 +150,9 @@ absl::Status SnapshotRun::Window() {
         std::move(sink), prepared.memory_format(), session_.directory,
         [this](uint64_t size) { return writer_->BeginImage(ImageOptionsFor("ram", Image::ROLE_RAM, size)); });
   }
-  if (absl::Status status = stream_->WaitPinned(); !status.ok()) return Cause(status);
+  absl::Status pinned_status = stream_->WaitPinned();
+  if (memory_ != nullptr) memory_->LetGo();
+  if (!pinned_status.ok()) return Cause(pinned_status);
   const sessionpb::CapturePinned& pinned = stream_->pinned();
   manifest_.set_point_unix_ns(pinned.point_unix_ns());
   *manifest_.mutable_consistency() = pinned.consistency();
@@ -163,7 +168,7 @@ absl::Status SnapshotRun::Window() {
 // Time bound:       none of its own: a stuck memory stream is cancelled by the session, a dead one by its end.
 absl::Status SnapshotRun::Drain() {
   drain_started_ = Clock::Real().Monotonic();
-  absl::Status status = DrainDisks();
+  absl::Status status = InBackground([this] { return DrainDisks(); });
   if (memory_ != nullptr && status.ok()) {
     uint64_t total = manifest_.machine().memory_bytes();
     Show("drain memory", std::min(memory_->bytes_done(), total), total);

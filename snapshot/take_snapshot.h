@@ -30,6 +30,7 @@ struct TakeOptions {
   absl::Duration freeze_lease = absl::Seconds(10);
   absl::Duration hook_timeout = absl::Seconds(10);
   bool skip_presync = false;
+  uint64_t pin_space_limit = 0;  // BeginCaptureRequest.
   ProgressSink progress = [](const Progress&) {};
 };
 

@@ -1,0 +1,82 @@
+#include "snapshot/disk_drain.h"
+
+#include <stdlib.h>
+
+#include "base/file.h"
+#include "gtest/gtest.h"
+#include "tests/support/nbd_server.h"
+#include "tests/unit/snapshot/recording_image.h"
+
+namespace still::snapshot {
+namespace {
+
+using ::still::testing::NbdExport;
+using ::still::testing::NbdServer;
+using ::still::testing::RecordedImage;
+using ::still::testing::RecordingImage;
+
+constexpr uint64_t kBytes = 3 << 20;
+
+class DiskDrainTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = JoinPath(::testing::TempDir(), "still-drain-XXXXXX");
+    ASSERT_NE(::mkdtemp(directory_.data()), nullptr);
+    export_.name = "vda";
+    export_.content.assign(kBytes, '\0');
+    for (uint64_t i = 1 << 20; i < 2 << 20; ++i) export_.content[i] = static_cast<char>(i % 251);
+  }
+  void TearDown() override {
+    server_.reset();
+    EXPECT_TRUE(RemoveTree(directory_).ok());
+  }
+  absl::StatusOr<DrainedDisk> Drain(absl::Duration patience = absl::Seconds(60)) {
+    std::string dirty = export_.dirty_context;
+    auto server = NbdServer::Start(JoinPath(directory_, "nbd.sock"), {export_});
+    EXPECT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    RecordingImage writer(image_, kBytes);
+    NbdSource source{.socket = JoinPath(directory_, "nbd.sock"), .export_name = "vda", .dirty_context = dirty};
+    source.patience = patience;
+    return DrainDisk(source, kBytes, writer, [this](uint64_t done) { progress_ = done; });
+  }
+
+  std::string directory_;
+  NbdExport export_;
+  std::unique_ptr<NbdServer> server_;
+  RecordedImage image_;
+  uint64_t progress_ = 0;
+};
+
+TEST_F(DiskDrainTest, ReadsAllOfIt) {
+  auto drained = Drain();
+  ASSERT_TRUE(drained.ok()) << drained.status();
+  EXPECT_TRUE(image_.content == export_.content);
+  EXPECT_EQ(progress_, kBytes);
+}
+
+TEST_F(DiskDrainTest, OfACleanRangeTheParentIsKeptAndNothingIsRead) {
+  export_.dirty_context = "qemu:dirty-bitmap:b";
+  export_.dirty = {16, 17};  // Two blocks of 64 KiB from 1 MiB on.
+  auto drained = Drain();
+  ASSERT_TRUE(drained.ok()) << drained.status();
+  EXPECT_EQ(drained->bytes_read, 2 * NbdExport::kDirtyBlock);
+  EXPECT_EQ(drained->bytes_clean, kBytes - 2 * NbdExport::kDirtyBlock);
+  std::string expected(kBytes, 'K');
+  expected.replace(1 << 20, 128 << 10, export_.content, 1 << 20, 128 << 10);
+  EXPECT_TRUE(image_.content == expected);
+}
+
+TEST_F(DiskDrainTest, AReadErrorEndsIt) {
+  export_.fail_reads_from = (1 << 20) + 4096;
+  EXPECT_FALSE(Drain().ok());
+}
+
+TEST_F(DiskDrainTest, AServerThatHangsIsGivenUp) {
+  export_.hang_reads_from = (1 << 20) + 4096;
+  auto drained = Drain(absl::Milliseconds(100));
+  EXPECT_EQ(drained.status().code(), absl::StatusCode::kDeadlineExceeded) << drained.status();
+}
+
+}  // namespace
+}  // namespace still::snapshot
