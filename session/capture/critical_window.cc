@@ -160,7 +160,7 @@ absl::Status CriticalWindow::SaveState() {
   paused_.reset();
   STILL_ASSIGN_OR_RETURN(PauseReport report, capture_.SaveStateAndResume(std::move(paused)));
   report_.windows.set_pause_us(Micros(report.paused));
-  report_.windows.set_commands_in_pause(report.commands_in_pause);
+  report_.windows.set_commands_in_pause(static_cast<uint32_t>(report.commands.size()));
   report_.windows.set_memory_method(report.memory_method);
   return absl::OkStatus();
 }

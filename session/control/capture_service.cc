@@ -167,7 +167,7 @@ absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptur
     return absl::FailedPreconditionError("quiesce=require, but the session has no vsock and so no agent");
   }
   STILL_ASSIGN_OR_RETURN(OwnedFd sink, AcceptMemorySink(active));
-  CaptureOptions options{.memory = request.memory()};
+  CaptureOptions options{.memory = request.memory(), .pin_space_limit = request.pin_space_limit()};
   options.base_bitmaps.assign(request.base_bitmaps().begin(), request.base_bitmaps().end());
   Freezer freezer = session_.link() == nullptr ? nullptr : MakeGuestFreezer(*session_.link());
 
@@ -229,6 +229,7 @@ absl::Status CaptureService::Drain(Active& active) {
   };
   for (;;) {
     if (memory_done.HasBeenNotified() && !memory.ok()) return memory;
+    STILL_RETURN_IF_ERROR(active.capture->CheckPins());
     if (session_.WaitFor(absl::ZeroDuration()).has_value()) {
       return absl::AbortedError("the session ended while it was being captured");
     }

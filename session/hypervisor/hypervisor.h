@@ -76,6 +76,8 @@ struct CaptureOptions {
   // A reader of the memory stream that takes nothing for so long is given up: the guest waits for it. WaitForMemory
   // may set another limit later.
   absl::Duration memory_stall_limit = absl::Seconds(1);
+  // Space for what the guest overwrites while its disks are pinned; 0: half of what is free when the capture begins.
+  uint64_t pin_space_limit = 0;
 };
 
 struct PinnedDiskExport {
@@ -89,9 +91,9 @@ struct PinnedDiskExport {
 };
 
 struct PauseReport {
-  absl::Duration paused;  // By the hypervisor's own event times where it gives them, else ours.
-  uint32_t commands_in_pause = 0;
-  std::string memory_method;  // "background", "stopped", "none"
+  absl::Duration paused;              // By the hypervisor's own event times where it gives them, else ours.
+  std::vector<std::string> commands;  // Sent inside the pause, in this order.
+  std::string memory_method;          // "background", "stopped", "none"
 };
 
 // One capture of one VM: prepared while the VM runs, then Pause -> PinDisks -> SaveStateAndResume, then drained from
@@ -112,6 +114,9 @@ class VmCapture {
   virtual absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) = 0;
   // Makes what PinDisks pinned readable over NBD. The VM runs.
   virtual absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() = 0;
+  // Whether the pins can be kept: RESOURCE_EXHAUSTED when they take more space than allowed. The capture should then be
+  // abandoned, before a full disk does it. To be asked every now and then until Release; costs a few system calls.
+  virtual absl::Status CheckPins() { return absl::OkStatus(); }
   // Blocks until the hypervisor has written the whole memory stream (OK) or given up. CANCELLED after Cancel().
   // DEADLINE_EXCEEDED when nothing was written for `stall_limit`: the stream is then cancelled, because the guest's
   // writes to memory that is not yet saved wait for it.

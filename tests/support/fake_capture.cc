@@ -123,7 +123,8 @@ absl::StatusOr<PauseReport> FakeCapture::SaveStateAndResume(PausedVm paused) {
   }
   absl::Status resumed = paused.Resume();
   if (!entered.ok() || !resumed.ok()) return FirstError(entered, resumed);
-  PauseReport report{.paused = Clock::Real().Monotonic() - paused_at_, .commands_in_pause = 3, .memory_method = "none"};
+  PauseReport report{
+      .paused = Clock::Real().Monotonic() - paused_at_, .commands = {"stop", "pin", "resume"}, .memory_method = "none"};
   if (options_.memory) {
     report.memory_method = state_->capabilities.background_memory ? "background" : "stopped";
     writer_ = std::thread([this, stream = std::move(stream)] { WriteStream(stream); });

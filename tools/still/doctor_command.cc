@@ -1,5 +1,4 @@
 // doctor: what this host has, which ways of working that gives, and what each costs.
-#include <fcntl.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -8,10 +7,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/process.h"
 #include "session/hypervisor/accelerator.h"
+#include "session/hypervisor/memory_ways.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -59,19 +58,11 @@ Finding VsockFinding() {
           "no /dev/vhost-vsock: the user-space device is preloaded into QEMU (slower, same meaning)"};
 }
 
-Finding UserfaultFinding() {
-  absl::StatusOr<std::string> allowed = ReadFile("/proc/sys/vm/unprivileged_userfaultfd", 64);
-  if (::geteuid() == 0 || (allowed.ok() && absl::StripSuffix(*allowed, "\n") == "1")) {
-    return {"memory while running", Verdict::kGood,
-            "userfaultfd is permitted: a snapshot with memory pauses for milliseconds"};
+void AddMemoryFindings(std::vector<Finding>& findings) {
+  for (const session::MemoryWay& way : session::MemoryWays()) {
+    findings.push_back(
+        {absl::StrCat("memory by ", way.name), way.available ? Verdict::kGood : Verdict::kNote, way.text});
   }
-  if (::access("/dev/userfaultfd", R_OK | W_OK) == 0) {
-    return {"memory while running", Verdict::kGood, "/dev/userfaultfd is permitted and stands in for the system call"};
-  }
-  return {
-      "memory while running", Verdict::kNote,
-      "userfaultfd is not permitted: a snapshot with memory pauses for as long as the memory takes to write; give this "
-      "user /dev/userfaultfd, or run as root"};
 }
 
 Finding SpaceFinding(const std::string& path) {
@@ -99,10 +90,10 @@ absl::Status Doctor(Context& context) {
       Program("qemu-nbd", "importing qcow2", "qemu-utils"),
       AcceleratorFinding(),
       VsockFinding(),
-      UserfaultFinding(),
       SpaceFinding(context.state_directory()),
       RepositoryFinding(context),
   };
+  AddMemoryFindings(findings);
   bool usable = true;
   nlohmann::json list = nlohmann::json::array();
   std::vector<std::vector<std::string>> rows;

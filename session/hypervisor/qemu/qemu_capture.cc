@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "session/hypervisor/qemu/memory_relay.h"
 #include "session/hypervisor/qemu/qemu_disk.h"
+#include "session/hypervisor/qemu/ram_priming.h"
 
 namespace still::session {
 namespace {
@@ -44,6 +45,7 @@ class QemuCapture : public VmCapture {
   absl::Status PinDisks(const PausedVm& paused) override;
   absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) override;
   absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() override;
+  absl::Status CheckPins() override { return disks_.CheckSpace(); }
   absl::Status WaitForMemory(absl::Duration stall_limit) override;
   uint64_t memory_bytes_written() const override { return relay_ == nullptr ? 0 : relay_->bytes(); }
   absl::Status Release(bool committed) override;
@@ -80,7 +82,7 @@ class QemuCapture : public VmCapture {
   bool released_ = false;
   bool disks_wanted_ = false;
   Migration migration_ = Migration::kNone;
-  uint32_t commands_in_pause_ = 0;
+  std::vector<std::string> commands_;  // Inside the pause.
   absl::Time stopped_at_ = absl::InfinitePast();
   absl::Time resumed_at_ = absl::InfinitePast();
   std::atomic<bool> cancelled_ = false;
@@ -95,6 +97,7 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
   if (options_.memory) STILL_RETURN_IF_ERROR(PrepareMemory(std::move(memory_sink)));
   return disks_.Prepare({.capture_id = absl::StrFormat("%016x", RandomU64()),
                          .base_bitmaps = options_.base_bitmaps,
+                         .space_limit = options_.pin_space_limit,
                          .filters_before_pause = background_ || !options_.memory});
 }
 
@@ -109,6 +112,13 @@ absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {
   OwnedFd source = relay_->TakeSource();
   STILL_RETURN_IF_ERROR(qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, source.get(), kCommandDeadline));
   sink_passed_ = true;
+  if (!background_) return absl::OkStatus();
+  absl::StatusOr<Primed> primed = PrimeRam(machine_->pid, machine_->memory_bytes);
+  if (primed.ok()) {
+    LogInfo("memory primed", {{"pages_touched", primed->touched_pages}, {"bytes_collapsed", primed->collapsed_bytes}});
+  } else {
+    LogWarning("memory is not primed: this pause is longer", {{"error", primed.status().ToString()}});
+  }
   return absl::OkStatus();
 }
 
@@ -116,7 +126,7 @@ absl::StatusOr<PausedVm> QemuCapture::Pause() {
   STILL_RETURN_IF_ERROR(CheckCancelled());
   may_be_paused_ = true;
   PausedVm paused([machine = machine_] { return ResumeVcpus(*machine->qmp); });
-  ++commands_in_pause_;
+  commands_.push_back("stop");
   // On an error the guard resumes, also when only the answer was late.
   STILL_RETURN_IF_ERROR(Annotate(qmp().Run("stop", json::object(), options_.command_deadline), "pause the VM"));
   stopped_at_ = absl::Now();
@@ -125,14 +135,15 @@ absl::StatusOr<PausedVm> QemuCapture::Pause() {
   return paused;
 }
 
+// Nothing but one qom-set a disk: the filter and everything behind it exist already, and bitmaps have nothing to do with
+// the pause (qemu_disk.h).
 absl::Status QemuCapture::PinDisks(const PausedVm&) {
   STILL_RETURN_IF_ERROR(CheckCancelled());
   disks_wanted_ = true;
   // Block nodes with a filter about cannot be deactivated, which is what a plain migration does at its end: the disks
   // are then pinned after it, still inside the pause.
   if (options_.memory && !background_) return absl::OkStatus();
-  STILL_ASSIGN_OR_RETURN(uint32_t commands, disks_.Pin(options_.command_deadline));
-  commands_in_pause_ += commands;
+  STILL_RETURN_IF_ERROR(disks_.Pin(options_.command_deadline, commands_));
   return absl::OkStatus();
 }
 
@@ -160,12 +171,9 @@ absl::StatusOr<PauseReport> QemuCapture::SaveStopped(PausedVm& paused) {
   if (options_.memory) {
     STILL_RETURN_IF_ERROR(StartMigration());
     STILL_RETURN_IF_ERROR(AwaitMigration(options_.command_deadline));
-    if (disks_wanted_) {
-      STILL_ASSIGN_OR_RETURN(uint32_t commands, disks_.Pin(options_.command_deadline));
-      commands_in_pause_ += commands;
-    }
+    if (disks_wanted_) STILL_RETURN_IF_ERROR(disks_.Pin(options_.command_deadline, commands_));
   }
-  ++commands_in_pause_;
+  commands_.push_back("cont");
   STILL_RETURN_IF_ERROR(Annotate(paused.Resume(), "resume the VM"));
   while (NextEvent(absl::ZeroDuration()).ok()) {
   }
@@ -174,7 +182,7 @@ absl::StatusOr<PauseReport> QemuCapture::SaveStopped(PausedVm& paused) {
 
 PauseReport QemuCapture::Report(const char* method) {
   if (resumed_at_ == absl::InfinitePast()) resumed_at_ = absl::Now();
-  return {.paused = resumed_at_ - stopped_at_, .commands_in_pause = commands_in_pause_, .memory_method = method};
+  return {.paused = resumed_at_ - stopped_at_, .commands = commands_, .memory_method = method};
 }
 
 void QemuCapture::Note(const QmpEvent& event) {
@@ -195,8 +203,9 @@ absl::Status QemuCapture::NextEvent(absl::Duration timeout) {
   return absl::OkStatus();
 }
 
+// One command: capabilities, parameters and the descriptor are set.
 absl::Status QemuCapture::StartMigration() {
-  ++commands_in_pause_;
+  commands_.push_back("migrate");
   migration_ = Migration::kActive;
   sink_passed_ = false;  // The migration owns it now, and closes it in any case.
   absl::Status started = qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, options_.command_deadline);

@@ -1,6 +1,8 @@
 #include "session/hypervisor/qemu/qemu_disk.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +27,14 @@ constexpr int64_t kBitmapGrain = 64 << 10;
 constexpr int kCopyTimeoutSeconds = 5;
 constexpr int kMaxConnections = 128;
 constexpr char kServerFd[] = "still-nbd";
+
+constexpr uint64_t kStatBlock = 512;  // stat(2), st_blocks.
+
+absl::StatusOr<uint64_t> FreeSpace(const std::string& directory) {
+  struct statvfs space {};
+  if (::statvfs(directory.c_str(), &space) != 0) return ErrnoStatus(errno, directory);
+  return space.f_bavail * space.f_frsize;
+}
 
 std::string FilterNode(size_t index) { return absl::StrCat(DiskNode(index), "-cbw"); }
 std::string FleeceNode(size_t index) { return absl::StrCat(DiskNode(index), "-fleece"); }
@@ -59,6 +69,11 @@ std::string WhyUnusable(const json& node, const std::string& name) {
 
 absl::Status DiskPins::Prepare(const Options& options) {
   capture_id_ = options.capture_id;
+  space_limit_ = options.space_limit;
+  if (space_limit_ == 0) {
+    STILL_ASSIGN_OR_RETURN(uint64_t free, FreeSpace(machine_.directory));
+    space_limit_ = free / 2;
+  }
   STILL_RETURN_IF_ERROR(Describe(options));
   if (pins_.empty()) return absl::OkStatus();
   for (PinnedDisk& pin : pins_) {
@@ -71,6 +86,18 @@ absl::Status DiskPins::Prepare(const Options& options) {
     if (options.filters_before_pause) STILL_RETURN_IF_ERROR(AddFilter(pin, kCommandDeadline));
   }
   return StartServer();
+}
+
+absl::Status DiskPins::CheckSpace() const {
+  uint64_t used = 0;
+  for (const PinnedDisk& pin : pins_) {
+    struct stat info {};
+    if (::stat(pin.fleece_path.c_str(), &info) == 0) used += static_cast<uint64_t>(info.st_blocks) * kStatBlock;
+  }
+  if (used <= space_limit_) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("the guest has overwritten ", used >> 20,
+                                                   " MiB since the point, more than the ", space_limit_ >> 20,
+                                                   " MiB that may be kept for this snapshot"));
 }
 
 absl::Status DiskPins::Describe(const Options& options) {
@@ -128,16 +155,15 @@ absl::Status DiskPins::AddFilter(PinnedDisk& pin, absl::Duration deadline) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint32_t> DiskPins::Pin(absl::Duration command_deadline) {
-  uint32_t commands = 0;
+absl::Status DiskPins::Pin(absl::Duration command_deadline, std::vector<std::string>& commands) {
   auto pin_all = [&]() -> absl::Status {
     for (PinnedDisk& pin : pins_) {
       if (pin.disk->read_only) continue;
       if (!pin.has_filter) {
-        commands += 2;
+        commands.insert(commands.end(), {"blockdev-add", "blockdev-add"});
         STILL_RETURN_IF_ERROR(AddFilter(pin, command_deadline));
       }
-      ++commands;
+      commands.push_back("qom-set");
       // Assumed to have happened even when the answer is late: it is undone either way.
       pin.inserted = true;
       STILL_RETURN_IF_ERROR(machine_.qmp->Run("qom-set", SetDrive(pin.index, FilterNode(pin.index)), command_deadline));
@@ -145,7 +171,7 @@ absl::StatusOr<uint32_t> DiskPins::Pin(absl::Duration command_deadline) {
     return absl::OkStatus();
   };
   absl::Status pinned = pin_all();
-  if (pinned.ok()) return commands;
+  if (pinned.ok()) return pinned;
   for (PinnedDisk& pin : pins_) {
     if (!pin.inserted) continue;
     absl::Status undone = machine_.qmp->Run("qom-set", SetDrive(pin.index, DiskNode(pin.index)), command_deadline);

@@ -39,6 +39,7 @@ class DiskPins {
   struct Options {
     std::string capture_id;  // [a-z0-9]: part of file and bitmap names.
     std::vector<std::pair<std::string, std::string>> base_bitmaps;
+    uint64_t space_limit = 0;  // For all fleecing files together; 0: half of what is free.
     // False when the VM's memory will be saved by stop and migrate: QEMU then deactivates every block node, which it
     // cannot do with a filter about, so the filters are made by Pin.
     bool filters_before_pause = true;
@@ -49,9 +50,11 @@ class DiskPins {
   DiskPins& operator=(const DiskPins&) = delete;
 
   absl::Status Prepare(const Options& options);
-  // Inside the pause. Returns the number of commands it took. On an error nothing is pinned.
-  absl::StatusOr<uint32_t> Pin(absl::Duration command_deadline);
+  // Inside the pause; adds the commands that it takes to `commands`. On an error nothing is pinned.
+  absl::Status Pin(absl::Duration command_deadline, std::vector<std::string>& commands);
   absl::StatusOr<std::vector<PinnedDiskExport>> Export();
+  // RESOURCE_EXHAUSTED when the fleecing files have outgrown their limit. Between Prepare and Release, from any thread.
+  absl::Status CheckSpace() const;
   // Gives everything back, newest first; the guest's disks are as before Prepare. Idempotent. A QEMU that is gone has
   // given it back already: OK.
   absl::Status Release(bool committed);
@@ -83,6 +86,7 @@ class DiskPins {
 
   QemuMachine& machine_;
   std::string capture_id_;
+  uint64_t space_limit_ = 0;
   std::vector<PinnedDisk> pins_;
   std::string socket_path_;
   bool serving_ = false;

@@ -21,6 +21,8 @@ struct QemuMachine {
   std::unique_ptr<QmpClient> qmp;
   std::vector<DiskConfig> disks;  // In the order of DiskNode(index).
   std::string directory;
+  pid_t pid = -1;
+  uint64_t memory_bytes = 0;
   Capabilities capabilities;
   std::atomic<bool> capture_active = false;
 };

@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/unix_socket.h"
+#include "session/hypervisor/memory_ways.h"
 #include "session/hypervisor/qemu/qemu_capture.h"
 #include "session/hypervisor/qemu/qemu_command.h"
 #include "session/hypervisor/qemu/qemu_lazy_disk.h"
@@ -158,11 +159,7 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
 // Why QEMU refused background-snapshot, and what would change it.
 std::string ExplainRefusal(const absl::Status& refused) {
   if (!absl::StrContains(refused.message(), "host kernel")) return std::string(refused.message());
-  auto allowed = ReadFile("/proc/sys/vm/unprivileged_userfaultfd", 16);
-  if (::geteuid() != 0 && allowed.ok() && absl::StartsWith(*allowed, "0")) {
-    return "userfaultfd is not permitted: run as root, or set the sysctl vm.unprivileged_userfaultfd=1";
-  }
-  return "this kernel has no userfaultfd write protection (Linux 5.7 or newer is needed)";
+  return absl::StrCat("userfaultfd: ", MemoryWays().front().text);
 }
 
 absl::Status QueryCapabilities(QemuMachine& machine, const QemuOptions& options) {
@@ -249,6 +246,8 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   auto machine = std::make_shared<QemuMachine>();
   machine->disks = config.disks;
   machine->directory = config.directory;
+  machine->pid = process->pid();
+  machine->memory_bytes = config.memory_bytes;
   auto guest_shut_down = std::make_shared<std::atomic<bool>>(false);
   auto on_event = [guest_shut_down](const QmpEvent& event) {
     if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) *guest_shut_down = true;

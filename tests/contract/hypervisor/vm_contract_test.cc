@@ -25,7 +25,7 @@ TEST_P(VmContract, ACaptureHoldsOneInstantAndTheSourceRunsOn) {
   auto snapshot = Drain(*taken);
   ASSERT_TRUE(snapshot.ok()) << snapshot.status();
   EXPECT_GT(taken->pause.paused, absl::ZeroDuration());
-  EXPECT_GE(taken->pause.commands_in_pause, 2u);
+  EXPECT_GE(taken->pause.commands.size(), 2u);
   EXPECT_EQ(taken->pause.memory_method, source_->vm().capabilities().background_memory ? "background" : "stopped");
   EXPECT_GT(taken->capture->memory_bytes_written(), (kFilledEnd - kFilledBegin) / 2);
   EXPECT_TRUE(taken->capture->Release(true).ok());

@@ -70,7 +70,8 @@ class ScriptedCapture final : public VmCapture {
     EXPECT_TRUE(world_.paused);
     STILL_RETURN_IF_ERROR(world_.Do("save"));
     STILL_RETURN_IF_ERROR(paused.Resume());
-    return PauseReport{.paused = absl::Milliseconds(20), .commands_in_pause = 5, .memory_method = "background"};
+    return PauseReport{
+        .paused = absl::Milliseconds(20), .commands = {"stop", "pin", "save"}, .memory_method = "background"};
   }
   absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() override { return std::vector<PinnedDiskExport>(); }
   absl::Status WaitForMemory(absl::Duration) override { return absl::OkStatus(); }

@@ -1,0 +1,70 @@
+#include "session/hypervisor/memory_ways.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "base/fd.h"
+
+namespace still::session {
+namespace {
+
+// From benchmarks/BUDGETS.md, "Stall".
+constexpr char kBackgroundCost[] = "the pause is 5 to 25 ms for 512 MiB of memory and grows with it";
+constexpr char kStoppedCost[] =
+    "always there: the machine stands still while its memory is written, 0.5 to 1 s for each GiB";
+
+// Write protection is what is needed (UFFDIO_API, ioctl_userfaultfd(2)).
+bool CanWriteProtect(int fd) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+  return ::ioctl(fd, UFFDIO_API, &api) == 0;
+}
+
+MemoryWay SystemCall() {
+  MemoryWay way{.name = "userfaultfd(2)"};
+  OwnedFd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
+  int why = errno;
+  way.available = fd.valid() && CanWriteProtect(fd.get());
+  if (way.available) {
+    way.text = kBackgroundCost;
+  } else if (fd.valid() || why == ENOSYS) {
+    way.text = "this kernel cannot protect memory from writing (Linux 5.7 or newer is needed)";
+  } else {
+    way.text = absl::StrCat("not permitted (", std::strerror(why),
+                            "): run as root, or set the sysctl vm.unprivileged_userfaultfd=1");
+  }
+  return way;
+}
+
+MemoryWay Device() {
+  MemoryWay way{.name = "/dev/userfaultfd"};
+  OwnedFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  if (!device.valid()) {
+    way.text = errno == ENOENT ? "not there (Linux 6.1 or newer has it)"
+                               : absl::StrCat("not permitted (", std::strerror(errno),
+                                              "): let this user read and write it, for example by a udev rule");
+    return way;
+  }
+  OwnedFd fd(::ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC));
+  way.available = fd.valid() && CanWriteProtect(fd.get());
+  way.text = way.available
+                 ? absl::StrCat("in place of the system call, by a library loaded into QEMU: ", kBackgroundCost)
+                 : "it is there, but gives nothing that protects memory from writing";
+  return way;
+}
+
+}  // namespace
+
+std::vector<MemoryWay> MemoryWays() {
+  return {SystemCall(), Device(), {.name = "stop and write", .available = true, .text = kStoppedCost}};
+}
+
+}  // namespace still::session
