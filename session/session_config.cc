@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <set>
 
 #include "absl/strings/ascii.h"
@@ -13,6 +14,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "session/hypervisor/accelerator.h"
+#include "session/hypervisor/process/process_vm.h"
 #include "session/hypervisor/qemu/qemu_vm.h"
 
 namespace still::session {
@@ -23,6 +25,8 @@ constexpr uint64_t kMinMemory = 32 << 20;
 constexpr uint64_t kMaxMemory = uint64_t{16} << 40;
 constexpr uint32_t kMaxVcpus = 512;
 constexpr int kMaxDisks = 16;
+constexpr char kAdopted[] = "process";
+constexpr uint32_t kMaxPauseMs = 600'000;
 constexpr size_t kMaxCmdline = 2048;  // COMMAND_LINE_SIZE of Linux on x86.
 
 absl::Status CheckReadable(const std::string& path, absl::string_view what) {
@@ -83,6 +87,25 @@ absl::Status CheckDisks(const sessionpb::SessionConfig& config) {
   return absl::OkStatus();
 }
 
+// Of a process that runs already only its disks are ours to describe.
+absl::Status ValidateAdopted(const sessionpb::SessionConfig& config) {
+  if (config.has_restore() || !config.origin_snapshot().empty()) {
+    return absl::FailedPreconditionError(
+        "a snapshot of an adopted process holds no machine to start; write its disks to files with `still export`");
+  }
+  if (config.adopt_pid() <= 0 || config.adopt_pid() > std::numeric_limits<pid_t>::max()) {
+    return absl::InvalidArgumentError(absl::StrCat("pid ", config.adopt_pid(), " is not one of a process"));
+  }
+  if (config.max_pause_ms() > kMaxPauseMs) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a pause of ", config.max_pause_ms(), " ms; at most ", kMaxPauseMs, " are allowed"));
+  }
+  if (config.vsock_backend() != sessionpb::SessionConfig::OFF) {
+    return absl::InvalidArgumentError("an adopted process has no vsock of ours");
+  }
+  return CheckDisks(config);
+}
+
 }  // namespace
 
 absl::Status ValidateSessionName(const std::string& name) {
@@ -95,6 +118,7 @@ absl::Status ValidateSessionName(const std::string& name) {
 
 absl::Status ValidateConfig(const sessionpb::SessionConfig& config, bool has_ram) {
   STILL_RETURN_IF_ERROR(ValidateSessionName(config.name()));
+  if (config.machine().hypervisor() == kAdopted) return ValidateAdopted(config);
   const manifestpb::Machine& machine = config.machine();
   if (config.has_identity() && config.vsock_backend() == sessionpb::SessionConfig::OFF) {
     return absl::InvalidArgumentError("without vsock nobody can give the restored guest an identity of its own");
@@ -127,8 +151,13 @@ absl::StatusOr<VmConfig> BaseVmConfig(const sessionpb::SessionConfig& config, co
   VmConfig vm;
   vm.name = config.name();
   vm.directory = directory;
-  STILL_ASSIGN_OR_RETURN(Accelerator accelerator, ChooseAccelerator(machine.accelerator()));
-  vm.accelerator = accelerator.name;
+  if (machine.hypervisor() == kAdopted) {
+    vm.adopt_pid = static_cast<pid_t>(config.adopt_pid());
+    if (config.max_pause_ms() > 0) vm.max_pause = absl::Milliseconds(config.max_pause_ms());
+  } else {
+    STILL_ASSIGN_OR_RETURN(Accelerator accelerator, ChooseAccelerator(machine.accelerator()));
+    vm.accelerator = accelerator.name;
+  }
   vm.machine_type = machine.machine_type();
   vm.cpu_model = machine.cpu_model();
   vm.vcpus = machine.vcpus();
@@ -164,7 +193,8 @@ std::string AssembleCmdline(const sessionpb::SessionConfig& config, std::optiona
 absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&)>> HypervisorStarter(
     const std::string& hypervisor) {
   if (hypervisor.empty() || hypervisor == "qemu") return StartQemu;
-  return absl::NotFoundError(absl::StrCat("hypervisor \"", hypervisor, "\" is not known; there is: qemu"));
+  if (hypervisor == kAdopted) return AdoptProcess;
+  return absl::NotFoundError(absl::StrCat("hypervisor \"", hypervisor, "\" is not known; there are: qemu, process"));
 }
 
 std::string RandomMac() {

@@ -2,12 +2,15 @@
 // Start answers INVALID_ARGUMENT for what it cannot do.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "base/fd.h"
 
 namespace still::session {
@@ -67,6 +70,9 @@ struct VmConfig {
   std::optional<VsockAttachment> vsock;
   std::string generation_id;              // UUID for VMGenID, where firmware and guest can have it; empty: none.
   std::optional<IncomingState> incoming;  // The VM then starts paused and waits for Resume().
+  // Of hypervisors that are not started but adopted (process/): their pid, and how long a capture may stop them.
+  pid_t adopt_pid = -1;
+  absl::Duration max_pause = absl::Seconds(2);
 };
 
 }  // namespace still::session

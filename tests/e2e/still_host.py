@@ -30,6 +30,7 @@ class Host:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="host-", dir=SCRATCH))
         self.state = self.directory / "state"
         self.timeout = timeout
+        self.prefix = []  # A program that each command is run by.
         self.environment = dict(os.environ, STILL_STATE=str(self.state), STILL_REPO=str(self.directory / "repo"))
         # Memory images of these tests only, and few of them.
         self.hot = pathlib.Path(tempfile.mkdtemp(prefix="still-hot-", dir="/dev/shm"))
@@ -74,7 +75,7 @@ class Host:
     def start(self, *arguments, **environment):
         """The command, running."""
         return subprocess.Popen(
-            [str(BUILD / "bin/still"), *map(str, arguments)],
+            [*self.prefix, str(BUILD / "bin/still"), *map(str, arguments)],
             env=dict(self.environment, **environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "snapshot/take_snapshot.h"
+#include "tools/still/adopted_session.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -35,6 +36,8 @@ struct SnapshotArguments {
   std::string lease = "10s";
   bool disk_only = false;
   bool skip_presync = false;
+  std::string pin_space = "0";
+  AdoptArguments adopt;
 };
 
 absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arguments) {
@@ -48,6 +51,7 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
       {"fail", guestpb::HOOK_FAIL}, {"warn", guestpb::HOOK_WARN}, {"skip", guestpb::HOOK_SKIP}};
   options.quiesce = kQuiesce.at(arguments.quiesce);  // Checked by CLI11.
   options.hook_policy = kHooks.at(arguments.hooks);
+  STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseBytes(arguments.pin_space));
   STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(arguments.lease));
   for (const std::string& label : arguments.labels) {
     std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
@@ -68,10 +72,13 @@ void PrintTaken(const Snapshot& snapshot) {
             << FormatBytes(snapshot.drain().bytes_stored()) << "\n";
   for (const std::string& reason : snapshot.consistency().downgrades())
     std::cout << "  not more because: " << Printable(reason) << "\n";
+  if (snapshot.windows().memory_method() == "stopped") {
+    std::cout << "  the machine stood still while its memory was written; `still doctor` says what would change that\n";
+  }
 }
 
-absl::Status Take(Context& context, const SnapshotArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(snapshot::TakeOptions options, TakeOptionsOf(arguments));
+absl::Status Take(Context& context, const SnapshotArguments& arguments, const snapshot::TakeOptions& how) {
+  snapshot::TakeOptions options = how;
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   options.progress = context.MakeProgress();
   absl::StatusOr<Snapshot> taken = snapshot::TakeSnapshot(context.sessions(), arguments.session, *repository, options);
@@ -79,6 +86,18 @@ absl::Status Take(Context& context, const SnapshotArguments& arguments) {
   if (!taken.ok()) return taken.status();
   context.Print(ToJson(*taken), [&] { PrintTaken(*taken); });
   return absl::OkStatus();
+}
+
+absl::Status TakeAny(Context& context, const SnapshotArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(snapshot::TakeOptions options, TakeOptionsOf(arguments));
+  if (arguments.adopt.pid == 0) {
+    if (arguments.adopt.disks.empty()) return Take(context, arguments, options);
+    return absl::InvalidArgumentError("--disk goes with --pid; a session knows its disks");
+  }
+  options.memory = false;
+  AdoptArguments adopt = arguments.adopt;
+  adopt.name = arguments.session;
+  return WithAdoptedProcess(context, adopt, [&] { return Take(context, arguments, options); });
 }
 
 absl::Status List(Context& context, const std::string& session) {
@@ -234,8 +253,9 @@ absl::Status Diff(Context& context, const DiffArguments& arguments) {
 void AddSnapshotCommands(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<SnapshotArguments>();
   CLI::App* take = context.AddCommand(app, "snapshot", "Take a consistent snapshot of a running session",
-                                      [=](Context& c) { return Take(c, *arguments); });
-  take->add_option("session", arguments->session)->required();
+                                      [=](Context& c) { return TakeAny(c, *arguments); });
+  take->add_option("session", arguments->session, "Its name; with --pid, the one to list the snapshot under")
+      ->required();
   take->add_option("--name", arguments->name, "Name of the snapshot");
   take->add_option("--label", arguments->labels, "key=value; may be repeated");
   take->add_option("--quiesce", arguments->quiesce, "require: fail unless frozen; try: say so; off")
@@ -246,6 +266,14 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
       ->capture_default_str();
   take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself after this")->capture_default_str();
   take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
+  take->add_option("--pin-space", arguments->pin_space,
+                   "Give up when the guest overwrites more than this during the drain (0: half of what is free)")
+      ->capture_default_str();
+  take->add_option("--pid", arguments->adopt.pid, "Instead of a session: any VMM that runs; its disks only");
+  take->add_option("--disk", arguments->adopt.disks,
+                   "With --pid: PATH[,name=vda][,format=raw|qcow2][,ro]; may be repeated");
+  take->add_option("--max-pause", arguments->adopt.max_pause, "With --pid: how long it may be stopped (SIGSTOP)")
+      ->capture_default_str();
   take->add_flag("--skip-presync", arguments->skip_presync, "Do not write back before the freeze (to measure it)");
 
   auto session = std::make_shared<std::string>();

@@ -86,7 +86,7 @@ TEST_F(SessionConfigTest, TheUsersCommandLineComesLast) {
 }
 
 TEST_F(SessionConfigTest, AnUnknownHypervisorIsNamed) {
-  EXPECT_THAT(HypervisorStarter("xen").status().message(), HasSubstr("\"xen\" is not known; there is: qemu"));
+  EXPECT_THAT(HypervisorStarter("xen").status().message(), HasSubstr("\"xen\" is not known; there are: qemu, process"));
 }
 
 }  // namespace
