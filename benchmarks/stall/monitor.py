@@ -1,0 +1,135 @@
+"""A second QMP monitor on a session's QEMU, for what Stillpoint is compared with.
+
+STILL_QEMU names a script (write_wrapper) that starts the real QEMU with one more socket.
+"""
+
+import array
+import json
+import os
+import socket
+import time
+
+PATIENCE = 120
+
+
+def write_wrapper(path, monitor):
+    # Of busybox-static, which no LD_PRELOAD reaches: the user-space vsock is loaded into QEMU and into nothing before it.
+    path.write_text(f'#!/bin/busybox sh\nexec qemu-system-x86_64 "$@" -qmp unix:{monitor},server=on,wait=off\n')
+    path.chmod(0o755)
+
+
+class Monitor:
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(str(path))
+        self.pending = b""
+        self.events = []
+        self.receive()  # The greeting.
+        self.execute("qmp_capabilities")
+
+    def close(self):
+        self.socket.close()
+
+    def receive(self):
+        while b"\n" not in self.pending:
+            part = self.socket.recv(1 << 16)
+            if not part:
+                raise EOFError("QEMU has closed its monitor")
+            self.pending += part
+        line, self.pending = self.pending.split(b"\n", 1)
+        return json.loads(line)
+
+    def execute(self, command, fd=None, **arguments):
+        message = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        passed = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        self.socket.sendmsg([message], passed)
+        while True:
+            answer = self.receive()
+            if "event" in answer:
+                self.events.append(answer)
+            elif "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']['desc']}")
+            else:
+                return answer["return"]
+
+    def wait(self, name, accept=lambda data: True):
+        """The event, once it has come; its time in seconds."""
+        while True:
+            for index, event in enumerate(self.events):
+                if event["event"] == name and accept(event.get("data", {})):
+                    del self.events[: index + 1]
+                    stamp = event["timestamp"]
+                    return stamp["seconds"] + stamp["microseconds"] / 1e6
+            self.events.append(self.receive())
+
+    def background(self, on):
+        self.execute(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": "background-snapshot", "state": on}, {"capability": "events", "state": True}],
+        )
+        self.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+
+    def migrate_to(self, fd):
+        self.execute("getfd", fd=fd, fdname="bench")
+        self.execute("migrate", uri="fd:bench")
+
+    def cont(self):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.execute("cont")
+            except RuntimeError as error:  # "Migration is not finalized yet"
+                if "finalized" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.002)
+
+
+def migrated(data):
+    if data.get("status") == "failed":
+        raise RuntimeError("the migration has failed")
+    return data.get("status") == "completed"
+
+
+def stop_and_migrate(monitor, path):
+    """The plain way: stop, write all of the memory to a file, continue. Seconds of pause."""
+    monitor.background(False)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        monitor.events.clear()
+        monitor.execute("stop")
+        begun = monitor.wait("STOP")
+        monitor.migrate_to(fd)
+        monitor.wait("MIGRATION", migrated)
+        monitor.cont()
+        return monitor.wait("RESUME") - begun
+    finally:
+        os.close(fd)
+        os.unlink(path)
+
+
+def savevm(monitor):
+    """QEMU's own snapshot inside of the qcow2 file."""
+    monitor.background(False)
+    monitor.events.clear()
+    said = monitor.execute("human-monitor-command", **{"command-line": "savevm bench"})
+    if said.strip():
+        raise RuntimeError(f"savevm: {said.strip()}")
+    begun = monitor.wait("STOP")
+    pause = monitor.wait("RESUME") - begun
+    monitor.execute("human-monitor-command", **{"command-line": "delvm bench"})
+    return pause
+
+
+def stream_to_nothing(monitor):
+    """How fast QEMU itself can write a background snapshot: seconds, into /dev/null."""
+    monitor.background(True)
+    fd = os.open(os.devnull, os.O_WRONLY)
+    try:
+        monitor.events.clear()
+        begun = time.monotonic()
+        monitor.migrate_to(fd)
+        monitor.wait("MIGRATION", migrated)
+        return time.monotonic() - begun
+    finally:
+        os.close(fd)
