@@ -7,8 +7,8 @@
 namespace still::snapshot {
 namespace {
 
-// A tenth of the weight of a vcpu beside it (sched(7)); more would let a host full of busy guests starve a snapshot.
-constexpr int kBackgroundNice = 10;
+// A third of the weight of a vcpu beside it (sched(7)); more would let a host full of busy guests starve a snapshot.
+constexpr int kBackgroundNice = 5;
 
 }  // namespace
 

@@ -251,7 +251,7 @@ absl::Status DiskPins::Withdraw(PinnedDisk& pin) {
     QmpSubscription deleted = qmp.Subscribe({"BLOCK_EXPORT_DELETED"});
     // "hard": a client that does not read must not keep the export.
     absl::Status asked = qmp.Run("block-export-del", {{"id", pin.disk->name}, {"mode", "hard"}}, kCommandDeadline);
-    if (asked.ok()) asked = deleted.Next(kCommandDeadline).status();
+    if (asked.ok()) asked = AwaitDeleted(deleted, pin);
     result = FirstError(result, asked);
   }
   if (std::exchange(pin.has_snapshot, false)) {
@@ -267,6 +267,19 @@ absl::Status DiskPins::Withdraw(PinnedDisk& pin) {
     result = FirstError(result, qmp.Run("blockdev-del", {{"node-name", FleeceNode(pin.index)}}, kCommandDeadline));
   }
   return result;
+}
+
+// As long as it takes. QEMU 7.2 cannot get rid of a client that has stopped reading in the middle of an answer: of a
+// full UNIX socket that was shut down poll(2) reports only the hang-up, and a waiting writer is not woken by that. To go
+// on regardless would be worse than to wait: moving the guest's device off the filter drains its requests with QEMU's
+// global lock held, and the whole VM would wait for that client. So the pin stays, the guest runs on, and the client's
+// end frees it.
+absl::Status DiskPins::AwaitDeleted(QmpSubscription& deleted, const PinnedDisk& pin) {
+  for (bool said = false;; said = true) {
+    absl::Status seen = deleted.Next(kCommandDeadline).status();
+    if (!absl::IsDeadlineExceeded(seen)) return seen;
+    if (!said) LogWarning("a reader hangs: what is pinned for it is kept until it ends", {{"disk", pin.disk->name}});
+  }
 }
 
 // Committed: the new bitmap is the next capture's base and every older one is of no more use. Abandoned: the base has

@@ -80,6 +80,7 @@ class DiskPins {
   absl::Status AddFilter(PinnedDisk& pin, absl::Duration deadline);
   absl::Status ExportOne(PinnedDisk& pin);
   absl::Status Withdraw(PinnedDisk& pin);
+  static absl::Status AwaitDeleted(QmpSubscription& deleted, const PinnedDisk& pin);
   absl::Status SettleBitmaps(PinnedDisk& pin, bool committed);
   absl::Status StartServer();
   absl::Status StopServer();
