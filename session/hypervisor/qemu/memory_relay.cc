@@ -28,7 +28,7 @@ constexpr int kPipeBytes = 1 << 20;
 // As much as QEMU may be ahead of us; each switch between the two threads costs the guest's faults a wait.
 constexpr int kSocketBytes = 4 << 20;
 // The step in which waiting for the reader is counted. One that takes much longer is our own starvation.
-constexpr absl::Duration kTick = absl::Milliseconds(20);
+constexpr absl::Duration kStallTick = absl::Milliseconds(20);
 
 // Larger than the system's limit where we may (CAP_NET_ADMIN), else up to it.
 void GrowSendBuffer(int fd) {
@@ -146,8 +146,8 @@ absl::Status MemoryRelay::Move() {
   }
   if (waited_ < limit) {
     absl::Duration begun = Clock::Real().Monotonic();
-    STILL_RETURN_IF_ERROR(AwaitOne(sink_.get(), POLLOUT, std::min(kTick, limit - waited_)));
-    waited_ += std::min(Clock::Real().Monotonic() - begun, 2 * kTick);
+    STILL_RETURN_IF_ERROR(AwaitOne(sink_.get(), POLLOUT, std::min(kStallTick, limit - waited_)));
+    waited_ += std::min(Clock::Real().Monotonic() - begun, 2 * kStallTick);
     // poll(2) calls a UNIX socket writable when three quarters of it are empty (unix_writable), which a slow reader may
     // not reach within the limit: what it takes meanwhile counts.
     int queued = 0;
