@@ -2,16 +2,12 @@
 // against everything that must not hold the guest.
 #include "session/hypervisor/qemu/qemu_capture.h"
 
-#include <libnbd.h>
 #include <stdlib.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <iostream>
-#include <thread>
 
 #include "absl/strings/numbers.h"
-#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "base/unix_socket.h"
@@ -231,42 +227,6 @@ TEST_F(QemuCaptureTest, WhatIsKeptForAPinIsBounded) {
   EXPECT_THAT(std::string(full.message()), HasSubstr("1 MiB"));
   EXPECT_TRUE((*capture)->Release(false).ok());
   EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 3).ok());
-  EXPECT_TRUE(Capture().ok()) << "the next one";
-}
-
-// A drain whose repository hangs: it has asked for everything and reads nothing.
-TEST_F(QemuCaptureTest, AReaderThatHangsDoesNotHoldTheGuest) {
-  ASSERT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 1).ok());
-  auto capture = Prepare();
-  ASSERT_TRUE(capture.ok()) << capture.status();
-  ASSERT_TRUE(Window(**capture).ok());
-  auto exports = (*capture)->ExportDisks();
-  ASSERT_TRUE(exports.ok()) << exports.status();
-  auto silent = ConnectUnix((*exports)[0].nbd_socket);  // Not even a handshake.
-  ASSERT_TRUE(silent.ok());
-  std::unique_ptr<nbd_handle, void (*)(nbd_handle*)> nbd(::nbd_create(), &::nbd_close);
-  ASSERT_EQ(::nbd_set_export_name(nbd.get(), "vdb"), 0);
-  ASSERT_EQ(::nbd_connect_unix(nbd.get(), (*exports)[1].nbd_socket.c_str()), 0);
-  std::vector<std::string> buffers(16, std::string(ScriptedQemu::kDiskBytes, '\0'));
-  for (std::string& buffer : buffers) {
-    ASSERT_GE(::nbd_aio_pread(nbd.get(), buffer.data(), buffer.size(), 0, NBD_NULL_COMPLETION, 0), 0);
-  }
-  EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 2).ok()) << "the guest waits for the reader";
-  absl::Status released;
-  std::thread release([&] { released = (*capture)->Release(false); });
-  auto shutting_down = [&] {
-    auto list = qemu_->machine()->qmp->Execute("query-block-exports", nlohmann::json::object(), absl::Seconds(60));
-    if (!list.ok()) return false;
-    return std::any_of(list->begin(), list->end(),
-                       [](const nlohmann::json& entry) { return session::Member(entry, "shutting-down") == true; });
-  };
-  absl::Time end = absl::Now() + absl::Seconds(60);
-  while (!shutting_down() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
-  EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 3).ok()) << "the guest waits for the release";
-  nbd.reset();
-  release.join();
-  EXPECT_TRUE(released.ok()) << released;
-  EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 4).ok());
   EXPECT_TRUE(Capture().ok()) << "the next one";
 }
 
