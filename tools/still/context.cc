@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/progress_bar.h"
 
 namespace still::cli {
@@ -52,10 +53,15 @@ void Context::AddOptions(CLI::App& app) {
   state_ = Environment("STILL_STATE");
   if (state_.empty()) state_ = DefaultState();
   repository_ = Environment("STILL_REPO");
-  app.add_option("--repo", repository_,
-                 "Repository directory (STILL_REPO; default: repository in the state directory)");
-  app.add_option("--state", state_, "Where sessions live (STILL_STATE)")->capture_default_str();
-  app.add_option("--key-file", key_file_, "File whose content opens the repository (STILL_KEY_FILE)");
+  app.add_option("--repo", repository_, "Repository directory (STILL_REPO; default: repository in the state directory)")
+      ->type_name(kDirectoryType);
+  // What is the default here depends on who asks; the man page has one for all.
+  app.add_option("--state", state_,
+                 "Where sessions live (STILL_STATE; default: /var/lib/stillpoint for root, else stillpoint in "
+                 "XDG_STATE_HOME)")
+      ->type_name(kDirectoryType);
+  app.add_option("--key-file", key_file_, "File whose content opens the repository (STILL_KEY_FILE)")
+      ->type_name(kFileType);
   app.add_flag("--json", json_, "Print JSON");
   app.add_flag("--quiet,-q", quiet_, "No progress");
   // Options may also stand behind the command.
@@ -68,6 +74,12 @@ absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
   credentials.key_file = key_file_.empty() ? Environment("STILL_KEY_FILE") : key_file_;
   if (!key_file_.empty()) credentials.passphrase.clear();
   return credentials;
+}
+
+absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepositoryQuietly() const {
+  store::RepositoryOptions options{.path = repository_};
+  STILL_ASSIGN_OR_RETURN(options.credentials, GivenCredentials());
+  return store::Repository::Open(options);
 }
 
 absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepository(store::RepositoryOptions options) const {
@@ -115,8 +127,39 @@ CLI::App* Context::AddCommand(CLI::App& app, const std::string& name, const std:
   return command;
 }
 
-absl::Status Context::RunChosen() {
+CLI::App* Context::AddHiddenCommand(CLI::App& app, const std::string& name, const std::string& description, Body body) {
+  return AddCommand(app, name, description, std::move(body))->group("");
+}
+
+void Context::ReadGlobalOptions(const std::vector<std::string>& words) {
+  for (size_t i = 0; i + 1 < words.size(); ++i) {
+    if (words[i] == "--state") state_ = words[i + 1];
+    if (words[i] == "--repo") repository_ = words[i + 1];
+    if (words[i] == "--key-file") key_file_ = words[i + 1];
+  }
   if (repository_.empty()) repository_ = JoinPath(state_, "repository");
+}
+
+absl::Status Context::ResolveSessions(CLI::App& app) const {
+  for (CLI::App* command : app.get_subcommands()) {
+    for (CLI::Option* option : command->get_options()) {
+      if (option->get_type_name() != kSessionType || option->count() == 0) continue;
+      std::vector<std::string> names = option->results();
+      for (std::string& name : names) {
+        STILL_ASSIGN_OR_RETURN(name, sessions().Resolve(name));
+      }
+      option->clear();
+      option->add_result(names);
+      option->run_callback();
+    }
+    STILL_RETURN_IF_ERROR(ResolveSessions(*command));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Context::RunChosen(CLI::App& app) {
+  if (repository_.empty()) repository_ = JoinPath(state_, "repository");
+  STILL_RETURN_IF_ERROR(ResolveSessions(app));
   absl::Status status = chosen_(*this);
   ProgressDone();
   return status;

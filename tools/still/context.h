@@ -6,6 +6,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "base/status.h"
 #include "session/control/session_registry.h"
@@ -30,10 +31,15 @@ class Context {
   absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepository(store::RepositoryOptions options = {}) const;
   // The same, and how it was opened: for a program that has to open it again.
   absl::StatusOr<RepositoryAccess> OpenRepositoryWithAccess(store::RepositoryOptions options = {}) const;
+  // The same without ever asking: for what nobody waits for, like completion.
+  absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepositoryQuietly() const;
   const std::string& repository_path() const { return repository_; }
   absl::StatusOr<store::Credentials> GivenCredentials() const;
   session::SessionRegistry sessions() const { return session::SessionRegistry(state_); }
   const std::string& state_directory() const { return state_; }
+
+  // Takes --state, --repo and --key-file from words that are not parsed: those of a command line being written.
+  void ReadGlobalOptions(const std::vector<std::string>& words);
 
   // A bar on a terminal, a line a stage elsewhere, nothing with --json or --quiet. Finish with ProgressDone().
   snapshot::ProgressSink MakeProgress();
@@ -46,13 +52,19 @@ class Context {
   using Body = std::function<absl::Status(Context&)>;
   // Adds a command and returns it, for its options. `body` runs when it was chosen.
   CLI::App* AddCommand(CLI::App& app, const std::string& name, const std::string& description, Body body);
-  absl::Status RunChosen();
+  // For programs, not for people: not in --help.
+  CLI::App* AddHiddenCommand(CLI::App& app, const std::string& name, const std::string& description, Body body);
+  // Runs the body of the command that `app` has parsed. Options of kSessionType (command_tree.h) have their names
+  // resolved first: a unique beginning is enough.
+  absl::Status RunChosen(CLI::App& app);
 
   // The exit code of a program run in the guest; replaces ours when there was no error.
   void set_exit_code(int code) { exit_code_ = code; }
   int exit_code() const { return exit_code_; }
 
  private:
+  absl::Status ResolveSessions(CLI::App& app) const;
+
   std::string repository_;
   std::string state_;
   std::string key_file_;
@@ -79,5 +91,6 @@ void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
 void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
 void AddScheduleCommands(CLI::App& app, Context& context);    // schedule ...
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
+void AddCompletionCommands(CLI::App& app, Context& context);  // completion; hidden: __complete, __man
 
 }  // namespace still::cli

@@ -13,6 +13,7 @@
 #include "session/hypervisor/memory_ways.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/table.h"
 
 namespace still::cli {
 namespace {
@@ -34,6 +35,11 @@ const char* Name(Verdict verdict) {
     default:
       return "missing";
   }
+}
+
+Tone ToneOf(Verdict verdict) {
+  if (verdict == Verdict::kGood) return Tone::kGood;
+  return verdict == Verdict::kNote ? Tone::kWarning : Tone::kBad;
 }
 
 Finding Program(const std::string& name, const std::string& needed_for, const std::string& package) {
@@ -96,13 +102,13 @@ absl::Status Doctor(Context& context) {
   AddMemoryFindings(findings);
   bool usable = true;
   nlohmann::json list = nlohmann::json::array();
-  std::vector<std::vector<std::string>> rows;
+  Table table;
   for (const Finding& finding : findings) {
     usable &= finding.verdict != Verdict::kBad;
     list.push_back({{"what", finding.what}, {"verdict", Name(finding.verdict)}, {"text", finding.text}});
-    rows.push_back({finding.what, Name(finding.verdict), finding.text});
+    table.Add({finding.what, {Name(finding.verdict), ToneOf(finding.verdict)}, finding.text});
   }
-  context.Print({{"usable", usable}, {"findings", list}}, [&] { std::cout << FormatTable(rows); });
+  context.Print({{"usable", usable}, {"findings", list}}, [&] { std::cout << table.ForTerminal(); });
   return usable ? absl::OkStatus() : absl::FailedPreconditionError("something this host needs is missing (see above)");
 }
 

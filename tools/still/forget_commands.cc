@@ -9,6 +9,8 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "snapshot/retention.h"
+#include "store/snapshot_reference.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -105,6 +107,9 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
   } else {
     for (const std::string& reference : arguments.references) {
       STILL_ASSIGN_OR_RETURN(snapshots.emplace_back(), repository->FindSnapshot(reference));
+      if (store::NamedInFull(snapshots.back(), reference)) continue;
+      return absl::FailedPreconditionError(absl::StrCat("snapshot \"", reference, "\": to remove \"",
+                                                        snapshots.back().name(), "\", give its whole name"));
     }
     for (const Snapshot& snapshot : snapshots) {
       const bool held = snapshot.labels().contains(std::string(store::kHoldLabel));
@@ -153,7 +158,8 @@ void AddForgetCommands(CLI::App& app, Context& context) {
   auto forget_arguments = std::make_shared<ForgetArguments>();
   CLI::App* forget = context.AddCommand(app, "forget", "Remove snapshots: named ones, or those that no rule keeps",
                                         [=](Context& c) { return Forget(c, *forget_arguments); });
-  forget->add_option("snapshots", forget_arguments->references, "Names, ids, or latest");
+  forget->add_option("snapshots", forget_arguments->references, "Whole names, ids, or latest")
+      ->type_name(kSnapshotType);
   for (auto& [word, number] : forget_arguments->rules) {
     forget->add_option("--keep-" + word, number,
                        word == "last" ? "Keep so many of each session, the newest (a number, or all)"
@@ -162,7 +168,8 @@ void AddForgetCommands(CLI::App& app, Context& context) {
   forget->add_option("--keep-label", forget_arguments->labels,
                      "Keep those with this label: KEY or KEY=VALUE; repeatable");
   forget->add_option("--keep-within", forget_arguments->within, "Keep those younger than this: 90m, 36h, 7d, 2w");
-  forget->add_option("--session", forget_arguments->session, "Apply the rules to this session's snapshots only");
+  forget->add_option("--session", forget_arguments->session, "Apply the rules to this session's snapshots only")
+      ->type_name(kExactSessionType);
   forget->add_flag("--dry-run", forget_arguments->dry_run, "Only say what would be kept and dropped, and why");
 
   auto hold_arguments = std::make_shared<HoldArguments>();
@@ -172,7 +179,9 @@ void AddForgetCommands(CLI::App& app, Context& context) {
   CLI::App* release =
       context.AddCommand(app, "release", "Undo hold", [=](Context& c) { return Hold(c, *hold_arguments, false); });
   for (CLI::App* command : {hold, release}) {
-    command->add_option("snapshot", hold_arguments->reference, "Name, id, or latest")->required();
+    command->add_option("snapshot", hold_arguments->reference, "Name, id, or latest")
+        ->required()
+        ->type_name(kSnapshotType);
   }
 }
 

@@ -4,13 +4,22 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
+#include <cctype>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/check.h"
+#include "tools/still/table.h"
 
 namespace still::cli {
+namespace {
+
+bool IsCapitals(const std::string& text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isupper(c) != 0; });
+}
+
+}  // namespace
 
 std::string FormatBytes(uint64_t bytes) {
   static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
@@ -29,6 +38,15 @@ std::string FormatMicros(uint64_t microseconds) {
   if (microseconds < 1000) return absl::StrCat(microseconds, " us");
   if (microseconds < 1'000'000) return absl::StrFormat("%.1f ms", value / 1e3);
   return absl::StrFormat("%.1f s", value / 1e6);
+}
+
+std::string FormatSeconds(double seconds) {
+  constexpr double kForever = 1e9;  // Beyond thirty years nobody waits; and it stays within the integers below.
+  if (!(seconds < kForever)) return "ages";
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  if (whole < 60) return absl::StrCat(whole, " s");
+  if (whole < 3600) return absl::StrFormat("%dm%02ds", whole / 60, whole % 60);
+  return absl::StrFormat("%dh%02dm", whole / 3600, whole % 3600 / 60);
 }
 
 std::string FormatUnixNanos(int64_t nanoseconds) {
@@ -71,21 +89,14 @@ std::string Printable(const std::string& text) {
 }
 
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  Table table;
+  for (const std::vector<std::string>& row : rows) {
+    const bool heading = table.empty() && std::all_of(row.begin(), row.end(), IsCapitals);
+    std::vector<Cell> cells;
+    for (const std::string& text : row) cells.emplace_back(text, heading ? Tone::kHeading : Tone::kPlain);
+    table.Add(std::move(cells));
   }
-  std::string out;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      absl::StrAppend(&line, Printable(row[i]), std::string(widths[i] - row[i].size() + 2, ' '));
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    absl::StrAppend(&out, line, "\n");
-  }
-  return out;
+  return table.ForTerminal();
 }
 
 nlohmann::json ToJson(const google::protobuf::Message& message) {

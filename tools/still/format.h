@@ -19,6 +19,8 @@ namespace still::cli {
 std::string FormatBytes(uint64_t bytes);
 // "340 us", "21.4 ms", "1.3 s".
 std::string FormatMicros(uint64_t microseconds);
+// "25 s", "3m20s", "5h07m": for estimates.
+std::string FormatSeconds(double seconds);
 // Local time: "2026-11-21 23:05:11".
 std::string FormatUnixNanos(int64_t nanoseconds);
 // "512M", "2G", "1024" (bytes): a whole number with an optional K, M, G, T (powers of 1024).
@@ -26,9 +28,9 @@ absl::StatusOr<uint64_t> ParseBytes(const std::string& text);
 // "30s", "5m", "250ms"; a bare number is seconds.
 absl::StatusOr<absl::Duration> ParseDuration(const std::string& text);
 
-// Columns are as wide as their widest cell; trailing blanks are cut. The first row is the heading. Control characters
-// (names may come from a guest) are shown as '?'.
+// A plain table for standard output as it is (table.h). A first row all in capitals is its heading.
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows);
+// Control characters (names may come from a guest) become '?'.
 std::string Printable(const std::string& text);
 
 // The message's protobuf JSON, with the field names of the .proto file.

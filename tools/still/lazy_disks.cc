@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "proto/aliases.h"
 #include "proto/grpc_status.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -89,7 +90,9 @@ void AddHydrateCommand(CLI::App& app, Context& context) {
   CLI::App* hydrate =
       context.AddCommand(app, "hydrate", "Complete a lazily restored session's disks, so that it needs no repository",
                          [=](Context& c) { return Hydrate(c, *arguments); });
-  hydrate->add_option("session", arguments->session)->required();
+  hydrate->add_option("session", arguments->session, "Its name, or the beginning of it")
+      ->required()
+      ->type_name(kSessionType);
   hydrate->add_option("--rate", arguments->rate, "Bytes a second (default: as fast as it goes)");
   hydrate->add_flag("--no-wait", arguments->no_wait, "Only begin; `still ps` shows how far it is");
 }

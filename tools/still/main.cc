@@ -6,7 +6,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/man_page.h"
 
 int main(int argc, char** argv) {
   // A repository or a session that goes away is an error of the call that meets it.
@@ -28,14 +30,17 @@ int main(int argc, char** argv) {
   still::cli::AddMountCommands(app, context);
   still::cli::AddFileCommands(app, context);
   still::cli::AddDoctorCommand(app, context);
+  still::cli::AddCompletionCommands(app, context);
+  app.footer(still::cli::CommonSections());
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // Usage errors get the code of their class (docs/operations.md); --help and --version are no errors.
-    int code = app.exit(error);
-    return code == 0 ? 0 : 2;
+    if (error.get_exit_code() == 0) return app.exit(error);
+    std::cerr << "still: " << still::cli::UsageError(app, error) << "\n";
+    return still::ExitCode(absl::InvalidArgumentError(""));
   }
-  absl::Status status = context.RunChosen();
+  absl::Status status = context.RunChosen(app);
   if (status.ok()) return context.exit_code();
   if (context.json()) {
     nlohmann::json error = {

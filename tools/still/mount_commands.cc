@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/undo.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/image_mount.h"
 
@@ -95,10 +96,10 @@ void AddMountCommands(CLI::App& app, Context& context) {
       app, "mount", "Mount a snapshot's file system, read-only (root). The kernel reads what the guest wrote: trust it",
       [=](Context& c) { return Mount(c, *reference, *directory); });
   mount->add_option("snapshot", *reference, "SNAPSHOT[:DISK[:PARTITION]]")->required();
-  mount->add_option("directory", *directory, "Where")->required();
+  mount->add_option("directory", *directory, "Where")->required()->type_name(kDirectoryType);
   CLI::App* umount =
       context.AddCommand(app, "umount", "Take such a mount away", [=](Context& c) { return Umount(c, *directory); });
-  umount->add_option("directory", *directory)->required();
+  umount->add_option("directory", *directory, "Where it is mounted")->required()->type_name(kDirectoryType);
 }
 
 }  // namespace still::cli

@@ -9,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "base/random.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -255,7 +256,8 @@ void AddRepositoryCommands(CLI::App& app, Context& context) {
                                         [=](Context& c) { return KeyChange(c, *key_arguments); });
   change->add_option("key", key_arguments->key_id)->required();
   for (CLI::App* command : {add, change}) {
-    command->add_option("--new-key-file", key_arguments->new_key_file, "A file instead of a passphrase");
+    command->add_option("--new-key-file", key_arguments->new_key_file, "A file instead of a passphrase")
+        ->type_name(kFileType);
     command->add_option("--label", key_arguments->label, "What you will know it by");
   }
   CLI::App* remove =

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "snapshot/restore.h"
 #include "snapshot/rollback.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -166,8 +167,8 @@ void AddRestore(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<RestoreArguments>();
   CLI::App* restore = context.AddCommand(app, "restore", "Start a snapshot as a new session",
                                          [=](Context& c) { return Restore(c, *arguments); });
-  restore->add_option("snapshot", arguments->snapshot, "Name, id, or latest")->required();
-  restore->add_option("--as", arguments->session, "Name of the new session")->required();
+  restore->add_option("snapshot", arguments->snapshot, "Name, id, or latest")->required()->type_name(kSnapshotType);
+  restore->add_option("--as", arguments->session, "Name of the new session")->required()->type_name(kNameType);
   restore->add_option("--count", arguments->count, "So many sessions, called NAME-1, NAME-2, ...")
       ->check(CLI::Range(1U, kMaxCount));
   restore->add_flag("--cold", arguments->cold, "Boot the disks instead of going on with the memory");
@@ -195,8 +196,12 @@ void AddRestoreCommands(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<RollbackArguments>();
   CLI::App* rollback = context.AddCommand(app, "rollback", "Put a running session back to a snapshot",
                                           [=](Context& c) { return RunRollback(c, *arguments); });
-  rollback->add_option("session", arguments->options.session)->required();
-  rollback->add_option("snapshot", arguments->options.snapshot, "Name, id, or latest")->required();
+  rollback->add_option("session", arguments->options.session, "Its whole name")
+      ->required()
+      ->type_name(kExactSessionType);
+  rollback->add_option("snapshot", arguments->options.snapshot, "Name, id, or latest")
+      ->required()
+      ->type_name(kSnapshotType);
   rollback->add_flag("--cold", arguments->options.cold, "Boot the disks instead of going on with the memory");
   rollback->add_flag("--without-agent", arguments->options.without_agent,
                      "Leave the guest as it was saved, random numbers and clock included");

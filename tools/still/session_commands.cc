@@ -17,10 +17,12 @@
 #include "base/undo.h"
 #include "proto/grpc_status.h"
 #include "session/session_config.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/disk_argument.h"
 #include "tools/still/format.h"
 #include "tools/still/lazy_disks.h"
+#include "tools/still/table.h"
 
 namespace still::cli {
 namespace {
@@ -123,10 +125,15 @@ std::string StateName(const session::SessionEntry& entry, const sessionpb::Descr
   return entry.end.has_value() ? session::DescribeEnd(*entry.end) : "gone";
 }
 
+Tone ToneOf(const session::SessionEntry& entry, const std::string& state) {
+  if (entry.alive) return state == "running" ? Tone::kGood : Tone::kWarning;
+  return entry.end.has_value() && entry.end->kind() != sessionpb::SessionEnd::ERROR ? Tone::kFaint : Tone::kBad;
+}
+
 absl::Status Ps(Context& context) {
   session::SessionRegistry sessions = context.sessions();
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
-  std::vector<std::vector<std::string>> rows = {{"NAME", "STATE", "HYPERVISOR", "MEMORY", "CPUS", "AGENT", "FROM"}};
+  Table table({"NAME", "STATE", "HYPERVISOR", "MEMORY", "CPUS", "AGENT", "FROM"});
   nlohmann::json list = nlohmann::json::array();
   std::vector<std::string> troubles;
   for (const session::SessionEntry& entry : entries) {
@@ -147,14 +154,16 @@ absl::Status Ps(Context& context) {
     }
     list.push_back(std::move(item));
     const manifestpb::Machine& machine = entry.config.machine();
-    rows.push_back({entry.name, state,
-                    described ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
-                    FormatBytes(machine.memory_bytes()), absl::StrCat(machine.vcpus()),
-                    described && description.agent().connected() ? description.agent().version() : "-",
-                    entry.config.origin_snapshot().empty() ? "-" : entry.config.origin_snapshot().substr(0, 12)});
+    table.Add({entry.name,
+               {state, ToneOf(entry, state)},
+               described ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
+               FormatBytes(machine.memory_bytes()),
+               absl::StrCat(machine.vcpus()),
+               described && description.agent().connected() ? description.agent().version() : "-",
+               entry.config.origin_snapshot().empty() ? "-" : entry.config.origin_snapshot().substr(0, 12)});
   }
   context.Print(list, [&] {
-    std::cout << FormatTable(rows);
+    std::cout << table.ForTerminal();
     for (const std::string& line : troubles) std::cout << line << "\n";
   });
   return absl::OkStatus();
@@ -243,11 +252,13 @@ void AddRun(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<RunArguments>();
   CLI::App* run = context.AddCommand(app, "run", "Start a VM as a new session",
                                      [arguments](Context& c) { return Run(c, *arguments); });
-  run->add_option("name", arguments->name, "Name of the session")->required();
-  run->add_option("--kernel", arguments->kernel, "Kernel to boot (else the first disk is booted)");
-  run->add_option("--initrd", arguments->initrd, "Initial RAM disk");
+  run->add_option("name", arguments->name, "Name of the session")->required()->type_name(kNameType);
+  run->add_option("--kernel", arguments->kernel, "Kernel to boot (else the first disk is booted)")
+      ->type_name(kFileType);
+  run->add_option("--initrd", arguments->initrd, "Initial RAM disk")->type_name(kFileType);
   run->add_option("--append", arguments->cmdline, "Added to the kernel command line");
-  run->add_option("--disk", arguments->disks, "PATH[,name=vda][,format=raw|qcow2][,serial=S][,ro]; may be repeated");
+  run->add_option("--disk", arguments->disks, "PATH[,name=vda][,format=raw|qcow2][,serial=S][,ro]; may be repeated")
+      ->type_name(kFileType);
   run->add_option("--memory", arguments->memory, "Memory size")->capture_default_str();
   run->add_option("--cpus", arguments->vcpus, "Number of virtual cpus")->capture_default_str();
   run->add_option("--accel", arguments->accelerator, "auto, kvm or tcg")->capture_default_str();
@@ -273,7 +284,7 @@ void AddSessionCommands(CLI::App& app, Context& context) {
   auto force = std::make_shared<bool>(false);
   CLI::App* stop = context.AddCommand(app, "stop", "End a session: the guest is asked to power off first",
                                       [=](Context& c) { return Stop(c, *name, *grace, *force); });
-  stop->add_option("session", *name)->required();
+  stop->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
   stop->add_option("--grace", *grace, "How long the guest gets")->capture_default_str();
   stop->add_flag("--force", *force, "Do not ask the guest");
 
@@ -283,25 +294,27 @@ void AddSessionCommands(CLI::App& app, Context& context) {
         c.Print({{"removed", *name}}, [&] { std::cout << "session " << *name << " removed\n"; });
         return absl::OkStatus();
       });
-  rm->add_option("session", *name)->required();
+  rm->add_option("session", *name, "Its whole name")->required()->type_name(kExactSessionType);
 
   auto exec_arguments = std::make_shared<ExecArguments>();
   CLI::App* exec = context.AddCommand(app, "exec", "Run a program in the guest; exits with its exit code",
                                       [=](Context& c) { return Exec(c, *exec_arguments); });
   exec->add_option("--timeout", exec_arguments->timeout, "Kill it after this long")->capture_default_str();
-  exec->add_option("session", exec_arguments->session)->required();
+  exec->add_option("session", exec_arguments->session, "Its name, or the beginning of it")
+      ->required()
+      ->type_name(kSessionType);
   exec->add_option("command", exec_arguments->command, "Program and arguments (write -- before them)")->required();
   exec->prefix_command(false);
 
   auto own = std::make_shared<bool>(false);
   CLI::App* logs =
       context.AddCommand(app, "logs", "Print a session's console", [=](Context& c) { return Logs(c, *name, *own); });
-  logs->add_option("session", *name)->required();
+  logs->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
   logs->add_flag("--session-log", *own, "still-session's own log instead");
 
   CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
                                       [=](Context& c) { return Thaw(c, *name); });
-  thaw->add_option("session", *name)->required();
+  thaw->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 }
 
 }  // namespace still::cli

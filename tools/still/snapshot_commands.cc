@@ -11,8 +11,10 @@
 #include "absl/strings/str_split.h"
 #include "snapshot/take_snapshot.h"
 #include "tools/still/adopted_session.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/table.h"
 
 namespace still::cli {
 namespace {
@@ -100,23 +102,32 @@ absl::Status TakeAny(Context& context, const SnapshotArguments& arguments) {
   return WithAdoptedProcess(context, adopt, [&] { return Take(context, arguments, options); });
 }
 
+Tone ToneOf(const manifestpb::Consistency& consistency) {
+  if (consistency.level() == manifestpb::Consistency::LEVEL_UNSPECIFIED) return Tone::kPlain;  // An import.
+  return consistency.level() == manifestpb::Consistency::CRASH ? Tone::kWarning : Tone::kGood;
+}
+
 absl::Status List(Context& context, const std::string& session) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, repository->ListSnapshots());
-  std::vector<std::vector<std::string>> rows = {
-      {"ID", "NAME", "SESSION", "POINT", "KIND", "CONSISTENCY", "PAUSED", "SIZE", "STORED"}};
+  Table table({"ID", "NAME", "SESSION", "POINT", "KIND", "CONSISTENCY", "PAUSED", "SIZE", "STORED"});
   nlohmann::json list = nlohmann::json::array();
   for (const Snapshot& snapshot : snapshots) {
     if (!session.empty() && snapshot.session() != session) continue;
     list.push_back(ToJson(snapshot));
     uint64_t size = 0;
     for (const manifestpb::Image& image : snapshot.images()) size += image.size();
-    rows.push_back({snapshot.id().substr(0, 12), snapshot.name().empty() ? "-" : snapshot.name(), snapshot.session(),
-                    FormatUnixNanos(snapshot.point_unix_ns()), KindName(snapshot), LevelName(snapshot.consistency()),
-                    snapshot.has_windows() ? FormatMicros(snapshot.windows().pause_us()) : "-", FormatBytes(size),
-                    FormatBytes(snapshot.drain().bytes_stored())});
+    table.Add({snapshot.id().substr(0, 12),
+               snapshot.name().empty() ? "-" : snapshot.name(),
+               snapshot.session(),
+               FormatUnixNanos(snapshot.point_unix_ns()),
+               KindName(snapshot),
+               {LevelName(snapshot.consistency()), ToneOf(snapshot.consistency())},
+               snapshot.has_windows() ? FormatMicros(snapshot.windows().pause_us()) : "-",
+               FormatBytes(size),
+               FormatBytes(snapshot.drain().bytes_stored())});
   }
-  context.Print(list, [&] { std::cout << FormatTable(rows); });
+  context.Print(list, [&] { std::cout << table.ForTerminal(); });
   return absl::OkStatus();
 }
 
@@ -255,7 +266,8 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
   CLI::App* take = context.AddCommand(app, "snapshot", "Take a consistent snapshot of a running session",
                                       [=](Context& c) { return TakeAny(c, *arguments); });
   take->add_option("session", arguments->session, "Its name; with --pid, the one to list the snapshot under")
-      ->required();
+      ->required()
+      ->type_name(kExactSessionType);
   take->add_option("--name", arguments->name, "Name of the snapshot");
   take->add_option("--label", arguments->labels, "key=value; may be repeated");
   take->add_option("--quiesce", arguments->quiesce, "require: fail unless frozen; try: say so; off")
@@ -278,12 +290,12 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
 
   auto session = std::make_shared<std::string>();
   CLI::App* list = context.AddCommand(app, "list", "List snapshots", [=](Context& c) { return List(c, *session); });
-  list->add_option("session", *session, "Only of this session");
+  list->add_option("session", *session, "Only of this session")->type_name(kExactSessionType);
 
   auto reference = std::make_shared<std::string>();
   CLI::App* show = context.AddCommand(app, "show", "Everything known about a snapshot",
                                       [=](Context& c) { return Show(c, *reference); });
-  show->add_option("snapshot", *reference, "Name, id, or latest")->required();
+  show->add_option("snapshot", *reference, "Name, id, or latest")->required()->type_name(kSnapshotType);
 
   auto dry_run = std::make_shared<bool>(false);
   auto grace = std::make_shared<std::string>("24h");
@@ -295,8 +307,8 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
   auto diff_arguments = std::make_shared<DiffArguments>();
   CLI::App* diff = context.AddCommand(app, "diff", "What differs between two snapshots",
                                       [=](Context& c) { return Diff(c, *diff_arguments); });
-  diff->add_option("a", diff_arguments->a)->required();
-  diff->add_option("b", diff_arguments->b)->required();
+  diff->add_option("a", diff_arguments->a, "The first")->required()->type_name(kSnapshotType);
+  diff->add_option("b", diff_arguments->b, "The second")->required()->type_name(kSnapshotType);
   diff->add_option("--image", diff_arguments->image, "Only this image");
 }
 

@@ -9,6 +9,7 @@
 #include "snapshot/export_chain.h"
 #include "snapshot/export_machine.h"
 #include "snapshot/file_image.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 
@@ -71,7 +72,7 @@ void AddTransferCommands(CLI::App& app, Context& context) {
   auto labels = std::make_shared<std::vector<std::string>>();
   CLI::App* import = context.AddCommand(app, "import", "Store a disk image as a snapshot",
                                         [=](Context& c) { return Import(c, *import_options, *labels); });
-  import->add_option("file", import_options->path)->required();
+  import->add_option("file", import_options->path, "The disk image")->required()->type_name(kFileType);
   import->add_option("--format", import_options->format, "raw or qcow2")->capture_default_str();
   import->add_option("--name", import_options->name, "Name of the snapshot");
   import->add_option("--label", *labels, "key=value; may be repeated");
@@ -81,8 +82,10 @@ void AddTransferCommands(CLI::App& app, Context& context) {
   CLI::App* export_command =
       context.AddCommand(app, "export", "Write an image to a file, or a machine that plain QEMU starts to a directory",
                          [=](Context& c) { return Export(c, *export_options, *chain); });
-  export_command->add_option("snapshot", export_options->snapshot, "Name, id, or latest")->required();
-  export_command->add_option("file", export_options->path, "Must not exist")->required();
+  export_command->add_option("snapshot", export_options->snapshot, "Name, id, or latest")
+      ->required()
+      ->type_name(kSnapshotType);
+  export_command->add_option("file", export_options->path, "Must not exist")->required()->type_name(kFileType);
   export_command->add_option("--image", export_options->image, "Which image (default: the only disk)");
   export_command
       ->add_option("--format", export_options->format,

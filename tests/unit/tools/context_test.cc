@@ -1,0 +1,73 @@
+// What all commands have in common: names of sessions are resolved before a command runs.
+#include "tools/still/context.h"
+
+#include <stdlib.h>
+
+#include "base/file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tools/still/command_tree.h"
+
+namespace still::cli {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class ContextTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = JoinPath(::testing::TempDir(), "still-context-XXXXXX");
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    state_ = pattern;
+    for (const char* name : {"web", "web-2", "database"}) {
+      ASSERT_TRUE(MakeDirectories(JoinPath(state_, std::string("sessions/") + name)).ok());
+    }
+    context_.AddOptions(app_);
+    CLI::App* stop = context_.AddCommand(app_, "stop", "", [this](Context&) {
+      ran_ = true;
+      return absl::OkStatus();
+    });
+    stop->add_option("sessions", sessions_)->type_name(kSessionType);
+    stop->add_option("--exact", exact_)->type_name(kExactSessionType);
+    app_.require_subcommand(1);
+  }
+  void TearDown() override { EXPECT_TRUE(RemoveTree(state_).ok()); }
+  absl::Status Run(const std::string& line) {
+    app_.parse(line + " --state " + state_);
+    return context_.RunChosen(app_);
+  }
+
+  std::string state_;
+  CLI::App app_{"", "still"};
+  Context context_;
+  std::vector<std::string> sessions_;
+  std::string exact_;
+  bool ran_ = false;
+};
+
+TEST_F(ContextTest, BeginningsOfSessionNamesAreResolvedForTheCommand) {
+  ASSERT_TRUE(Run("stop d web-").ok());
+  EXPECT_TRUE(ran_);
+  EXPECT_THAT(sessions_, ElementsAre("database", "web-2"));
+}
+
+TEST_F(ContextTest, AWholeNameIsItself) {
+  ASSERT_TRUE(Run("stop web").ok());
+  EXPECT_THAT(sessions_, ElementsAre("web"));
+}
+
+TEST_F(ContextTest, TheCommandDoesNotRunForANameThatIsNotClear) {
+  absl::Status status = Run("stop we");
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("web, web-2"));
+  EXPECT_FALSE(ran_);
+}
+
+TEST_F(ContextTest, WhatNeedsTheWholeNameIsNotResolved) {
+  ASSERT_TRUE(Run("stop --exact d").ok());
+  EXPECT_EQ(exact_, "d");
+}
+
+}  // namespace
+}  // namespace still::cli
