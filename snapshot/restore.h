@@ -30,6 +30,9 @@ struct RestoreOptions {
   bool keep_identity = false;
   // The guest is left as it was saved: nobody reseeds its random generator, sets its clock or renames it.
   bool without_agent = false;
+  // To see whether the snapshot works: its network cards reach nothing, and all of it is read from the
+  // repository, also what is kept hot.
+  bool trial = false;
   // Cold only; 0 or empty: as saved.
   uint32_t vcpus = 0;
   uint64_t memory_bytes = 0;

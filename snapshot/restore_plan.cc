@@ -58,7 +58,7 @@ absl::Status CheckRoom(store::Repository& repository, const RestorePlan& plan, c
   }
   const Image* ram = FindImage(plan.snapshot, Image::ROLE_RAM);
   if (ram == nullptr) return absl::DataLossError("the snapshot's memory is not complete; use --cold");
-  if (IsHot(options.hot, HotKey(repository, *ram))) return CheckMemory(needed, available);
+  if (!options.trial && IsHot(options.hot, HotKey(repository, *ram))) return CheckMemory(needed, available);
   // Reading the image's tree takes time: only where the answer may matter.
   if (needed + ram->size() <= available) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(uint64_t used, UsedBytes(repository, plan.snapshot, *ram));
@@ -176,6 +176,10 @@ sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions
   manifestpb::Machine& machine = *config.mutable_machine();
   machine = plan.snapshot.machine();
   if (!plan.warm) MakeCold(options, machine);
+  if (options.trial) {
+    for (manifestpb::Nic& nic : *machine.mutable_nics())
+      if (nic.kind() == "user") nic.set_kind("isolated");
+  }
   if (!machine.vsock() && !machine.hypervisor().empty()) config.set_vsock_backend(sessionpb::SessionConfig::OFF);
 
   // Booted disks that keep their identity need nothing: they are what they were.
@@ -202,6 +206,7 @@ absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const Rest
   const Image* ram = FindImage(plan.snapshot, Image::ROLE_RAM);
   if (ram == nullptr) return absl::DataLossError("the snapshot's memory is not complete; use --cold");
   auto fill = [&](int fd) { return WriteImage(repository, plan.snapshot, *ram, fd, options.progress); };
+  if (options.trial) return LoadPrivately(fill, ram->size(), options.sessions.size());
   absl::StatusOr<HotImage> hot = HotImages(options.hot).Get(HotKey(repository, *ram), ram->size(), fill);
   if (hot.ok()) return MemoryImage{.fd = std::move(hot->fd), .shared = true, .hot = !hot->filled};
   // No room, or no tmpfs: these sessions can do without it.

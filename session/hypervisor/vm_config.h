@@ -31,7 +31,9 @@ struct DiskConfig {
 struct NicConfig {
   std::string name;  // "net0"
   std::string mac;
-  std::string kind;  // "user": the hypervisor's own NAT. "none": a card without a network.
+  // "user": the hypervisor's own NAT. "isolated": the same, but nothing gets out of it or in: what was saved with the
+  // one loads with the other, because the NAT has saved state of its own. "none": a card without a network.
+  std::string kind;
   bool link_up = true;
 };
 

@@ -90,6 +90,7 @@ void AddHydrateCommand(CLI::App& app, Context& context);      // hydrate
 void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
 void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
 void AddScheduleCommands(CLI::App& app, Context& context);    // schedule ...
+void AddDrillCommands(CLI::App& app, Context& context);       // drill; hidden: __janitor
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
 void AddCompletionCommands(CLI::App& app, Context& context);  // completion; hidden: __complete, __man
 

@@ -125,8 +125,9 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
 
 void AddNic(const NicConfig& nic, size_t index, std::vector<std::string>& argv) {
   // A hub of its own with nothing else on it is a card without a network.
-  std::string netdev =
-      nic.kind == "user" ? absl::StrCat("user,id=", nic.name) : absl::StrCat("hubport,id=", nic.name, ",hubid=", index);
+  std::string netdev = absl::StrCat("hubport,id=", nic.name, ",hubid=", index);
+  if (nic.kind == "user") netdev = absl::StrCat("user,id=", nic.name);
+  if (nic.kind == "isolated") netdev = absl::StrCat("user,id=", nic.name, ",restrict=on");
   // Without romfile= the card's boot ROM would be one more block of memory in every snapshot.
   std::string device = absl::StrFormat("virtio-net-pci,id=nic%d-dev,netdev=%s,romfile=,bus=pcie.0,addr=0x%x", index,
                                        nic.name, kFirstNicSlot + static_cast<int>(index));
@@ -197,9 +198,9 @@ absl::Status CheckNics(const VmConfig& config) {
       return absl::InvalidArgumentError(
           absl::StrCat("network card ", nic.name, ": \"", nic.mac, "\" is not a MAC address like 52:54:00:12:34:56"));
     }
-    if (nic.kind != "user" && nic.kind != "none") {
-      return absl::InvalidArgumentError(
-          absl::StrCat("network card ", nic.name, ": kind \"", nic.kind, "\" is not known; use user or none"));
+    if (nic.kind != "user" && nic.kind != "isolated" && nic.kind != "none") {
+      return absl::InvalidArgumentError(absl::StrCat("network card ", nic.name, ": kind \"", nic.kind,
+                                                     "\" is not known; use user, isolated or none"));
     }
   }
   return absl::OkStatus();

@@ -99,6 +99,15 @@ TEST(QemuCommand, AnotherCardMovesNoDisk) {
   EXPECT_THAT(after, HasSubstr("virtio-net-pci,id=nic0-dev,netdev=net0,romfile=,bus=pcie.0,addr=0x4,mac=52:54"));
 }
 
+TEST(QemuCommand, AnIsolatedCardHasTheBackEndOfAnUnrestrictedOneAndReachesNothing) {
+  VmConfig config = KernelVm();
+  config.nics.push_back({.name = "net0", .kind = "user"});
+  EXPECT_EQ(Value(Command(config), "-netdev"), "user,id=net0");
+  config.nics[0].kind = "isolated";
+  EXPECT_EQ(Value(Command(config), "-netdev"), "user,id=net0,restrict=on");
+  EXPECT_TRUE(CheckVmConfig(config).ok());
+}
+
 TEST(QemuCommand, ALinkThatIsDownHoldsTheVmUntilItIs) {
   VmConfig config = KernelVm();
   config.nics.push_back({.name = "net0", .kind = "none", .link_up = false});

@@ -1,0 +1,164 @@
+#include "snapshot/throw_away_session.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/random.h"
+#include "base/unix_socket.h"
+
+namespace still::snapshot {
+namespace {
+
+// A session ends its hypervisor and its disk servers before it goes.
+constexpr absl::Duration kOrderlyEnd = absl::Seconds(30);
+constexpr absl::Duration kForcedEnd = absl::Seconds(10);
+constexpr size_t kMaxCommandLine = 1 << 16;
+
+std::string LockDirectory(const session::SessionRegistry& sessions) { return JoinPath(sessions.root(), "throw-away"); }
+
+// The words of a process's command line; empty when it is gone.
+std::vector<std::string> CommandLine(int pid) {
+  absl::StatusOr<std::string> text = ReadFile(absl::StrCat("/proc/", pid, "/cmdline"), kMaxCommandLine);
+  if (!text.ok()) return {};
+  return absl::StrSplit(*text, '\0');
+}
+
+// Is it the still-session that works in this directory? Names of throw-away sessions are never used twice, so there is
+// no other.
+bool WorksIn(int pid, const std::string& directory) {
+  const std::vector<std::string> words = CommandLine(pid);
+  return words.size() > 2 && absl::EndsWith(words[0], "still-session") && words[1] == "--directory" &&
+         words[2] == directory;
+}
+
+// A descriptor of the process, so that no signal goes to another one that got its number.
+std::optional<OwnedFd> FindSessionProcess(const std::string& directory) {
+  absl::StatusOr<std::vector<std::string>> entries = ListDirectory("/proc");
+  if (!entries.ok()) return std::nullopt;
+  for (const std::string& entry : *entries) {
+    int pid = 0;
+    if (!absl::SimpleAtoi(entry, &pid) || !WorksIn(pid, directory)) continue;
+    OwnedFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+    if (process.valid() && WorksIn(pid, directory)) return process;
+  }
+  return std::nullopt;
+}
+
+absl::Status Signal(int pidfd, int signal) {
+  if (::syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0) == 0 || errno == ESRCH) return absl::OkStatus();
+  return ErrnoStatus(errno, "signal to still-session");
+}
+
+absl::Status EndProcess(const std::string& directory) {
+  std::optional<OwnedFd> process = FindSessionProcess(directory);
+  if (!process.has_value()) return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(Signal(process->get(), SIGTERM));
+  if (WaitReadable(process->get(), kOrderlyEnd, "the session's end").ok()) return absl::OkStatus();
+  LogWarning("session did not end when asked", {{"directory", directory}});
+  STILL_RETURN_IF_ERROR(Signal(process->get(), SIGKILL));
+  return WaitReadable(process->get(), kForcedEnd, "the session's end");
+}
+
+absl::Status EndAndRemove(const session::SessionRegistry& sessions, const std::string& name) {
+  const std::string directory = sessions.Directory(name);
+  STILL_RETURN_IF_ERROR(Annotate(EndProcess(directory), name));
+  return RemoveTree(directory);
+}
+
+}  // namespace
+
+ThrowAwaySession::ThrowAwaySession(session::SessionRegistry sessions, std::string name, OwnedFd lock, OwnedFd life_line,
+                                   ChildProcess janitor)
+    : sessions_(std::move(sessions)),
+      name_(std::move(name)),
+      lock_(std::move(lock)),
+      life_line_(std::move(life_line)),
+      janitor_(std::move(janitor)) {}
+
+ThrowAwaySession::~ThrowAwaySession() {
+  // Moved from: there is no life line.
+  if (!life_line_.valid()) return;
+  if (absl::Status status = End(); !status.ok()) {
+    LogWarning("throw-away session left behind", {{"session", name_}, {"error", status.ToString()}});
+  }
+}
+
+absl::StatusOr<ThrowAwaySession> ThrowAwaySession::Reserve(const session::SessionRegistry& sessions,
+                                                           const std::string& prefix) {
+  const std::string name = absl::StrCat(prefix, "-", RandomUuid().substr(0, 8));
+  STILL_RETURN_IF_ERROR(MakeDirectories(LockDirectory(sessions)));
+  const std::string lock_path = JoinPath(LockDirectory(sessions), name);
+  STILL_ASSIGN_OR_RETURN(OwnedFd lock, OpenFile(lock_path, O_RDWR | O_CREAT | O_EXCL));
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", lock_path));
+
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
+  OwnedFd read_end(ends[0]);
+  OwnedFd write_end(ends[1]);
+  STILL_ASSIGN_OR_RETURN(std::string program, session::FindSibling("still", "STILL_PROGRAM"));
+  ProcessOptions options;
+  options.argv = {program, "__janitor", "--state", sessions.root(), "--life-line-fd", absl::StrCat(read_end.get()),
+                  name};
+  options.inherited_fds = {read_end.get()};
+  options.working_directory = "/";
+  // What ends us from a terminal must not end it.
+  options.new_session = true;
+  STILL_ASSIGN_OR_RETURN(ChildProcess janitor, ChildProcess::Start(options));
+  return ThrowAwaySession(sessions, name, std::move(lock), std::move(write_end), std::move(janitor));
+}
+
+absl::Status ThrowAwaySession::End() {
+  if (ended_) return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(EndAndRemove(sessions_, name_));
+  life_line_.Reset();
+  // It finds nothing to do.
+  STILL_RETURN_IF_ERROR(janitor_.Wait(kForcedEnd).status());
+  STILL_RETURN_IF_ERROR(RemoveFile(JoinPath(LockDirectory(sessions_), name_)));
+  lock_.Reset();
+  ended_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status SweepThrowAwaySessions(const session::SessionRegistry& sessions,
+                                    const std::function<absl::Status(const std::string& name)>& closed) {
+  const std::string directory = LockDirectory(sessions);
+  if (!PathExists(directory)) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> names, ListDirectory(directory));
+  absl::Status result;
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(directory, name);
+    absl::StatusOr<OwnedFd> lock = OpenFile(path, O_RDWR);
+    // Gone meanwhile, or its maker lives.
+    if (!lock.ok() || ::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) continue;
+    absl::Status swept = EndAndRemove(sessions, name);
+    if (swept.ok()) swept = closed(name);
+    if (swept.ok()) swept = RemoveFile(path);
+    if (swept.ok()) LogInfo("throw-away session swept", {{"session", name}});
+    result = FirstError(result, swept);
+  }
+  return result;
+}
+
+absl::Status RunJanitor(const session::SessionRegistry& sessions, const std::string& name, OwnedFd life_line) {
+  char byte;
+  // Nothing is ever written to it.
+  while (::read(life_line.get(), &byte, 1) < 0 && errno == EINTR) {
+  }
+  return EndAndRemove(sessions, name);
+}
+
+}  // namespace still::snapshot

@@ -1,0 +1,141 @@
+// drill; and, for it, the hidden __janitor.
+#include <fcntl.h>
+
+#include <iostream>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "snapshot/drill.h"
+#include "snapshot/throw_away_session.h"
+#include "tools/still/command_tree.h"
+#include "tools/still/context.h"
+#include "tools/still/format.h"
+#include "tools/still/table.h"
+
+namespace still::cli {
+namespace {
+
+using store::DrillRecord;
+using store::DrillState;
+
+struct DrillArguments {
+  std::string snapshot = "latest";
+  std::string check;
+  std::string timeout = "5m";
+  std::string agent_timeout = "2m";
+  bool cold = false;
+  bool history = false;
+};
+
+std::string Name(DrillState state) {
+  switch (state) {
+    case DrillState::kPassed:
+      return "passed";
+    case DrillState::kFailed:
+      return "failed";
+    case DrillState::kAbandoned:
+      return "abandoned";
+    default:
+      return "running";
+  }
+}
+
+Tone ToneOf(DrillState state) {
+  if (state == DrillState::kPassed) return Tone::kGood;
+  return state == DrillState::kFailed ? Tone::kBad : Tone::kWarning;
+}
+
+std::string NameOf(const DrillRecord& drill) {
+  return drill.snapshot_name.empty() ? drill.snapshot_id.substr(0, 12) : drill.snapshot_name;
+}
+
+nlohmann::json ToJson(const DrillRecord& drill) {
+  nlohmann::json json = {{"id", drill.id},
+                         {"snapshot", drill.snapshot_id},
+                         {"snapshot_name", drill.snapshot_name},
+                         {"session", drill.session},
+                         {"place", drill.place},
+                         {"state", Name(drill.state)},
+                         {"started_unix_ns", absl::ToUnixNanos(drill.started)},
+                         {"restored_us", absl::ToInt64Microseconds(drill.restored)},
+                         {"check", drill.check},
+                         {"message", drill.message}};
+  if (drill.ended.has_value()) json["ended_unix_ns"] = absl::ToUnixNanos(*drill.ended);
+  if (drill.exit_code.has_value()) json["exit_code"] = *drill.exit_code;
+  return json;
+}
+
+std::string Micros(absl::Duration duration) {
+  return FormatMicros(static_cast<uint64_t>(absl::ToInt64Microseconds(duration)));
+}
+
+absl::Status History(Context& context) {
+  constexpr int64_t kShown = 50;
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_RETURN_IF_ERROR(snapshot::SweepDrills(*repository, context.sessions()));
+  STILL_ASSIGN_OR_RETURN(std::vector<DrillRecord> drills, repository->ListDrills(kShown));
+  nlohmann::json list = nlohmann::json::array();
+  Table table({"STARTED", "SNAPSHOT", "SESSION", "RESULT", "RESTORED", "EXIT", "MESSAGE"});
+  for (const DrillRecord& drill : drills) {
+    list.push_back(ToJson(drill));
+    table.Add({FormatUnixNanos(absl::ToUnixNanos(drill.started)),
+               NameOf(drill),
+               drill.session,
+               {Name(drill.state), ToneOf(drill.state)},
+               drill.restored > absl::ZeroDuration() ? Micros(drill.restored) : "-",
+               drill.exit_code.has_value() ? absl::StrCat(*drill.exit_code) : "-",
+               drill.message});
+  }
+  context.Print(list, [&] { std::cout << table.ForTerminal(); });
+  return absl::OkStatus();
+}
+
+absl::Status Drill(Context& context, const DrillArguments& arguments) {
+  if (arguments.history) return History(context);
+  snapshot::DrillOptions options{.snapshot = arguments.snapshot, .check = arguments.check, .cold = arguments.cold};
+  STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDuration(arguments.timeout));
+  STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDuration(arguments.agent_timeout));
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  options.progress = context.MakeProgress();
+  absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, context.sessions(), options);
+  context.ProgressDone();
+  if (!drill.ok()) return drill.status();
+  const bool passed = drill->state == DrillState::kPassed;
+  context.Print(ToJson(*drill), [&] {
+    if (!passed) return;
+    std::cout << "drill of " << NameOf(*drill) << " passed: restored and answering after " << Micros(drill->restored)
+              << (drill->check.empty() ? "" : ", and its check ended with 0") << "\n";
+  });
+  if (passed) return absl::OkStatus();
+  // Whoever relies on this snapshot must treat it as lost until it is known why.
+  return absl::DataLossError(absl::StrCat("drill of ", NameOf(*drill), " failed: ", drill->message));
+}
+
+}  // namespace
+
+void AddDrillCommands(CLI::App& app, Context& context) {
+  auto arguments = std::make_shared<DrillArguments>();
+  CLI::App* drill = context.AddCommand(app, "drill", "Restore a snapshot for a trial, check it, and remove it again",
+                                       [=](Context& c) { return Drill(c, *arguments); });
+  drill
+      ->add_option("snapshot", arguments->snapshot, "A snapshot, or a session: its newest (default: the newest of all)")
+      ->type_name(kSnapshotType);
+  drill->add_option("--check", arguments->check, "Command line for the guest's shell; passed when it ends with 0");
+  drill->add_option("--timeout", arguments->timeout, "How long the check may take")->capture_default_str();
+  drill->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for the guest's agent")
+      ->capture_default_str();
+  drill->add_flag("--cold", arguments->cold, "Boot the disks instead of going on with the memory");
+  drill->add_flag("--history", arguments->history, "List the drills there were");
+
+  auto name = std::make_shared<std::string>();
+  auto life_line = std::make_shared<int>(-1);
+  CLI::App* janitor = context.AddHiddenCommand(app, "__janitor", "Removes a throw-away session whose maker is gone",
+                                               [=](Context& c) -> absl::Status {
+                                                 ::fcntl(*life_line, F_SETFD, FD_CLOEXEC);
+                                                 return snapshot::RunJanitor(c.sessions(), *name, OwnedFd(*life_line));
+                                               });
+  janitor->add_option("session", *name)->required();
+  janitor->add_option("--life-line-fd", *life_line)->required();
+}
+
+}  // namespace still::cli
