@@ -51,7 +51,7 @@ absl::Status WithAdoptedProcess(Context& context, const AdoptArguments& argument
   STILL_ASSIGN_OR_RETURN(std::string directory, sessions.Create(arguments.name));
   UndoStack undo;  // All of it, in the good case too: the session is only a means.
   undo.Push("remove the session's directory", [directory] { return RemoveTree(directory); });
-  STILL_RETURN_IF_ERROR(sessions.Launch(config, OwnedFd(), kLaunchTimeout));
+  STILL_RETURN_IF_ERROR(sessions.Launch(config, OwnedFd(), kLaunchTimeout).status());
   undo.Push("let the process go", [&] { return LetGo(sessions, arguments.name); });
   return work();
 }
