@@ -97,6 +97,7 @@ TEST_F(DiskServerTest, WhenItDiesItIsStartedAgainAndWhoConnectsMeanwhileWaits) {
   ASSERT_TRUE(server.ok()) << server.status();
   const pid_t first = Pid();
   ASSERT_EQ(::kill(first, SIGKILL), 0);
+  ASSERT_TRUE(Within(absl::Seconds(20), [&] { return ::kill(first, 0) != 0; })) << "else it may still accept";
   auto client = ConnectUnix(Path("disks.sock"));
   ASSERT_TRUE(client.ok()) << client.status();
   EXPECT_TRUE(WaitReadable(client->get(), absl::Seconds(20), "greeting").ok());
