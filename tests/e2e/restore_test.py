@@ -156,7 +156,10 @@ class Rollback(RestoreTest):
         self.host.guest("web", "sh", "-c", "echo later >/data/later && sync")
 
     def has_file(self, session):
-        return self.host.run("exec", session, "--", "test", "-e", "/data/later").returncode == 0
+        done = self.host.run("exec", session, "--", "test", "-e", "/data/later")
+        self.assertIn(done.returncode, (0, 1), done.stderr)
+        self.assertEqual(done.stderr, "")
+        return done.returncode == 0
 
     def test_the_session_is_back_at_the_snapshot_and_the_safety_snapshot_has_the_rest(self):
         self.assertTrue(self.has_file("web"))
