@@ -48,15 +48,17 @@ absl::StatusOr<schedulepb::Schedule> ScheduleService::Put(schedulepb::Schedule d
 grpc::Status ScheduleService::Add(grpc::ServerContext*, const schedulepb::Schedule* request,
                                   schedulepb::Schedule* response) {
   absl::StatusOr<schedulepb::Schedule> put = Put(*request, /*replace=*/false);
-  if (put.ok()) *response = *std::move(put);
-  return ToGrpc(put.status());
+  if (!put.ok()) return ToGrpc(put.status());
+  *response = *std::move(put);
+  return grpc::Status::OK;
 }
 
 grpc::Status ScheduleService::Replace(grpc::ServerContext*, const schedulepb::Schedule* request,
                                       schedulepb::Schedule* response) {
   absl::StatusOr<schedulepb::Schedule> put = Put(*request, /*replace=*/true);
-  if (put.ok()) *response = *std::move(put);
-  return ToGrpc(put.status());
+  if (!put.ok()) return ToGrpc(put.status());
+  *response = *std::move(put);
+  return grpc::Status::OK;
 }
 
 grpc::Status ScheduleService::Remove(grpc::ServerContext*, const schedulepb::Named* request, schedulepb::Done*) {

@@ -19,7 +19,7 @@ namespace still::session {
 namespace {
 
 // What the two say to each other, one byte a word; the lease's length follows kBegin.
-enum Word : uint8_t { kBegin = 'b', kHolds = 'h', kEnd = 'e', kExpired = 'x' };
+enum Word : uint8_t { kBegin = 'b', kHolds = 'h', kRelease = 'e', kExpired = 'x' };
 struct Message {
   uint8_t word;
   uint32_t length_ms;
@@ -57,7 +57,7 @@ constexpr absl::Duration kAnswerDeadline = absl::Seconds(5);
       ::send(channel, &answer, sizeof answer, MSG_NOSIGNAL);
       continue;
     }
-    bool ended = polled > 0 && got == sizeof message && message.word == kEnd;
+    bool ended = polled > 0 && got == sizeof message && message.word == kRelease;
     // Over, or the holder is gone.
     if (promised && !ended) ::syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, nullptr, 0u);
     Message answer{.word = static_cast<uint8_t>(ended ? kHolds : kExpired), .length_ms = 0};
@@ -105,7 +105,7 @@ absl::Status StopLease::Begin(absl::Duration length) {
 }
 
 absl::Status StopLease::End() {
-  Message message{.word = kEnd, .length_ms = 0};
+  Message message{.word = kRelease, .length_ms = 0};
   // When it has ended by itself there is nobody to hear this, but its last word waits for us.
   (void)::send(channel_.get(), &message, sizeof message, MSG_NOSIGNAL);
   STILL_ASSIGN_OR_RETURN(Word answer, Answer(channel_.get()));
