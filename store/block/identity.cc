@@ -1,16 +1,25 @@
 #include "store/block/identity.h"
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "base/check.h"
+#include "store/block/sha256_pair.h"
 
 namespace still::store {
 namespace {
 
-constexpr size_t kDigestSize = 32;
 constexpr size_t kKeySize = 32;
+constexpr size_t kTypeSize = 32;
+
+BlockId BlockIdOf(const Sha256Digest& digest) {
+  BlockId id;
+  std::copy_n(digest.begin(), id.size(), id.bytes.begin());
+  return id;
+}
 
 // Fetched once: an implicit fetch for every block would cost a tenth of the hash itself.
 const EVP_MD* Sha256() {
@@ -46,7 +55,7 @@ IdHasher::~IdHasher() { EVP_MD_CTX_free(context_); }
 
 void IdHasher::Hash(char type, uint8_t level, const void* data, size_t size, unsigned char* digest) {
   // Key and type together fill the first of SHA-256's 64-byte blocks.
-  char type_block[32] = {type, static_cast<char>(level)};
+  char type_block[kTypeSize] = {type, static_cast<char>(level)};
   STILL_CHECK(EVP_DigestInit_ex2(context_, Sha256(), nullptr) == 1);
   STILL_CHECK(EVP_DigestUpdate(context_, hash_key_.data(), hash_key_.size()) == 1);
   STILL_CHECK(EVP_DigestUpdate(context_, type_block, sizeof(type_block)) == 1);
@@ -55,11 +64,32 @@ void IdHasher::Hash(char type, uint8_t level, const void* data, size_t size, uns
 }
 
 BlockId IdHasher::Block(const char* data) {
-  unsigned char digest[kDigestSize];
-  Hash('\0', 0, data, kBlockSize, digest);
-  BlockId id;
-  std::copy_n(digest, id.size(), id.bytes.begin());
-  return id;
+  Sha256Digest digest;
+  Hash('\0', 0, data, kBlockSize, digest.data());
+  return BlockIdOf(digest);
+}
+
+void IdHasher::Blocks(const char* data, absl::Span<BlockId> ids) {
+  char prefix[kKeySize + kTypeSize] = {};  // The type of a block is zero.
+  hash_key_.copy(prefix, kKeySize);
+  std::optional<size_t> single;  // Waits for another block to be hashed with.
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const char* block = data + i * kBlockSize;
+    if (IsZero(block, kBlockSize)) {
+      ids[i] = {};
+    } else if (!CanHashPairs()) {
+      ids[i] = Block(block);
+    } else if (!single) {
+      single = i;
+    } else {
+      const auto digests = HashPair(prefix, data + *single * kBlockSize, block, kBlockSize);
+      ids[*single] = BlockIdOf(digests[0]);
+      ids[i] = BlockIdOf(digests[1]);
+      single.reset();
+    }
+  }
+  if (single) ids[*single] = Block(data + *single * kBlockSize);
+  OPENSSL_cleanse(prefix, sizeof(prefix));
 }
 
 NodeId IdHasher::Leaf(absl::Span<const BlockId> blocks) {

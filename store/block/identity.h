@@ -60,6 +60,9 @@ class IdHasher {
 
   // Of kBlockSize bytes that are not all zero.
   BlockId Block(const char* data);
+  // Of as many blocks as there are ids, one after the other; the zero id where one is all zero. Nearly twice as fast as
+  // Block() for each on processors with SHA instructions.
+  void Blocks(const char* data, absl::Span<BlockId> ids);
   // Of block ids or of node ids; zero if all of them are.
   NodeId Leaf(absl::Span<const BlockId> blocks);
   NodeId Inner(uint8_t level, absl::Span<const NodeId> children);

@@ -208,12 +208,7 @@ absl::Status ImageWriterImpl::ReadAndHash(Batch& batch, Scratch& scratch) {
     STILL_RETURN_IF_ERROR(status);
     std::memset(batch.data.get() + batch.file_bytes, 0, batch.blocks * kBlockSize - batch.file_bytes);
   }
-  for (size_t i = 0; i < batch.blocks; ++i) {
-    const char* data = batch.data.get() + i * kBlockSize;
-    // What the caller gave was looked at already.
-    if (batch.fd >= 0 && IsZero(data, kBlockSize)) continue;
-    batch.ids[i] = scratch.hasher.Block(data);
-  }
+  scratch.hasher.Blocks(batch.data.get(), absl::MakeSpan(batch.ids).first(batch.blocks));
   return absl::OkStatus();
 }
 

@@ -1,5 +1,6 @@
 #include "store/verify/check_pack.h"
 
+#include <array>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -13,10 +14,11 @@ uint64_t CheckGroup(RepositoryState& state, const OpenPack& pack, uint32_t frame
   auto bytes = state.packs.ReadFrame(pack, frame, scratch);
   if (!bytes.ok()) damage.AddProblem(Message(bytes.status()));
   const uint32_t blocks = pack.footer.BlocksIn(frame);
+  std::array<BlockId, kBlocksPerGroup> ids;
+  if (bytes.ok()) scratch.hasher.Blocks((*bytes)->data.get(), absl::MakeSpan(ids).first(blocks));
   for (uint32_t i = 0; i < blocks; ++i) {
     const auto block = static_cast<uint32_t>(frame * kBlocksPerGroup + i);
-    if (bytes.ok() && scratch.hasher.Block((*bytes)->data.get() + i * kBlockSize) == pack.footer.blocks[block])
-      continue;
+    if (bytes.ok() && ids[i] == pack.footer.blocks[block]) continue;
     damage.AddBlock(pack.name, block);
     if (bytes.ok()) {
       damage.AddProblem(absl::StrCat(pack.object, ": block ", block, " is not what its id says"));
