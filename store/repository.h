@@ -2,10 +2,11 @@
 //
 //   STILL_ASSIGN_OR_RETURN(auto repository, Repository::Open({.path = "/srv/vm.still"}));
 //   STILL_ASSIGN_OR_RETURN(auto snapshot, repository->BeginSnapshot({}));
-//   STILL_ASSIGN_OR_RETURN(auto image, snapshot->BeginImage({.name = "vda", .role = manifest::Image::ROLE_DISK, .size =
-//   n})); STILL_RETURN_IF_ERROR(image->Write(0, bytes));                       // any order; what is never written is
-//   zero STILL_RETURN_IF_ERROR(image->Finish()); STILL_ASSIGN_OR_RETURN(std::string id, snapshot->Commit(manifest)); //
-//   now it is listed, whole and durable
+//   STILL_ASSIGN_OR_RETURN(auto image,
+//                          snapshot->BeginImage({.name = "vda", .role = manifest::Image::ROLE_DISK, .size = n}));
+//   STILL_RETURN_IF_ERROR(image->Write(0, bytes));  // Any order; what is never written is zero.
+//   STILL_RETURN_IF_ERROR(image->Finish());
+//   STILL_ASSIGN_OR_RETURN(std::string id, snapshot->Commit(manifest));  // Now it is listed, whole and durable.
 //
 // Several processes may use one repository at the same time, in any mix of calls. All calls block. Thread-safe, except
 // where a class says otherwise. Objects made by a Repository must not outlive it.

@@ -120,12 +120,14 @@ int main(int argc, char** argv) {
   CLI::App app("Owns one VM of Stillpoint. Started by `still run` and `still restore`, not by hand.", "still-session");
   still::Arguments arguments;
   app.add_option("--directory", arguments.directory, "The session's directory, with its session.json")->required();
-  app.add_option("--report-fd", arguments.report_fd, "Descriptor for one line: ready, or the error");
+  app.add_option("--report-fd", arguments.report_fd, "Descriptor for the report: ready, or the error");
   app.add_option("--disk-secret-fd", arguments.disk_secret_fd, "Descriptor of what the disk server needs");
   app.add_option("--ram-fd", arguments.ram_fd, "Descriptor of the memory image to continue");
   CLI11_PARSE(app, argc, argv);
   still::SetLogLevel(still::LogLevel::kInfo);
   ::signal(SIGPIPE, SIG_IGN);
+  // The repository's, of whoever started us: the hypervisor, which serves the guest, must not inherit it.
+  ::unsetenv("STILL_PASSPHRASE");
   still::OwnedFd report(arguments.report_fd);
   if (report.valid()) ::fcntl(report.get(), F_SETFD, FD_CLOEXEC);
   absl::Status status = still::Run(arguments, report);

@@ -1,7 +1,8 @@
 // The key ring: the objects keys/<id> of a repository, each of which opens it with one passphrase or key file.
 //
-//   STILL_ASSIGN_OR_RETURN(RepositoryKeys keys, CreateKeyRing(store, {KeyKind::kPassphrase, Copy("...")}, {.label =
-//   "me"})); STILL_ASSIGN_OR_RETURN(OpenedKeyRing ring, OpenKeyRing(store, secret));
+//   STILL_ASSIGN_OR_RETURN(KeySecret secret, KeySecret::Passphrase("..."));
+//   STILL_ASSIGN_OR_RETURN(RepositoryKeys keys, CreateKeyRing(store, secret, {.label = "me"}));
+//   STILL_ASSIGN_OR_RETURN(OpenedKeyRing ring, OpenKeyRing(store, secret));
 //
 // Adding and revoking are each one object put or deleted, so two hosts can do it at the same time, and a crash leaves
 // the earlier set of slots or the new one. Changing a secret is adding, then revoking. Every call that derives a key
