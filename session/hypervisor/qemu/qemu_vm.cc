@@ -29,7 +29,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr absl::Duration kHandshakeDeadline = absl::Seconds(20);
+// Long, for hosts that swap: a hypervisor that cannot start ends, which is noticed at once.
+constexpr absl::Duration kHandshakeDeadline = absl::Seconds(60);
 constexpr absl::Duration kIncomingDeadline = absl::Seconds(60);
 constexpr absl::Duration kLastWordsDeadline = absl::Seconds(2);  // For QEMU's exit after its socket has closed.
 constexpr absl::Duration kQuitGrace = absl::Seconds(2);          // Closing qcow2 files stores their bitmaps.

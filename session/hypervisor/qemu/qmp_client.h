@@ -66,7 +66,7 @@ class QmpClient {
   static constexpr size_t kMaxQueuedEvents = 256;
 
   struct Options {
-    absl::Duration handshake_deadline = absl::Seconds(20);
+    absl::Duration handshake_deadline = absl::Seconds(60);
     // Called in the reader thread for every event, before subscribers see it. Must not block or call the client.
     std::function<void(const QmpEvent&)> on_event;
   };
