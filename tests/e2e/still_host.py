@@ -39,7 +39,11 @@ class Host:
             self.environment.pop(name, None)
         if encrypted:
             self.environment["STILL_PASSPHRASE"] = "correct horse"
-        self.still("init", *([] if encrypted else ["--no-encryption"]))
+        try:
+            self.still("init", *([] if encrypted else ["--no-encryption"]))
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self):
         return self
