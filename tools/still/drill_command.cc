@@ -65,7 +65,7 @@ nlohmann::json ToJson(const DrillRecord& drill) {
   return json;
 }
 
-std::string Micros(absl::Duration duration) {
+std::string Shown(absl::Duration duration) {
   return FormatMicros(static_cast<uint64_t>(absl::ToInt64Microseconds(duration)));
 }
 
@@ -82,7 +82,7 @@ absl::Status History(Context& context) {
                NameOf(drill),
                drill.session,
                {Name(drill.state), ToneOf(drill.state)},
-               drill.restored > absl::ZeroDuration() ? Micros(drill.restored) : "-",
+               drill.restored > absl::ZeroDuration() ? Shown(drill.restored) : "-",
                drill.exit_code.has_value() ? absl::StrCat(*drill.exit_code) : "-",
                drill.message});
   }
@@ -103,7 +103,7 @@ absl::Status Drill(Context& context, const DrillArguments& arguments) {
   const bool passed = drill->state == DrillState::kPassed;
   context.Print(ToJson(*drill), [&] {
     if (!passed) return;
-    std::cout << "drill of " << NameOf(*drill) << " passed: restored and answering after " << Micros(drill->restored)
+    std::cout << "drill of " << NameOf(*drill) << " passed: restored and answering after " << Shown(drill->restored)
               << (drill->check.empty() ? "" : ", and its check ended with 0") << "\n";
   });
   if (passed) return absl::OkStatus();

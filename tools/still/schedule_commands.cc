@@ -68,7 +68,7 @@ absl::Status Edit(Context& context, const std::string& name, const ScheduleOptio
   return absl::OkStatus();
 }
 
-absl::Status List(Context& context) {
+absl::Status PrintSchedules(Context& context) {
   STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
   STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, ""));
   Rows rows = {{"NAME", "KIND", "SESSIONS", "WHEN", "NEXT", "LAST", "OUTCOME"}};
@@ -83,7 +83,7 @@ absl::Status List(Context& context) {
   return absl::OkStatus();
 }
 
-absl::Status Show(Context& context, const std::string& name) {
+absl::Status PrintSchedule(Context& context, const std::string& name) {
   STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
   STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, name));
   context.Print(ToJson(list.schedules(0)), [&] {
@@ -305,8 +305,8 @@ void AddScheduleCommands(CLI::App& app, Context& context) {
         edit ? "edit" : "add", edit ? "Change what is given" : "Add a schedule",
         [=](Context& c, const std::string& name) { return edit ? Edit(c, name, *options) : Add(c, name, *options); }));
   }
-  context.AddCommand(*group, "list", "All schedules, and when they run next", List);
-  named("show", "Everything about a schedule", Show);
+  context.AddCommand(*group, "list", "All schedules, and when they run next", PrintSchedules);
+  named("show", "Everything about a schedule", PrintSchedule);
   named("rm", "Remove a schedule; its snapshots stay", Remove);
   named("pause", "Begin no more runs", [](Context& c, const std::string& name) { return SetPaused(c, name, true); });
   named("resume", "Go on; what would have run meanwhile does not count",
