@@ -76,6 +76,9 @@ struct CaptureOptions {
   // A reader of the memory stream that takes nothing for so long is given up: the guest waits for it. WaitForMemory
   // may set another limit later.
   absl::Duration memory_stall_limit = absl::Seconds(1);
+  // A reader of the disks that takes nothing of what it asked for, for so long, is cut off, and CheckPins says so. The
+  // guest does not wait for it: a slow repository may take its time.
+  absl::Duration disk_stall_limit = absl::Seconds(60);
   // Space for what the guest overwrites while its disks are pinned; 0: half of what is free when the capture begins.
   uint64_t pin_space_limit = 0;
 };
@@ -114,8 +117,9 @@ class VmCapture {
   virtual absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) = 0;
   // Makes what PinDisks pinned readable over NBD. The VM runs.
   virtual absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() = 0;
-  // Whether the pins can be kept: RESOURCE_EXHAUSTED when they take more space than allowed. The capture should then be
-  // abandoned, before a full disk does it. To be asked every now and then until Release; costs a few system calls.
+  // Whether the pins can be kept: RESOURCE_EXHAUSTED when they take more space than allowed, DEADLINE_EXCEEDED when a
+  // reader of the disks hangs. The capture should then be abandoned, before a full disk does it. To be asked every now
+  // and then until Release; costs a few system calls.
   virtual absl::Status CheckPins() { return absl::OkStatus(); }
   // Blocks until the hypervisor has written the whole memory stream (OK) or given up. CANCELLED after Cancel().
   // DEADLINE_EXCEEDED when nothing was written for `stall_limit`: the stream is then cancelled, because the guest's

@@ -45,7 +45,7 @@ class QemuCapture : public VmCapture {
   absl::Status PinDisks(const PausedVm& paused) override;
   absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) override;
   absl::StatusOr<std::vector<PinnedDiskExport>> ExportDisks() override;
-  absl::Status CheckPins() override { return disks_.CheckSpace(); }
+  absl::Status CheckPins() override { return disks_.Check(); }
   absl::Status WaitForMemory(absl::Duration stall_limit) override;
   uint64_t memory_bytes_written() const override { return relay_ == nullptr ? 0 : relay_->bytes(); }
   absl::Status Release(bool committed) override;
@@ -98,6 +98,7 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
   return disks_.Prepare({.capture_id = absl::StrFormat("%016x", RandomU64()),
                          .base_bitmaps = options_.base_bitmaps,
                          .space_limit = options_.pin_space_limit,
+                         .stall_limit = options_.disk_stall_limit,
                          .filters_before_pause = background_ || !options_.memory});
 }
 

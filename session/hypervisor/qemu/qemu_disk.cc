@@ -11,7 +11,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
-#include "base/log.h"
 #include "base/unix_socket.h"
 #include "session/hypervisor/qemu/qemu_command.h"
 
@@ -25,8 +24,12 @@ constexpr char kBitmapPrefix[] = "still-";
 constexpr int64_t kBitmapGrain = 64 << 10;
 // A guest's write that cannot be preceded by its copy within this time breaks the snapshot instead of waiting on.
 constexpr int kCopyTimeoutSeconds = 5;
-constexpr int kMaxConnections = 128;
+// One that the relay has just closed may still count.
+constexpr int kMaxConnections = 2 * NbdRelay::kMaxClients;
 constexpr char kServerFd[] = "still-nbd";
+// What readers connect to, and what the relay connects to.
+constexpr char kSocketName[] = "nbd.sock";
+constexpr char kServerSocketName[] = "nbd-qemu.sock";
 
 constexpr uint64_t kStatBlock = 512;  // stat(2), st_blocks.
 
@@ -85,10 +88,11 @@ absl::Status DiskPins::Prepare(const Options& options) {
     }
     if (options.filters_before_pause) STILL_RETURN_IF_ERROR(AddFilter(pin, kCommandDeadline));
   }
-  return StartServer();
+  return StartServer(options.stall_limit);
 }
 
-absl::Status DiskPins::CheckSpace() const {
+absl::Status DiskPins::Check() const {
+  if (relay_ != nullptr) STILL_RETURN_IF_ERROR(relay_->status());
   uint64_t used = 0;
   for (const PinnedDisk& pin : pins_) {
     struct stat info {};
@@ -180,15 +184,18 @@ absl::Status DiskPins::Pin(absl::Duration command_deadline, std::vector<std::str
   return Annotate(pinned, "pin the disks");
 }
 
-absl::Status DiskPins::StartServer() {
-  socket_path_ = JoinPath(machine_.directory, "nbd.sock");
+absl::Status DiskPins::StartServer(absl::Duration stall_limit) {
+  server_path_ = JoinPath(machine_.directory, kServerSocketName);
   // We bind: QEMU's own addresses end at 107 bytes, and its socket would be world-connectable for a moment.
-  STILL_ASSIGN_OR_RETURN(OwnedFd listening, ListenUnix(socket_path_));
+  STILL_ASSIGN_OR_RETURN(OwnedFd listening, ListenUnix(server_path_, NbdRelay::kMaxClients));
   STILL_RETURN_IF_ERROR(machine_.qmp->RunWithFd("getfd", {{"fdname", kServerFd}}, listening.get(), kCommandDeadline));
   json address = {{"type", "fd"}, {"data", {{"str", kServerFd}}}};
   STILL_RETURN_IF_ERROR(machine_.qmp->Run("nbd-server-start", {{"addr", address}, {"max-connections", kMaxConnections}},
                                           kCommandDeadline));
   serving_ = true;
+  STILL_ASSIGN_OR_RETURN(relay_, NbdRelay::Start({.path = JoinPath(machine_.directory, kSocketName),
+                                                  .server_path = server_path_,
+                                                  .stall_limit = stall_limit}));
   return absl::OkStatus();
 }
 
@@ -198,7 +205,7 @@ absl::StatusOr<std::vector<PinnedDiskExport>> DiskPins::Export() {
     STILL_RETURN_IF_ERROR(Annotate(ExportOne(pin), absl::StrCat("export disk ", pin.disk->name)));
     PinnedDiskExport exported{.name = pin.disk->name,
                               .size = pin.size,
-                              .nbd_socket = socket_path_,
+                              .nbd_socket = JoinPath(machine_.directory, kSocketName),
                               .nbd_export = pin.disk->name,
                               .full_read_reason = pin.full_read_reason,
                               .bitmap = pin.new_bitmap};
@@ -234,6 +241,8 @@ absl::Status DiskPins::ExportOne(PinnedDisk& pin) {
 
 absl::Status DiskPins::Release(bool committed) {
   absl::Status result;
+  // Before anything that drains block nodes: QEMU would wait for a reader that hangs, and the guest for QEMU.
+  relay_.reset();
   for (auto pin = pins_.rbegin(); pin != pins_.rend(); ++pin) {
     result = FirstError(result, Annotate(Withdraw(*pin), absl::StrCat("release disk ", pin->disk->name)));
     result = FirstError(result, Annotate(SettleBitmaps(*pin, committed), absl::StrCat("disk ", pin->disk->name)));
@@ -249,9 +258,9 @@ absl::Status DiskPins::Withdraw(PinnedDisk& pin) {
   absl::Status result;
   if (std::exchange(pin.exported, false)) {
     QmpSubscription deleted = qmp.Subscribe({"BLOCK_EXPORT_DELETED"});
-    // "hard": a client that does not read must not keep the export.
+    // "hard": QEMU may not have seen yet that its clients have gone.
     absl::Status asked = qmp.Run("block-export-del", {{"id", pin.disk->name}, {"mode", "hard"}}, kCommandDeadline);
-    if (asked.ok()) asked = AwaitDeleted(deleted, pin);
+    if (asked.ok()) asked = deleted.Next(kCommandDeadline).status();
     result = FirstError(result, asked);
   }
   if (std::exchange(pin.has_snapshot, false)) {
@@ -267,19 +276,6 @@ absl::Status DiskPins::Withdraw(PinnedDisk& pin) {
     result = FirstError(result, qmp.Run("blockdev-del", {{"node-name", FleeceNode(pin.index)}}, kCommandDeadline));
   }
   return result;
-}
-
-// As long as it takes. QEMU 7.2 cannot get rid of a client that has stopped reading in the middle of an answer: of a
-// full UNIX socket that was shut down poll(2) reports only the hang-up, and a waiting writer is not woken by that. To go
-// on regardless would be worse than to wait: moving the guest's device off the filter drains its requests with QEMU's
-// global lock held, and the whole VM would wait for that client. So the pin stays, the guest runs on, and the client's
-// end frees it.
-absl::Status DiskPins::AwaitDeleted(QmpSubscription& deleted, const PinnedDisk& pin) {
-  for (bool said = false;; said = true) {
-    absl::Status seen = deleted.Next(kCommandDeadline).status();
-    if (!absl::IsDeadlineExceeded(seen)) return seen;
-    if (!said) LogWarning("a reader hangs: what is pinned for it is kept until it ends", {{"disk", pin.disk->name}});
-  }
 }
 
 // Committed: the new bitmap is the next capture's base and every older one is of no more use. Abandoned: the base has
@@ -311,7 +307,7 @@ absl::Status DiskPins::SettleBitmaps(PinnedDisk& pin, bool committed) {
 absl::Status DiskPins::StopServer() {
   absl::Status result;
   if (std::exchange(serving_, false)) result = machine_.qmp->Run("nbd-server-stop", json::object(), kCommandDeadline);
-  if (!socket_path_.empty()) result = FirstError(result, RemoveFile(socket_path_));
+  if (!server_path_.empty()) result = FirstError(result, RemoveFile(server_path_));
   return result;
 }
 

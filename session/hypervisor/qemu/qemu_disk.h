@@ -21,6 +21,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,6 +31,7 @@
 #include "base/status.h"
 #include "base/undo.h"
 #include "session/hypervisor/hypervisor.h"
+#include "session/hypervisor/qemu/nbd_relay.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
 
 namespace still::session {
@@ -39,7 +41,8 @@ class DiskPins {
   struct Options {
     std::string capture_id;  // [a-z0-9]: part of file and bitmap names.
     std::vector<std::pair<std::string, std::string>> base_bitmaps;
-    uint64_t space_limit = 0;  // For all fleecing files together; 0: half of what is free.
+    uint64_t space_limit = 0;                        // For all fleecing files together; 0: half of what is free.
+    absl::Duration stall_limit = absl::Seconds(60);  // See CaptureOptions::disk_stall_limit.
     // False when the VM's memory will be saved by stop and migrate: QEMU then deactivates every block node, which it
     // cannot do with a filter about, so the filters are made by Pin.
     bool filters_before_pause = true;
@@ -53,8 +56,9 @@ class DiskPins {
   // Inside the pause; adds the commands that it takes to `commands`. On an error nothing is pinned.
   absl::Status Pin(absl::Duration command_deadline, std::vector<std::string>& commands);
   absl::StatusOr<std::vector<PinnedDiskExport>> Export();
-  // RESOURCE_EXHAUSTED when the fleecing files have outgrown their limit. Between Prepare and Release, from any thread.
-  absl::Status CheckSpace() const;
+  // RESOURCE_EXHAUSTED when the fleecing files have outgrown their limit, DEADLINE_EXCEEDED when a reader hangs. Between
+  // Prepare and Release, from any thread.
+  absl::Status Check() const;
   // Gives everything back, newest first; the guest's disks are as before Prepare. Idempotent. A QEMU that is gone has
   // given it back already: OK.
   absl::Status Release(bool committed);
@@ -80,17 +84,17 @@ class DiskPins {
   absl::Status AddFilter(PinnedDisk& pin, absl::Duration deadline);
   absl::Status ExportOne(PinnedDisk& pin);
   absl::Status Withdraw(PinnedDisk& pin);
-  static absl::Status AwaitDeleted(QmpSubscription& deleted, const PinnedDisk& pin);
   absl::Status SettleBitmaps(PinnedDisk& pin, bool committed);
-  absl::Status StartServer();
+  absl::Status StartServer(absl::Duration stall_limit);
   absl::Status StopServer();
 
   QemuMachine& machine_;
   std::string capture_id_;
   uint64_t space_limit_ = 0;
   std::vector<PinnedDisk> pins_;
-  std::string socket_path_;
+  std::string server_path_;  // QEMU listens here, for the relay only.
   bool serving_ = false;
+  std::unique_ptr<NbdRelay> relay_;
 };
 
 }  // namespace still::session

@@ -2,12 +2,15 @@
 // against everything that must not hold the guest.
 #include "session/hypervisor/qemu/qemu_capture.h"
 
+#include <libnbd.h>
 #include <stdlib.h>
 
 #include <cstdlib>
 #include <iostream>
+#include <memory>
 
 #include "absl/strings/numbers.h"
+#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "base/unix_socket.h"
@@ -46,6 +49,35 @@ absl::StatusOr<std::string> ReadOver(const PinnedDiskExport& disk, std::string b
   return base;
 }
 
+// A reader that has asked for everything, many times, and takes nothing: QEMU is in the middle of an answer. As the
+// caller's process is when it is stopped, or when its repository hangs.
+class HungReader {
+ public:
+  static absl::StatusOr<HungReader> Start(const PinnedDiskExport& disk) {
+    constexpr int kRequests = 16;  // More than all buffers between QEMU and us hold.
+    HungReader reader;
+    ::nbd_handle* nbd = reader.nbd_.get();
+    reader.buffer_.resize(disk.size);
+    if (::nbd_set_export_name(nbd, disk.nbd_export.c_str()) != 0 ||
+        ::nbd_connect_unix(nbd, disk.nbd_socket.c_str()) != 0) {
+      return absl::UnavailableError(::nbd_get_error());
+    }
+    for (int i = 0; i < kRequests; ++i) {
+      if (::nbd_aio_pread(nbd, reader.buffer_.data(), disk.size, 0, NBD_NULL_COMPLETION, 0) < 0) {
+        return absl::UnavailableError(::nbd_get_error());
+      }
+    }
+    return reader;
+  }
+
+ private:
+  struct Close {
+    void operator()(::nbd_handle* nbd) const { ::nbd_close(nbd); }
+  };
+  std::string buffer_;
+  std::unique_ptr<::nbd_handle, Close> nbd_{::nbd_create()};
+};
+
 class QemuCaptureTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -78,6 +110,11 @@ class QemuCaptureTest : public ::testing::Test {
     STILL_ASSIGN_OR_RETURN(std::vector<PinnedDiskExport> exports, capture->ExportDisks());
     STILL_RETURN_IF_ERROR(capture->Release(true));
     return BitmapsOf(exports);
+  }
+  // Runs what a drain of QEMU's block nodes would hold, were there a client that hangs.
+  absl::Status StopAndContinue() {
+    STILL_RETURN_IF_ERROR(qemu_->machine()->qmp->Run("stop", nlohmann::json::object(), absl::Seconds(60)));
+    return qemu_->machine()->qmp->Run("cont", nlohmann::json::object(), absl::Seconds(60));
   }
   // The next capture on these bitmaps is right, and says of each disk why it is read in full.
   void ExpectFullReads(const Bitmaps& bitmaps, const std::string& of_vda, const std::string& of_vdb) {
@@ -228,6 +265,47 @@ TEST_F(QemuCaptureTest, WhatIsKeptForAPinIsBounded) {
   EXPECT_TRUE((*capture)->Release(false).ok());
   EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 3).ok());
   EXPECT_TRUE(Capture().ok()) << "the next one";
+}
+
+TEST_F(QemuCaptureTest, AReaderThatHangsHoldsNeitherTheGuestNorTheRelease) {
+  ASSERT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 1).ok());
+  auto capture = Prepare();
+  ASSERT_TRUE(capture.ok()) << capture.status();
+  ASSERT_TRUE(Window(**capture).ok());
+  auto exports = (*capture)->ExportDisks();
+  ASSERT_TRUE(exports.ok()) << exports.status();
+  auto silent = ConnectUnix((*exports)[0].nbd_socket);  // Not even a handshake.
+  ASSERT_TRUE(silent.ok());
+  auto hung = HungReader::Start((*exports)[1]);
+  ASSERT_TRUE(hung.ok()) << hung.status();
+  EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 2).ok()) << "the guest waits for the reader";
+  absl::Status released = (*capture)->Release(false);
+  EXPECT_TRUE(released.ok()) << released;
+  EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 3).ok());
+  EXPECT_TRUE(StopAndContinue().ok());
+  EXPECT_TRUE(Capture().ok()) << "the next one";
+}
+
+TEST_F(QemuCaptureTest, AReaderThatHangsIsCutOffInTimeAndItAlone) {
+  ASSERT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 1).ok());
+  auto capture = Prepare({.disk_stall_limit = absl::Seconds(2)});
+  ASSERT_TRUE(capture.ok()) << capture.status();
+  ASSERT_TRUE(Window(**capture).ok());
+  const std::vector<std::string> point = qemu_->model();
+  auto exports = (*capture)->ExportDisks();
+  ASSERT_TRUE(exports.ok()) << exports.status();
+  auto hung = HungReader::Start((*exports)[1]);
+  ASSERT_TRUE(hung.ok()) << hung.status();
+  const absl::Time end = absl::Now() + absl::Seconds(60);
+  absl::Status pins;
+  while ((pins = (*capture)->CheckPins()).ok() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(5));
+  EXPECT_EQ(pins.code(), absl::StatusCode::kDeadlineExceeded) << pins;
+  EXPECT_TRUE(StopAndContinue().ok()) << "QEMU still has it";
+  EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 2).ok());
+  auto image = ReadExport((*exports)[1]);
+  ASSERT_TRUE(image.ok()) << image.status();
+  EXPECT_TRUE(*image == point[1]);
+  EXPECT_TRUE((*capture)->Release(false).ok());
 }
 
 }  // namespace

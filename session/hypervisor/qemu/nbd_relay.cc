@@ -1,0 +1,169 @@
+#include "session/hypervisor/qemu/nbd_relay.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/nonblocking.h"
+#include "base/unix_socket.h"
+
+namespace still::session {
+namespace {
+
+// What an unprivileged process may ask of a pipe (/proc/sys/fs/pipe-max-size); requests are 28 bytes each.
+constexpr int kAnswerPipeBytes = 1 << 20;
+constexpr size_t kMoveBytes = 1 << 20;
+
+absl::Status MakePipe(OwnedFd& read_end, OwnedFd& write_end) {
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) return ErrnoStatus(errno, "pipe");
+  read_end = OwnedFd(fds[0]);
+  write_end = OwnedFd(fds[1]);
+  return absl::OkStatus();
+}
+
+ssize_t Splice(int from, int to, size_t size) {
+  ssize_t moved;
+  do {
+    moved = ::splice(from, nullptr, to, nullptr, size, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+  } while (moved < 0 && errno == EINTR);
+  return moved;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NbdRelay>> NbdRelay::Start(Options options) {
+  std::unique_ptr<NbdRelay> relay(new NbdRelay(std::move(options)));
+  STILL_ASSIGN_OR_RETURN(relay->listening_, ListenUnix(relay->options_.path, kMaxClients));
+  STILL_RETURN_IF_ERROR(SetNonBlocking(relay->listening_.get()));
+  relay->stop_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!relay->stop_.valid()) return ErrnoStatus(errno, "eventfd");
+  relay->thread_ = std::thread([raw = relay.get()] { raw->Relay(); });
+  return relay;
+}
+
+NbdRelay::~NbdRelay() {
+  if (thread_.joinable()) {
+    uint64_t one = 1;
+    [[maybe_unused]] ssize_t written = ::write(stop_.get(), &one, sizeof one);
+    thread_.join();
+  }
+  if (listening_.valid()) RemoveFile(options_.path).IgnoreError();
+}
+
+absl::Status NbdRelay::status() const {
+  absl::MutexLock lock(&mutex_);
+  return status_;
+}
+
+void NbdRelay::Relay() {
+  // splice(2) into a socket whose reader is gone raises SIGPIPE in this thread.
+  sigset_t pipe_signal;
+  ::sigemptyset(&pipe_signal);
+  ::sigaddset(&pipe_signal, SIGPIPE);
+  ::pthread_sigmask(SIG_BLOCK, &pipe_signal, nullptr);
+  for (;;) {
+    Await();
+    uint64_t count;
+    if (::read(stop_.get(), &count, sizeof count) > 0) break;
+    std::erase_if(connections_, [this](const auto& connection) { return !Advance(*connection); });
+    AcceptOne();
+  }
+  connections_.clear();
+}
+
+void NbdRelay::Await() const {
+  std::vector<pollfd> fds = {{.fd = stop_.get(), .events = POLLIN, .revents = 0}};
+  const bool room = connections_.size() < kMaxClients;
+  if (room) fds.push_back({.fd = listening_.get(), .events = POLLIN, .revents = 0});
+  absl::Duration patience = absl::InfiniteDuration();
+  const absl::Duration now = Clock::Real().Monotonic();
+  for (const auto& connection : connections_) {
+    for (const Flow* flow : {&connection->requests, &connection->answers}) {
+      if (flow->in_pipe == 0) {
+        fds.push_back({.fd = flow->from, .events = POLLIN, .revents = 0});
+      } else {
+        fds.push_back({.fd = flow->to, .events = POLLOUT, .revents = 0});
+      }
+    }
+    const Flow& answers = connection->answers;
+    if (answers.in_pipe == 0) continue;
+    patience = std::min(patience, std::max(answers.moved_at + options_.stall_limit - now, absl::ZeroDuration()));
+  }
+  int wait_ms = patience == absl::InfiniteDuration() ? -1 : static_cast<int>(absl::ToInt64Milliseconds(patience)) + 1;
+  ::poll(fds.data(), fds.size(), wait_ms);  // Whatever it says: the descriptors are asked one by one.
+}
+
+void NbdRelay::AcceptOne() {
+  if (connections_.size() >= kMaxClients) return;
+  OwnedFd client(::accept4(listening_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!client.valid()) return;
+  auto connection = Connect(std::move(client));
+  if (connection.ok()) {
+    connections_.push_back(*std::move(connection));
+  } else {
+    LogWarning("a reader of the disks is turned away", {{"error", connection.status().ToString()}});
+  }
+}
+
+absl::StatusOr<std::unique_ptr<NbdRelay::Connection>> NbdRelay::Connect(OwnedFd client) const {
+  auto connection = std::make_unique<Connection>();
+  connection->client = std::move(client);
+  STILL_ASSIGN_OR_RETURN(connection->server, ConnectUnix(options_.server_path));
+  STILL_RETURN_IF_ERROR(SetNonBlocking(connection->server.get()));
+  const int client_fd = connection->client.get();
+  const int server_fd = connection->server.get();
+  connection->requests = {.from = client_fd, .to = server_fd};
+  connection->answers = {.from = server_fd, .to = client_fd};
+  for (Flow* flow : {&connection->requests, &connection->answers}) {
+    STILL_RETURN_IF_ERROR(MakePipe(flow->pipe_read, flow->pipe_write));
+    flow->moved_at = Clock::Real().Monotonic();
+  }
+  // The default 64 KiB work too.
+  (void)::fcntl(connection->answers.pipe_write.get(), F_SETPIPE_SZ, kAnswerPipeBytes);
+  return connection;
+}
+
+bool NbdRelay::Advance(Connection& connection) {
+  if (!Move(connection.requests) || !Move(connection.answers)) return false;
+  // A client that has gone needs no answers; a server that has gone may have said why.
+  if (connection.requests.ended || (connection.answers.ended && connection.answers.in_pipe == 0)) return false;
+  const Flow& answers = connection.answers;
+  if (answers.in_pipe == 0 || Clock::Real().Monotonic() - answers.moved_at < options_.stall_limit) return true;
+  absl::Status stalled = absl::DeadlineExceededError(absl::StrCat(
+      "a reader of the disks took nothing for ", absl::FormatDuration(options_.stall_limit), " and was cut off"));
+  LogWarning("a reader of the disks hangs", {{"error", stalled.ToString()}});
+  absl::MutexLock lock(&mutex_);
+  status_.Update(stalled);
+  return false;
+}
+
+// False when the taker is gone.
+bool NbdRelay::Move(Flow& flow) {
+  // The pipe is only filled when empty: how much more a partly filled one takes depends on how its pages are cut.
+  if (flow.in_pipe == 0 && !flow.ended) {
+    ssize_t got = Splice(flow.from, flow.pipe_write.get(), kMoveBytes);
+    if (got == 0 || (got < 0 && errno != EAGAIN)) flow.ended = true;
+    if (got > 0) flow.in_pipe = static_cast<size_t>(got);
+    flow.moved_at = Clock::Real().Monotonic();
+  }
+  if (flow.in_pipe == 0) return true;
+  ssize_t put = Splice(flow.pipe_read.get(), flow.to, flow.in_pipe);
+  if (put < 0) return errno == EAGAIN;
+  flow.in_pipe -= static_cast<size_t>(put);
+  flow.moved_at = Clock::Real().Monotonic();
+  return true;
+}
+
+}  // namespace still::session
