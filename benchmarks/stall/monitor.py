@@ -12,9 +12,9 @@ import time
 PATIENCE = 120
 
 
-def write_wrapper(path, monitor):
+def write_wrapper(path, monitor, options=""):
     # Of busybox-static, which no LD_PRELOAD reaches: the user-space vsock is loaded into QEMU and into nothing before it.
-    path.write_text(f'#!/bin/busybox sh\nexec qemu-system-x86_64 "$@" -qmp unix:{monitor},server=on,wait=off\n')
+    path.write_text(f'#!/bin/busybox sh\nexec qemu-system-x86_64 "$@" -qmp unix:{monitor},server=on,wait=off {options}\n')
     path.chmod(0o755)
 
 
@@ -62,6 +62,25 @@ class Monitor:
                     stamp = event["timestamp"]
                     return stamp["seconds"] + stamp["microseconds"] / 1e6
             self.events.append(self.receive())
+
+    def stamps(self):
+        """When the last STOP, RESUME and end of a migration were, by QEMU's clock (the host's), in seconds."""
+        self.execute("query-status")  # Events come before the answer.
+        found = {}
+        for event in self.events:
+            if event["event"] != "MIGRATION" or event["data"]["status"] == "completed":
+                stamp = event["timestamp"]
+                found[event["event"]] = stamp["seconds"] + stamp["microseconds"] / 1e6
+        self.events.clear()
+        return found
+
+    def write_disk(self, device, offset, source):
+        """As the guest would, through its own device: what is in the file `source`."""
+        write = f"write -s {source} {offset} {source.stat().st_size}"
+        command = f'qemu-io -d /machine/peripheral/{device}/virtio-backend "{write}"'
+        said = self.execute("human-monitor-command", **{"command-line": command})
+        if said.strip():
+            raise RuntimeError(f"{command}: {said.strip()}")
 
     def background(self, on):
         self.execute(

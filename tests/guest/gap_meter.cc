@@ -1,11 +1,16 @@
-// gap-meter: the longest times for which the guest could not run, and could not write. The first is what a pause looks
-// like from inside (as far as the guest's clock shows it), the second is what a freeze looks like.
+// gap-meter: for how long the guest could not run, could not write to a file, and could not write to its memory. The
+// first is what a pause looks like from inside (as far as the guest's clock shows it), the second what a freeze looks
+// like, the third what it costs to write to a page that a snapshot has yet to save.
 //
 //   gap-meter [--state F] [--file F]
-//   gap-meter --report [--state F] [--since NS]   as JSON; only gaps that ended after NS (CLOCK_BOOTTIME)
+//   gap-meter --report [--state F] [--since NS] [--until NS]   as JSON; only steps that ended in that time (CLOCK_BOOTTIME)
+//
+// Each meter steps all the time. "longest_ns" is the longest step, "late_p50_ns" and "late_p99_ns" are how late steps
+// were, beyond the time for which they wanted to sleep.
 #include <algorithm>
 #include <cinttypes>
 #include <thread>
+#include <vector>
 
 #include "tests/guest/program.h"
 
@@ -13,14 +18,15 @@ namespace still::guest {
 namespace {
 
 constexpr uint64_t kStepNs = 2 * 1000 * 1000;      // How often each meter comes round.
-constexpr uint64_t kNotableNs = 10 * 1000 * 1000;  // Gaps from here on are remembered.
-constexpr uint64_t kHistory = 1024;
+constexpr uint64_t kNotableNs = 10 * 1000 * 1000;  // Steps from here on are gaps.
+constexpr uint64_t kHistory = 1 << 15;             // Steps that are remembered: more than a minute's.
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kPages = 1 << 13;  // As many steps in a row meet pages that no snapshot under way has saved yet.
 
 struct Meter {
   std::atomic<uint64_t> steps;
   std::atomic<uint64_t> step_began_ns;
-  std::atomic<uint64_t> gaps;
-  std::atomic<uint64_t> length_ns[kHistory];  // Of gap N: at N % kHistory.
+  std::atomic<uint64_t> length_ns[kHistory];  // Of step N: at N % kHistory.
   std::atomic<uint64_t> ended_ns[kHistory];
 };
 
@@ -28,6 +34,7 @@ struct State {
   std::atomic<uint64_t> pid;
   Meter schedule;
   Meter write;
+  Meter memory;
 };
 
 // Steps for ever; `act` is what a step does besides sleeping.
@@ -39,13 +46,10 @@ template <typename Act>
     SleepNs(kStepNs);
     act();
     const uint64_t ended = BoottimeNs();
-    if (ended - began >= kNotableNs) {
-      const uint64_t number = meter->gaps;
-      meter->length_ns[number % kHistory] = ended - began;
-      meter->ended_ns[number % kHistory] = ended;
-      meter->gaps = number + 1;
-    }
-    meter->steps.fetch_add(1);
+    const uint64_t number = meter->steps;
+    meter->length_ns[number % kHistory] = ended - began;
+    meter->ended_ns[number % kHistory] = ended;
+    meter->steps = number + 1;
   }
 }
 
@@ -55,6 +59,14 @@ int Measure(const std::string& state_path, const std::string& path) {
   State* state = CreateShared<State>(state_path);
   state->pid = getpid();
   std::thread schedule([state] { Run(&state->schedule, [] {}); });
+  std::thread memory([state] {
+    std::vector<char> pages(kPages * kPage);
+    uint64_t next = 0;
+    Run(&state->memory, [&] {
+      volatile char* byte = &pages[next++ % kPages * kPage];
+      *byte = static_cast<char>(*byte + 1);
+    });
+  });
   // Not synced: a plain write waits for nothing but a frozen file system.
   Run(&state->write, [&] {
     const uint64_t now = BoottimeNs();
@@ -62,33 +74,42 @@ int Measure(const std::string& state_path, const std::string& path) {
   });
 }
 
-void Print(const char* name, const Meter& meter, uint64_t since_ns) {
-  const uint64_t gaps = meter.gaps;
-  const uint64_t now = BoottimeNs();
+uint64_t Percentile(std::vector<uint64_t>& sorted, uint64_t hundredths) {
+  return sorted.empty() ? 0 : sorted[std::min(sorted.size() - 1, sorted.size() * hundredths / 100)];
+}
+
+void Print(const char* name, const Meter& meter, uint64_t since_ns, uint64_t until_ns) {
+  const uint64_t steps = meter.steps;
+  const uint64_t now = std::min(BoottimeNs(), until_ns);
   // The step under way counts too: a writer that is stuck has not ended its gap.
   uint64_t longest = now - std::min(now, std::max(meter.step_began_ns.load(), since_ns));
   uint64_t ended = now;
   uint64_t notable = 0;
-  for (uint64_t number = gaps - std::min(gaps, kHistory); number < gaps; ++number) {
-    const uint64_t gap_ended = meter.ended_ns[number % kHistory];
+  std::vector<uint64_t> late;
+  for (uint64_t number = steps - std::min(steps, kHistory); number < steps; ++number) {
+    const uint64_t step_ended = meter.ended_ns[number % kHistory];
     const uint64_t length = meter.length_ns[number % kHistory];
-    if (gap_ended <= since_ns) continue;
-    ++notable;
+    if (step_ended <= since_ns || step_ended > until_ns) continue;
+    if (length >= kNotableNs) ++notable;
+    late.push_back(length - std::min(length, kStepNs));
     if (length > longest) {
       longest = length;
-      ended = gap_ended;
+      ended = step_ended;
     }
   }
+  std::sort(late.begin(), late.end());
   std::printf("\"%s\": {\"longest_ns\": %" PRIu64 ", \"ended_ns\": %" PRIu64 ", \"notable\": %" PRIu64
-              ", \"steps\": %" PRIu64 "}, ",
-              name, longest, ended, notable, meter.steps.load());
+              ", \"late_p50_ns\": %" PRIu64 ", \"late_p99_ns\": %" PRIu64 ", \"measured\": %zu, \"steps\": %" PRIu64
+              "}, ",
+              name, longest, ended, notable, Percentile(late, 50), Percentile(late, 99), late.size(), steps);
 }
 
-int Report(const std::string& state_path, uint64_t since_ns) {
+int Report(const std::string& state_path, uint64_t since_ns, uint64_t until_ns) {
   const State& state = *OpenShared<State>(state_path);
   std::printf("{");
-  Print("schedule", state.schedule, since_ns);
-  Print("write", state.write, since_ns);
+  Print("schedule", state.schedule, since_ns, until_ns);
+  Print("write", state.write, since_ns, until_ns);
+  Print("memory", state.memory, since_ns, until_ns);
   std::printf("\"running\": %s, \"now_ns\": %" PRIu64 "}\n", IsRunning(state.pid), BoottimeNs());
   return 0;
 }
@@ -99,6 +120,8 @@ int Report(const std::string& state_path, uint64_t since_ns) {
 int main(int argc, char** argv) {
   using namespace still::guest;
   const std::string state = Option(argc, argv, "--state", "/run/gap-meter");
-  if (Flag(argc, argv, "--report")) return Report(state, NumberOption(argc, argv, "--since", 0));
+  if (Flag(argc, argv, "--report")) {
+    return Report(state, NumberOption(argc, argv, "--since", 0), NumberOption(argc, argv, "--until", UINT64_MAX));
+  }
   return Measure(state, Option(argc, argv, "--file", "/data/gap-meter"));
 }

@@ -202,6 +202,15 @@ TEST_F(GuestProgramsTest, TheGapMeterSeesTheTimeItCouldNotRun) {
     return answer["write"]["steps"] > before["write"]["steps"].get<uint64_t>() + 5 &&
            answer["write"]["longest_ns"] > 300'000'000 && answer["schedule"]["longest_ns"] > 300'000'000;
   });
+  // Of what came after: the percentiles know nothing of the gap.
+  std::vector<std::string> since = report;
+  const nlohmann::json now = Ask("gap-meter", report);
+  since.insert(since.end(), {"--since", std::to_string(now["now_ns"].get<uint64_t>())});
+  const nlohmann::json late = AskUntil("gap-meter", since, Path("g"),
+                                       [](const nlohmann::json& answer) { return answer["memory"]["measured"] > 20; });
+  EXPECT_LE(late["memory"]["late_p50_ns"], late["memory"]["late_p99_ns"]);
+  EXPECT_LE(late["memory"]["late_p99_ns"], late["memory"]["longest_ns"]);
+  EXPECT_LT(late["memory"]["measured"], late["memory"]["steps"]);
 }
 
 }  // namespace
