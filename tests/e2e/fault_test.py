@@ -46,6 +46,22 @@ class CallerKilled(FaultTest):
         self.assert_repository_is_clean(1)
 
 
+class CallerStopped(FaultTest):
+    def test_its_capture_is_given_up_and_the_next_snapshot_works(self):
+        # Before memory is streamed: all of it is still to come when its reader takes nothing any more.
+        process = self.begin_snapshot("save_state", 1000, "--name", "stopped")
+        os.kill(process.pid, signal.SIGSTOP)
+        self.addCleanup(process.kill)
+        self.assert_web_works()
+        self.assertIn("took nothing for 1s", self.log.read_text())
+        self.fault.unlink()
+        self.host.still("snapshot", "web", "--name", "next")
+        os.kill(process.pid, signal.SIGCONT)
+        _, stderr = process.communicate(timeout=120)
+        self.assertNotEqual(process.returncode, 0, stderr)
+        self.assert_repository_is_clean(1)
+
+
 class AgentKilled(FaultTest):
     def test_a_frozen_guest_whose_agent_is_killed_thaws_itself(self):
         # Before the pause the guest is frozen and runs: there its agent dies. The shell was started before the freeze.
