@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -15,6 +16,9 @@ namespace {
 constexpr absl::Duration kLookInterval = absl::Milliseconds(250);
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(500);
 constexpr absl::Duration kLongestRetry = absl::Seconds(15);
+
+constexpr absl::string_view kGuest = "the guest is held";
+constexpr absl::string_view kHydration = "hydration is held";
 
 }  // namespace
 
@@ -68,37 +72,40 @@ bool DiskKeeper::Tend() {
   auto complete = [](const LazyDiskState& state) { return state.complete; };
   if (std::all_of(states->begin(), states->end(), complete)) {
     LogInfo("the disks are complete", {{"source", source_}});
-    absl::MutexLock lock(&mutex_);
-    trouble_.clear();
+    EndTrouble();
     return true;
+  }
+  // It has run on for as long as it would have been held again.
+  if (go_on_.delay > absl::ZeroDuration() && go_on_.Due()) {
+    LogInfo("the guest goes on", {{"source", source_}});
+    go_on_ = {};
+    EndTrouble();
   }
   uint64_t bytes_per_second;
   bool asked;
   {
     absl::MutexLock lock(&mutex_);
-    // It has run on for as long as it would have been held again.
-    if (go_on_.delay > absl::ZeroDuration() && go_on_.Due()) {
-      LogInfo("the guest goes on", {{"source", source_}});
-      go_on_ = {};
-      trouble_.clear();
-    }
     if (!hydration_wanted_) return false;
     asked = std::exchange(hydration_asked_, false);
     bytes_per_second = bytes_per_second_;
   }
   auto idle = [](const LazyDiskState& state) { return !state.complete && !state.hydrating; };
   if (asked) hydrate_ = {};
-  if (asked || (std::any_of(states->begin(), states->end(), idle) && hydrate_.Due())) {
+  if (!asked && !hydrate_.Due()) return false;
+  if (asked || std::any_of(states->begin(), states->end(), idle)) {
     ContinueHydration(disks, bytes_per_second);
+  } else if (absl::StartsWith(trouble(), kHydration)) {
+    EndTrouble();  // It has gone on for as long as it waited.
   }
   return false;
 }
 
 void DiskKeeper::LetGoOn() {
-  SetTrouble("the guest is held", server_->last_error());
+  SetTrouble(kGuest, server_->last_error());
   absl::Status back = server_->Restart();
   if (back.ok()) back = vm_.Resume();
-  if (!back.ok()) SetTrouble("the guest is held", std::string(back.message()));
+  // The server's last words may have come only now: also a success is told with them, until the guest has gone on.
+  SetTrouble(kGuest, back.message());
   // Also after a success: whether it can read now is seen by its being held again.
   go_on_.Failed();
 }
@@ -106,25 +113,34 @@ void DiskKeeper::LetGoOn() {
 void DiskKeeper::ContinueHydration(LazyDisks& disks, uint64_t bytes_per_second) {
   // A job that is gone and has not completed its disk has failed.
   if (hydrate_.delay > absl::ZeroDuration()) {
-    SetTrouble("hydration is held", server_->last_error());
+    SetTrouble(kHydration, server_->last_error());
     if (absl::Status back = server_->Restart(); !back.ok()) {
-      SetTrouble("hydration is held", std::string(back.message()));
+      SetTrouble(kHydration, back.message());
       hydrate_.Failed();
       return;
     }
   }
   if (absl::Status begun = disks.Hydrate(bytes_per_second); !begun.ok()) {
-    SetTrouble("hydration is held", std::string(begun.message()));
+    SetTrouble(kHydration, begun.message());
   }
   hydrate_.Failed();
 }
 
-void DiskKeeper::SetTrouble(const std::string& kind, const std::string& why) {
-  std::string trouble =
-      absl::StrCat(kind, ": ", why.empty() ? "the disk server does not answer" : why, " (", source_, ")");
-  LogWarning("a disk cannot be read", {{"trouble", trouble}});
+void DiskKeeper::SetTrouble(absl::string_view what_is_held, absl::string_view why) {
+  const std::string unread = server_->unread();
+  std::string trouble = absl::StrCat(what_is_held, ": ", source_, " cannot be read");
+  if (!unread.empty()) absl::StrAppend(&trouble, ": ", unread);
+  if (!why.empty()) absl::StrAppend(&trouble, "; ", why);
   absl::MutexLock lock(&mutex_);
+  if (trouble == trouble_) return;
+  LogWarning("a disk cannot be read", {{"trouble", trouble}});
   trouble_ = std::move(trouble);
+}
+
+void DiskKeeper::EndTrouble() {
+  server_->ForgetUnread();
+  absl::MutexLock lock(&mutex_);
+  trouble_.clear();
 }
 
 }  // namespace still::session

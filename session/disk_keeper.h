@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/status.h"
@@ -21,13 +22,14 @@ namespace still::session {
 
 class DiskKeeper {
  public:
-  // `vm` has lazy disks and outlives the keeper. `source` names what the disks come from, for people.
+  // `vm` has lazy disks and outlives the keeper. `source` names the disks and what they come from, for people.
   DiskKeeper(Vm& vm, std::unique_ptr<DiskServer> server, std::string source);
   ~DiskKeeper();
 
   // From now on, until the disks are complete.
   void Hydrate(uint64_t bytes_per_second);
-  // Why the guest is held, or hydration is; empty when all is well.
+  // Why the guest is held, or hydration is: what cannot be read (the range, once the server has said it), and why the
+  // server does not serve if it does not. Empty when all is well.
   std::string trouble() const;
 
  private:
@@ -44,7 +46,9 @@ class DiskKeeper {
   bool Tend();
   void LetGoOn();
   void ContinueHydration(LazyDisks& disks, uint64_t bytes_per_second);
-  void SetTrouble(const std::string& kind, const std::string& why);
+  // `why` is about the server; empty when only a read has failed.
+  void SetTrouble(absl::string_view what_is_held, absl::string_view why);
+  void EndTrouble();
 
   Vm& vm_;
   const std::string source_;

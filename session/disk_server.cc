@@ -29,6 +29,9 @@ constexpr absl::Duration kLongestDelay = absl::Seconds(5);
 constexpr absl::Duration kEndGrace = absl::Seconds(1);
 // The first bytes that every NBD server sends (doc/proto.md of the nbd project, "Newstyle negotiation").
 constexpr absl::string_view kGreeting = "NBDMAGIC";
+// How nbdkit marks an error, and how a plugin begins one that is about a client's read.
+constexpr char kError[] = "error: ";
+constexpr absl::string_view kCannotRead = "cannot read ";
 
 int PollMillis(absl::Duration duration) {
   return static_cast<int>(absl::ToInt64Milliseconds(std::clamp(duration, absl::ZeroDuration(), absl::Hours(1)))) + 1;
@@ -96,6 +99,16 @@ std::string DiskServer::last_error() const {
   return last_error_;
 }
 
+std::string DiskServer::unread() const {
+  absl::MutexLock lock(&mutex_);
+  return unread_;
+}
+
+void DiskServer::ForgetUnread() {
+  absl::MutexLock lock(&mutex_);
+  unread_.clear();
+}
+
 void DiskServer::Wake() const {
   uint64_t one = 1;
   // It can only fail when the counter is full, and then the keeper is awake anyway.
@@ -116,9 +129,11 @@ void DiskServer::Hear(absl::string_view text) {
       continue;
     }
     LogInfo("disk server", {{"said", partial_line_}});
-    if (size_t at = partial_line_.find("error: "); at != std::string::npos) {
+    if (const size_t at = partial_line_.find(kError); at != std::string::npos) {
+      absl::string_view error = absl::string_view(partial_line_).substr(at + sizeof kError - 1);
       absl::MutexLock lock(&mutex_);
-      last_error_ = partial_line_.substr(at + 7);
+      const bool about_a_read = absl::ConsumePrefix(&error, kCannotRead);
+      (about_a_read ? unread_ : last_error_) = std::string(error);
     }
     partial_line_.clear();
   }

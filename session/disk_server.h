@@ -38,8 +38,12 @@ class DiskServer {
   // what is no longer there. Errors as Start, and it goes on trying.
   absl::Status Restart();
   bool serving() const;
-  // What it said last about a failure, one line; empty when it said nothing since it was started.
+  // What it said last about a failure of its own, one line; empty when it said nothing since it was started.
   std::string last_error() const;
+  // What it could not read for a client, and why: the rest of the newest line with "error: cannot read ". Kept, also over
+  // restarts, until it is forgotten: a server that cannot even start says nothing of what is waited for.
+  std::string unread() const;
+  void ForgetUnread();
 
  private:
   enum class State { kStarting, kServing, kEnded };
@@ -64,6 +68,7 @@ class DiskServer {
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   std::string partial_line_;  // Of the keeper.
   std::string last_error_ ABSL_GUARDED_BY(mutex_);
+  std::string unread_ ABSL_GUARDED_BY(mutex_);
   std::thread keeper_;
 };
 

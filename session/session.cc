@@ -36,6 +36,16 @@ void AppendBounded(std::string& out, absl::string_view data, size_t limit, bool&
   absl::StrAppend(&out, data.substr(0, room));
 }
 
+// "disk vda of snapshot 2b79...".
+std::string LazySource(const sessionpb::SessionConfig& config) {
+  std::vector<absl::string_view> names;
+  for (const sessionpb::DiskFile& disk : config.disks()) {
+    if (!disk.backing_export().empty()) names.push_back(disk.name());
+  }
+  return absl::StrCat(names.size() == 1 ? "disk " : "disks ", absl::StrJoin(names, ", "), " of snapshot ",
+                      config.origin_snapshot());
+}
+
 }  // namespace
 
 absl::StatusOr<Response> SessionClient::Request(const Action& action) const {
@@ -75,8 +85,8 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
   session->FillMachine();
   if (session->disk_server_ != nullptr && session->vm_->lazy_disks() != nullptr) {
-    session->disk_keeper_ = std::make_unique<DiskKeeper>(*session->vm_, std::move(session->disk_server_),
-                                                         absl::StrCat("snapshot ", config.origin_snapshot()));
+    session->disk_keeper_ =
+        std::make_unique<DiskKeeper>(*session->vm_, std::move(session->disk_server_), LazySource(config));
   }
   {
     absl::MutexLock lock(&session->end_->mutex);

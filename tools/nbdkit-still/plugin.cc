@@ -56,6 +56,13 @@ int Fail(const absl::Status& status, int error_number) {
   return -1;
 }
 
+// session/disk_server.h looks for these words.
+int CannotRead(const absl::Status& status) {
+  nbdkit_error("cannot read %s", std::string(status.message()).c_str());
+  nbdkit_set_error(EIO);
+  return -1;
+}
+
 void Load() { config = new PluginConfig; }
 
 void Unload() {
@@ -136,7 +143,7 @@ int CanExtents(void* /*handle*/) { return 1; }
 
 int PRead(void* handle, void* buffer, uint32_t count, uint64_t offset, uint32_t /*flags*/) {
   absl::Status status = ImageOf(handle).Read(offset, absl::MakeSpan(static_cast<char*>(buffer), count));
-  return status.ok() ? 0 : Fail(status, EIO);
+  return status.ok() ? 0 : CannotRead(status);
 }
 
 // Brings the range into the reader's cache. An error is left to the read that meets it.
@@ -152,7 +159,7 @@ int Cache(void* handle, uint32_t count, uint64_t offset, uint32_t /*flags*/) {
 int Extents(void* handle, uint32_t count, uint64_t offset, uint32_t flags, nbdkit_extents* extents) {
   absl::StatusOr<std::vector<still::store::ImageExtent>> found =
       ImageOf(handle).Extents(offset, std::min<uint64_t>(count, kMaxExtentsSpan));
-  if (!found.ok()) return Fail(found.status(), EIO);
+  if (!found.ok()) return CannotRead(found.status());
   for (const still::store::ImageExtent& extent : *found) {
     const uint32_t type = extent.zero ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
     if (nbdkit_add_extent(extents, extent.offset, extent.length, type) != 0) return -1;

@@ -148,7 +148,7 @@ TEST_F(NbdkitTest, WhatIsMissingOrDamagedIsAnErrorThatNamesItAndComesBack) {
   const std::string pack = PackWithData();
   ASSERT_EQ(::rename(pack.c_str(), (pack + ".away").c_str()), 0);
   EXPECT_EQ(client->Read(0, content_.size()).status().code(), absl::StatusCode::kDataLoss) << "EIO";
-  EXPECT_THAT(Log(), HasSubstr("snapshot point, image vda, bytes "));
+  EXPECT_THAT(Log(), HasSubstr("error: cannot read snapshot point, image vda, bytes ")) << "for the disk server";
   ASSERT_EQ(::rename((pack + ".away").c_str(), pack.c_str()), 0);
   EXPECT_TRUE(*client->Read(0, content_.size()) == content_);
 

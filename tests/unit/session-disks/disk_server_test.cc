@@ -3,74 +3,18 @@
 
 #include <gmock/gmock.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/unix_socket.h"
+#include "tests/unit/session-disks/disk_server_fixture.h"
 
 namespace still::session {
 namespace {
 
 using ::testing::HasSubstr;
 
-// Greets everybody; notes its pid and the secret that it was given.
-constexpr char kServer[] = R"(
-import os, socket, sys
-here, words = sys.argv[1], sys.argv[2:]
-def number(name): return int(words[words.index(name) + 1])
-if "--passphrase-fd" in words:
-    with open(here + "/secret", "wb") as out: out.write(os.pread(number("--passphrase-fd"), 100, 0))
-with open(here + "/pid.new", "w") as out: out.write(str(os.getpid()))
-os.rename(here + "/pid.new", here + "/pid")
-if os.path.exists(here + "/fail"):
-    print("nbdkit: still[1]: error: the repository is away", file=sys.stderr)
-    sys.exit(1)
-listening = socket.socket(fileno=number("--listen-fd"))
-kept = []
-while True:
-    connection, _ = listening.accept()
-    try: connection.sendall(b"NBDMAGICIHAVEOPT")
-    except OSError: continue  # Who asked an earlier run has left.
-    kept.append(connection)
-)";
-
-class DiskServerTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    directory_ = "/tmp/still-disk-server-test-XXXXXX";
-    ASSERT_NE(::mkdtemp(directory_.data()), nullptr);
-  }
-  void TearDown() override { EXPECT_TRUE(RemoveTree(directory_).ok()); }
-
-  std::string Path(const std::string& name) const { return JoinPath(directory_, name); }
-  DiskServer::Options Options() {
-    return {.command = {"python3", "-c", kServer, directory_}, .socket_path = Path("disks.sock")};
-  }
-  pid_t Pid() const {
-    int pid = -1;
-    EXPECT_TRUE(absl::SimpleAtoi(ReadFile(Path("pid"), 32).value_or(""), &pid));
-    return pid;
-  }
-  void Fail(bool on) {
-    absl::Status done = on ? WriteFileAtomically(Path("fail"), "") : RemoveFile(Path("fail"));
-    ASSERT_TRUE(done.ok()) << done;
-  }
-  static bool Within(absl::Duration limit, const std::function<bool()>& condition) {
-    const absl::Duration deadline = Clock::Real().Monotonic() + limit;
-    while (!condition()) {
-      if (Clock::Real().Monotonic() > deadline) return false;
-      Clock::Real().Sleep(absl::Milliseconds(10));
-    }
-    return true;
-  }
-
-  std::string directory_;
-};
+using DiskServerTest = testing::DiskServerFixture;
 
 TEST_F(DiskServerTest, ServesWhenStartReturnsAndEndsWithTheObject) {
   auto server = DiskServer::Start(Options());
@@ -116,6 +60,20 @@ TEST_F(DiskServerTest, ARestartSaysWhyItFailedAndLaterThatItWorks) {
   absl::Status back = (*server)->Restart();
   EXPECT_TRUE(back.ok()) << back;
   EXPECT_EQ((*server)->last_error(), "");
+}
+
+TEST_F(DiskServerTest, WhatCouldNotBeReadIsKeptUntilItIsForgotten) {
+  ASSERT_TRUE(WriteFileAtomically(Path("unread"), "").ok());
+  auto server = DiskServer::Start(Options());
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_TRUE(Within(absl::Seconds(20), [&] { return (*server)->unread() == "bytes 1 to 2: gone"; }));
+  EXPECT_EQ((*server)->last_error(), "") << "it has no trouble of its own";
+  ASSERT_TRUE(RemoveFile(Path("unread")).ok());
+  Fail(true);
+  EXPECT_THAT((*server)->Restart().message(), HasSubstr("the repository is away"));
+  EXPECT_EQ((*server)->unread(), "bytes 1 to 2: gone");
+  (*server)->ForgetUnread();
+  EXPECT_EQ((*server)->unread(), "");
 }
 
 TEST_F(DiskServerTest, TheSecretReachesEveryRun) {
