@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "session/console.h"
 #include "session/guest/adopt_identity.h"
 #include "session/hypervisor/host_cpu.h"
 #include "session/session_config.h"
@@ -256,11 +257,12 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
         link_->Client(std::clamp(left, absl::ZeroDuration(), absl::Seconds(1)));
     if (client.ok()) return absl::OkStatus();
     if (std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration())) {
-      return absl::AbortedError(absl::StrCat("the session ended before its agent answered: ", DescribeEnd(*end)));
+      return absl::AbortedError(absl::StrCat("the session ended before its agent answered: ", DescribeEnd(*end), "; ",
+                                             DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
     if (left <= absl::ZeroDuration()) {
       return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
-                                                      "; look at ", JoinPath(directory_, "console.log")));
+                                                      "; ", DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
   }
 }

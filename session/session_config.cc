@@ -1,6 +1,7 @@
 #include "session/session_config.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -50,6 +51,12 @@ absl::Status CheckFormat(const sessionpb::DiskFile& disk) {
   if (disk.format() == "qcow2" && !is_qcow2) {
     return absl::InvalidArgumentError(
         absl::StrCat("disk ", disk.path(), " is not a qcow2 image; declare it format=raw"));
+  }
+  struct stat file = {};
+  if (::fstat(fd.get(), &file) != 0) return ErrnoStatus(errno, absl::StrCat("stat ", disk.path()));
+  if (S_ISREG(file.st_mode) && (file.st_size == 0 || file.st_size % 512 != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("disk ", disk.path(), " is no disk image: ", file.st_size,
+                                                   " bytes are not a number of sectors of 512"));
   }
   return absl::OkStatus();
 }

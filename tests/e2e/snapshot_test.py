@@ -147,6 +147,7 @@ class BadInput(VmTest):
         self.assert_fails(3, "kernel", "run", "a", "--kernel", missing)
         self.assert_fails(3, "missing", "run", "a", *kernel, "--disk", missing)
         self.assert_fails(2, "is not a qcow2 image", "run", "a", *kernel, "--disk", f"{self.disk},format=qcow2")
+        self.assert_fails(2, "no disk image", "run", "a", *kernel, "--disk", GUEST / "cmdline")
         self.assert_fails(2, "use raw or qcow2", "run", "a", *kernel, "--disk", f"{self.disk},format=vmdk")
         self.assert_fails(2, "session name", "run", "Not/A/Name", *kernel)
         self.assert_fails(2, "multiple of 2 MiB", "run", "a", *kernel, "--memory", "100000K")
@@ -167,8 +168,12 @@ class BadInput(VmTest):
             "run", "mute", "--kernel", GUEST / "vmlinux", "--append", "console=ttyS0 panic=0", "--agent-timeout", "3s"
         )
         self.assertEqual(result.returncode, 6, result.stderr)
-        self.assertIn("no guest agent answered within 3s", result.stderr)
+        self.assertRegex(result.stderr, "no guest agent answered within 3s; its console (ends with|is empty)")
         self.assertIsNone(self.host.session("mute"))
+
+    def test_a_guest_that_does_not_boot_shows_its_last_words(self):
+        self.assert_fails(6, 'its console ends with "', "run", "broken", "--kernel", GUEST / "vmlinux")
+        self.assertIsNone(self.host.session("broken"))
 
     def test_help_is_there_for_every_command(self):
         commands = "init run ps stop rm exec logs snapshot list show restore import export verify doctor".split()

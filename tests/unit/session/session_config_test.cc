@@ -21,7 +21,7 @@ class SessionConfigTest : public ::testing::Test {
     config_.set_name("web-1");
     config_.mutable_machine()->set_vcpus(1);
     config_.mutable_machine()->set_memory_bytes(256 << 20);
-    AddDisk("vda", "raw", "content");
+    AddDisk("vda", "raw", std::string(512, 'd'));
   }
   void TearDown() override { EXPECT_TRUE(RemoveTree(directory_).ok()); }
 
@@ -59,10 +59,12 @@ TEST_F(SessionConfigTest, RefusesADiskThatIsNotWhatItIsDeclaredToBe) {
   EXPECT_THAT(Validate().message(), HasSubstr("is not a qcow2 image"));
   config_.mutable_disks(1)->set_format("vmdk");
   EXPECT_THAT(Validate().message(), HasSubstr("use raw or qcow2"));
+  config_.mutable_disks(1)->set_format("raw");
+  EXPECT_THAT(Validate().message(), HasSubstr("18 bytes are not a number of sectors"));
 }
 
 TEST_F(SessionConfigTest, RefusesDiskNamesThatASnapshotNeedsForItself) {
-  AddDisk("ram", "raw", "x");
+  AddDisk("ram", "raw", std::string(512, 'd'));
   EXPECT_THAT(Validate().message(), HasSubstr("disk name \"ram\""));
 }
 
