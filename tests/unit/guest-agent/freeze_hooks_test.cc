@@ -99,6 +99,7 @@ TEST_F(HookOrderTest, TheMountTableIsReadAgainAfterTheHooks) {
   ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   EXPECT_EQ(surveys_at_hook, 1);
   EXPECT_EQ(guest_.surveys, 2);
+  ASSERT_TRUE(controller().Thaw(ThawOf("t")).ok());  // While what the hooks write to still lives.
 }
 
 }  // namespace
