@@ -231,8 +231,11 @@ absl::StatusOr<std::string> FindSibling(const std::string& program, const char* 
   std::error_code error;
   std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
   if (error) return ErrnoStatus(error.value(), "readlink /proc/self/exe");
-  std::filesystem::path beside = self.parent_path() / program;
-  if (::access(beside.c_str(), X_OK) == 0) return beside.string();
+  // A build has everything in one directory; an installation what is nobody's command below lib.
+  for (const std::filesystem::path& path :
+       {self.parent_path() / program, self.parent_path().parent_path() / "lib/stillpoint" / program}) {
+    if (::access(path.c_str(), X_OK) == 0) return path.string();
+  }
   return absl::NotFoundError(
       absl::StrCat(program, " is not beside ", self.string(), "; reinstall, or name it in ", environment));
 }

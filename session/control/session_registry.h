@@ -71,7 +71,7 @@ class SessionRegistry {
 absl::StatusOr<sessionpb::SessionConfig> ReadSessionConfig(const std::string& directory);
 absl::Status WriteSessionEnd(const std::string& directory, const sessionpb::SessionEnd& end);
 
-// "bin/still-session" beside the running program; what `environment` names comes first.
+// "still-session" beside the running program, or in ../lib/stillpoint; what `environment` names comes first.
 absl::StatusOr<std::string> FindSibling(const std::string& program, const char* environment);
 
 }  // namespace still::session

@@ -91,6 +91,7 @@ void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
 void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
 void AddScheduleCommands(CLI::App& app, Context& context);    // schedule ...
 void AddDrillCommands(CLI::App& app, Context& context);       // drill; hidden: __janitor
+void AddAgentCommands(CLI::App& app, Context& context);       // agent install
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor
 void AddCompletionCommands(CLI::App& app, Context& context);  // completion; hidden: __complete, __man
 

@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   still::cli::AddMountCommands(app, context);
   still::cli::AddFileCommands(app, context);
   still::cli::AddDrillCommands(app, context);
+  still::cli::AddAgentCommands(app, context);
   still::cli::AddDoctorCommand(app, context);
   still::cli::AddCompletionCommands(app, context);
   app.footer(still::cli::CommonSections());
