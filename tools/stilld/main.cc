@@ -12,6 +12,8 @@
 #include "schedule/timing.h"
 #include "schedule/worker.h"
 #include "session/control/session_registry.h"
+#include "tools/still/command_tree.h"
+#include "tools/still/man_page.h"
 #include "tools/stilld/daemon.h"
 
 namespace still::daemon {
@@ -28,6 +30,8 @@ struct Arguments {
   std::string webhook;
   int max_running = 2;
   int64_t execute = 0;
+  std::string man_directory;
+  std::string man_date;
 };
 
 std::string Environment(const char* name) {
@@ -64,6 +68,16 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
   app.add_option("--webhook", arguments.webhook, "URL that gets each alert as JSON");
   app.add_option("--catalog", arguments.catalog)->group("");
   app.add_option("--execute", arguments.execute)->group("");
+  app.add_option("--man", arguments.man_directory)->group("");
+  app.add_option("--man-date", arguments.man_date)->group("");
+}
+
+// For the build.
+absl::Status WriteManPage(const CLI::App& app, const Arguments& arguments) {
+  for (const auto& [name, text] : cli::ManPages(cli::DescribeCommands(app), STILL_VERSION, arguments.man_date)) {
+    STILL_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(arguments.man_directory, name), text));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Run(const Arguments& arguments) {
@@ -103,7 +117,8 @@ int main(int argc, char** argv) {
     for (int signal : {SIGTERM, SIGINT, SIGUSR2}) ::sigaddset(&blocked, signal);
     ::pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
   }
-  absl::Status status = still::daemon::Run(arguments);
+  absl::Status status =
+      arguments.man_directory.empty() ? still::daemon::Run(arguments) : still::daemon::WriteManPage(app, arguments);
   if (!status.ok()) {
     still::LogError(arguments.execute == 0 ? "stilld ends" : "run failed", {{"error", status.ToString()}});
   }
