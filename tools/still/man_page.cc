@@ -31,7 +31,7 @@ EXIT STATUS
 5  The state does not allow it; the message says what to change first
 6  Unavailable, cancelled or too late: try again
 7  No room: disk, memory, descriptors
-8  Stored data is damaged: still verify, still repair
+8  Stored data is damaged, or a drill failed: still verify, still repair
 9  Permission denied, or the wrong passphrase
 )text";
 
