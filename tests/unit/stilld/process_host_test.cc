@@ -1,0 +1,76 @@
+// ProcessHost: workers that outlive it are found again, and ended by their own process id only.
+#include "schedule/process_host.h"
+
+#include <stdlib.h>
+
+#include <memory>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "gtest/gtest.h"
+
+namespace still::schedule {
+namespace {
+
+class ProcessHostTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = JoinPath(::testing::TempDir(), "still-host-XXXXXX");
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    dir_ = pattern;
+    catalog_ = *store::Catalog::Open({.path = JoinPath(dir_, "catalog.db")});
+    Restart("sleep 60");
+  }
+  void TearDown() override {
+    for (int64_t run = 1; run < 4; ++run) host_->Stop(run);
+    host_.reset();
+    catalog_.reset();
+    EXPECT_TRUE(RemoveTree(dir_).ok());
+  }
+  // The run's id becomes $0 of the script.
+  void Restart(const std::string& script) {
+    host_ = std::make_unique<ProcessHost>(
+        *catalog_, ProcessHostOptions{.state = dir_, .command = {"/bin/sh", "-c", "exec " + script}});
+  }
+  bool EndsSoon(int64_t run) {
+    for (absl::Duration end = Clock::Real().Monotonic() + absl::Seconds(20); Clock::Real().Monotonic() < end;) {
+      if (!host_->Alive(run)) return true;
+      Clock::Real().Sleep(absl::Milliseconds(5));
+    }
+    return false;
+  }
+  std::string dir_;
+  std::unique_ptr<store::Catalog> catalog_;
+  std::unique_ptr<ProcessHost> host_;
+};
+
+TEST_F(ProcessHostTest, AWorkerIsAliveUntilItEnds) {
+  EXPECT_FALSE(host_->Alive(1));
+  ASSERT_TRUE(host_->Start({}, {.id = 1}).ok());
+  EXPECT_TRUE(host_->Alive(1));
+  host_->Stop(1);
+  EXPECT_TRUE(EndsSoon(1));
+}
+
+TEST_F(ProcessHostTest, AWorkerOutlivesItsMakerAndIsFoundAndEndedByTheNext) {
+  ASSERT_TRUE(host_->Start({}, {.id = 2}).ok());
+  Restart("true");
+  EXPECT_TRUE(host_->Alive(2));
+  ASSERT_TRUE(host_->SweepLocks().ok());
+  EXPECT_TRUE(host_->Alive(2)) << "what is held is not swept";
+  host_->Stop(2);
+  EXPECT_TRUE(EndsSoon(2));
+}
+
+TEST_F(ProcessHostTest, ALockThatNobodyHoldsIsNobody) {
+  ASSERT_TRUE(MakeDirectories(JoinPath(dir_, "runs")).ok());
+  // Process 1 lives; that it is named here means nothing.
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(dir_, "runs/3"), "1").ok());
+  EXPECT_FALSE(host_->Alive(3));
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(dir_, "runs/3"), "1").ok());
+  ASSERT_TRUE(host_->SweepLocks().ok());
+  EXPECT_FALSE(PathExists(JoinPath(dir_, "runs/3")));
+}
+
+}  // namespace
+}  // namespace still::schedule

@@ -1,0 +1,66 @@
+// The status page as text; stilld_program_test.py looks at it with a browser.
+#include "tools/stilld/status_page.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace still::daemon {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TEST(StatusPageTest, NothingYetIsSaidInWords) {
+  Figures figures;
+  figures.now = absl::FromUnixSeconds(1'700'000'000);
+  std::string page = RenderStatusPage(figures);
+  EXPECT_THAT(page, HasSubstr("All is well"));
+  EXPECT_THAT(page, HasSubstr("No schedules yet"));
+  EXPECT_THAT(page, Not(HasSubstr("nan")));
+}
+
+TEST(StatusPageTest, NothingThatIsShownCanBecomeMarkup) {
+  const std::string evil = "<script>alert('1')</script>\"&\n";
+  Figures figures;
+  figures.now = absl::FromUnixSeconds(1'700'000'000);
+  figures.repository = evil;
+  figures.sessions = {{.name = evil, .running = true}};
+  manifestpb::Snapshot snapshot;
+  snapshot.set_session(evil);
+  snapshot.set_name(evil);
+  snapshot.set_point_unix_ns(1'699'999'000'000'000'000);
+  figures.snapshots.push_back(snapshot);
+  figures.alerts = {{.kind = evil, .schedule = evil, .session = evil, .told = figures.now}};
+  store::CatalogRun run{.schedule = evil, .kind = "capture", .session = evil};
+  run.outcome = store::RunOutcome::kSucceeded;
+  run.freeze_us = 12345;
+  run.message = evil;
+  figures.runs.push_back(run);
+  std::string page = RenderStatusPage(figures);
+  EXPECT_THAT(page, Not(HasSubstr("<script")));
+  EXPECT_THAT(page, HasSubstr("&lt;script&gt;alert(&#39;1&#39;)"));
+  EXPECT_EQ(EscapeHtml("a\x01<"), "a &lt;");
+}
+
+TEST(StatusPageTest, LabelsAndWindowsAreDrawn) {
+  Figures figures;
+  figures.now = absl::FromUnixSeconds(1'700'000'000);
+  for (auto level : {manifestpb::Consistency::CRASH, manifestpb::Consistency::APPLICATION}) {
+    manifestpb::Snapshot snapshot;
+    snapshot.set_session("web");
+    snapshot.set_point_unix_ns(1'699'990'000'000'000'000);
+    snapshot.mutable_consistency()->set_level(level);
+    figures.snapshots.push_back(snapshot);
+  }
+  EXPECT_THAT(TimelineSvg(figures), HasSubstr("circle class=crash"));
+  EXPECT_THAT(TimelineSvg(figures), HasSubstr("circle class=application"));
+  store::CatalogRun run{.kind = "capture", .session = "web"};
+  run.outcome = store::RunOutcome::kSucceeded;
+  run.freeze_us = 30'000;
+  run.pause_us = 3'000;
+  figures.runs = {run};
+  EXPECT_THAT(WindowsSvg(figures), HasSubstr("frozen 30 ms, paused 3 ms"));
+}
+
+}  // namespace
+}  // namespace still::daemon

@@ -1,0 +1,31 @@
+// Throttle: how much time it takes, by a clock of our own.
+#include "schedule/throttle.h"
+
+#include "gtest/gtest.h"
+
+namespace still::schedule {
+namespace {
+
+class SleepingClock final : public Clock {
+ public:
+  absl::Time Now() const override { return absl::UnixEpoch() + slept; }
+  absl::Duration Monotonic() const override { return slept; }
+  void Sleep(absl::Duration duration) override { slept += duration; }
+  absl::Duration slept;
+};
+
+TEST(ThrottleTest, NoFasterThanAskedForAfterTheFirstSecond) {
+  SleepingClock clock;
+  Throttle throttle(1000, clock);
+  for (int i = 0; i < 100; ++i) throttle.Take(500);
+  EXPECT_LT(absl::AbsDuration(clock.slept - absl::Seconds(49)), absl::Milliseconds(1));
+  clock.slept += absl::Hours(1);
+  const absl::Duration before = clock.slept;
+  throttle.Take(1000);
+  EXPECT_EQ(clock.slept, before) << "after a rest a second's worth may go at once";
+  throttle.Take(1000);
+  EXPECT_GT(clock.slept, before) << "but no more than that";
+}
+
+}  // namespace
+}  // namespace still::schedule
