@@ -20,13 +20,21 @@ namespace {
 
 // A session answers at once or hangs; recovery must get on.
 constexpr std::chrono::seconds kAskTimeout(5);
-constexpr std::chrono::seconds kThawTimeout(30);
+constexpr std::chrono::seconds kHealTimeout(30);
 constexpr size_t kLongestPid = 32;
 
 // Whether somebody holds the lock of this file.
 bool Locked(const std::string& path) {
   absl::StatusOr<OwnedFd> file = OpenFile(path, O_RDWR);
   return file.ok() && ::flock(file->get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+}
+
+absl::StatusOr<sessionpb::DescribeResponse> Ask(sessionpb::SessionControl::Stub& control) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kAskTimeout);
+  sessionpb::DescribeResponse state;
+  STILL_RETURN_IF_ERROR(FromGrpc(control.Describe(&context, {}, &state)));
+  return state;
 }
 
 }  // namespace
@@ -104,34 +112,42 @@ void ProcessHost::Stop(int64_t run) {
 
 absl::StatusOr<int> ProcessHost::HealSessions() {
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, registry_.List());
-  int thawed = 0;
+  int healed = 0;
   for (const session::SessionEntry& entry : entries) {
     if (!entry.alive) continue;
-    absl::Status status = HealSession(entry.name, thawed);
-    if (!status.ok()) LogWarning("session not looked at", {{"session", entry.name}, {"error", status.ToString()}});
+    absl::StatusOr<bool> status = HealSession(entry.name);
+    if (!status.ok()) {
+      LogError("session not healed", {{"session", entry.name}, {"error", status.status().ToString()}});
+    } else if (*status) {
+      ++healed;
+    }
   }
-  return thawed;
+  return healed;
 }
 
-absl::Status ProcessHost::HealSession(const std::string& name, int& thawed) {
+// First what is paused: an agent whose machine stands still answers nobody.
+absl::StatusOr<bool> ProcessHost::HealSession(const std::string& name) {
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> control, registry_.Connect(name));
-  grpc::ClientContext ask;
-  ask.set_deadline(std::chrono::system_clock::now() + kAskTimeout);
-  sessionpb::DescribeResponse state;
-  STILL_RETURN_IF_ERROR(FromGrpc(control->Describe(&ask, {}, &state)));
-  // With a capture under way, its own guards see to everything.
-  if (!state.active_capture().empty()) return absl::OkStatus();
-  if (state.state() == sessionpb::DescribeResponse::PAUSED) {
-    LogError("session is paused and no snapshot is taken of it", {{"session", name}});
+  STILL_ASSIGN_OR_RETURN(sessionpb::DescribeResponse state, Ask(*control));
+  bool paused = state.state() == sessionpb::DescribeResponse::PAUSED;
+  // With a capture under way, its own guards see to everything; what holds a guest for its disks lets it go on again.
+  if (!state.active_capture().empty() || (paused && !state.disk_trouble().empty())) return false;
+  if (paused) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kHealTimeout);
+    sessionpb::ResumeResponse response;
+    STILL_RETURN_IF_ERROR(Annotate(FromGrpc(control->Resume(&context, {}, &response)), "it is paused"));
+    paused = response.was_paused();
+    LogWarning("session was found paused and goes on", {{"session", name}});
+    STILL_ASSIGN_OR_RETURN(state, Ask(*control));
   }
-  if (!state.agent().connected() || state.agent().quiesce_state() != guestpb::FROZEN) return absl::OkStatus();
+  if (!state.agent().connected() || state.agent().quiesce_state() != guestpb::FROZEN) return paused;
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + kThawTimeout);
+  context.set_deadline(std::chrono::system_clock::now() + kHealTimeout);
   guestpb::ThawResponse response;
-  STILL_RETURN_IF_ERROR(FromGrpc(control->Thaw(&context, {}, &response)));
+  STILL_RETURN_IF_ERROR(Annotate(FromGrpc(control->Thaw(&context, {}, &response)), "it is frozen"));
   LogWarning("session was found frozen and is thawed", {{"session", name}});
-  ++thawed;
-  return absl::OkStatus();
+  return true;
 }
 
 absl::Status ProcessHost::SweepLocks() {

@@ -38,8 +38,8 @@ class ProcessHost final : public Host {
   bool Alive(int64_t run) override;
   void Stop(int64_t run) override;
 
-  // Thaws sessions that are frozen though nobody takes a snapshot of them, and says which are paused. Gives how many
-  // were thawed. What cannot be reached is logged.
+  // Lets sessions go on that are paused or frozen though nobody takes a snapshot of them. Gives how many. What cannot be
+  // reached, or healed, is logged.
   absl::StatusOr<int> HealSessions();
   // Forgets the locks of workers that are gone.
   absl::Status SweepLocks();
@@ -47,7 +47,8 @@ class ProcessHost final : public Host {
  private:
   std::string LockPath(int64_t run) const;
   std::string Directory() const;
-  absl::Status HealSession(const std::string& name, int& thawed);
+  // True when there was something to heal.
+  absl::StatusOr<bool> HealSession(const std::string& name);
 
   store::Catalog& catalog_;
   const ProcessHostOptions options_;

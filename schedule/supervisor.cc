@@ -10,6 +10,8 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "session/control/session_registry.h"
+#include "snapshot/drill.h"
 
 namespace still::schedule {
 namespace {
@@ -62,11 +64,14 @@ absl::Status Supervisor::TakeChargeLocked() {
   }
   charge_ = std::move(charge);
   // Guests first: everything else can wait.
-  if (absl::StatusOr<int> thawed = host_->HealSessions(); !thawed.ok()) {
-    LogWarning("sessions not looked at", {{"error", thawed.status().ToString()}});
+  if (absl::StatusOr<int> healed = host_->HealSessions(); !healed.ok()) {
+    LogWarning("sessions not looked at", {{"error", healed.status().ToString()}});
   }
   STILL_RETURN_IF_ERROR(scheduler_->Recover());
   STILL_RETURN_IF_ERROR(host_->SweepLocks());
+  if (absl::Status swept = snapshot::SweepDrills(*repository_, session::SessionRegistry(options_.state)); !swept.ok()) {
+    LogWarning("drills that were killed are not swept", {{"error", swept.ToString()}});
+  }
   return catalog_->TrimRuns(Clock::Real().Now() - kHistoryKept);
 }
 

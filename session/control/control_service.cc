@@ -70,6 +70,25 @@ grpc::Status ControlService::Thaw(grpc::ServerContext*, const sessionpb::ThawReq
   return grpc::Status::OK;
 }
 
+grpc::Status ControlService::Resume(grpc::ServerContext*, const sessionpb::ResumeRequest*,
+                                    sessionpb::ResumeResponse* response) {
+  // On the executor, where no window can begin meanwhile.
+  return ToGrpc(session_.executor().Run([&]() -> absl::Status {
+    if (!captures_.active().empty()) {
+      return absl::FailedPreconditionError("a snapshot is being taken of the session, which ends its pause by itself");
+    }
+    Vm& vm = session_.vm();
+    if (LazyDisks* disks = vm.lazy_disks(); disks != nullptr) {
+      STILL_ASSIGN_OR_RETURN(bool held, disks->Held());
+      if (held) return absl::FailedPreconditionError("a disk that cannot be read holds the guest until it can");
+    }
+    STILL_ASSIGN_OR_RETURN(bool paused, vm.IsPaused());
+    if (paused) STILL_RETURN_IF_ERROR(vm.Resume());
+    response->set_was_paused(paused);
+    return absl::OkStatus();
+  }));
+}
+
 grpc::Status ControlService::BeginCapture(grpc::ServerContext* context, const sessionpb::BeginCaptureRequest* request,
                                           grpc::ServerWriter<sessionpb::CaptureEvent>* writer) {
   return ToGrpc(captures_.Begin(*context, *request, *writer));

@@ -27,6 +27,8 @@ class ControlService final : public sessionpb::SessionControl::Service {
   grpc::Status Exec(grpc::ServerContext*, const guestpb::ExecRequest*,
                     grpc::ServerWriter<guestpb::ExecOutput>* writer) override;
   grpc::Status Thaw(grpc::ServerContext*, const sessionpb::ThawRequest*, guestpb::ThawResponse* response) override;
+  grpc::Status Resume(grpc::ServerContext*, const sessionpb::ResumeRequest*,
+                      sessionpb::ResumeResponse* response) override;
   grpc::Status BeginCapture(grpc::ServerContext*, const sessionpb::BeginCaptureRequest*,
                             grpc::ServerWriter<sessionpb::CaptureEvent>* writer) override;
   grpc::Status EndCapture(grpc::ServerContext*, const sessionpb::EndCaptureRequest*,

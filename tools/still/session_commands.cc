@@ -248,6 +248,17 @@ absl::Status Thaw(Context& context, const std::string& name) {
   return absl::OkStatus();
 }
 
+absl::Status Resume(Context& context, const std::string& name) {
+  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
+  grpc::ClientContext call;
+  sessionpb::ResumeResponse response;
+  STILL_RETURN_IF_ERROR(FromGrpc(stub->Resume(&call, {}, &response)));
+  context.Print({{"was_paused", response.was_paused()}}, [&] {
+    std::cout << "session " << name << (response.was_paused() ? " goes on\n" : " was not paused\n");
+  });
+  return absl::OkStatus();
+}
+
 void AddRun(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<RunArguments>();
   CLI::App* run = context.AddCommand(app, "run", "Start a VM as a new session",
@@ -311,6 +322,10 @@ void AddSessionCommands(CLI::App& app, Context& context) {
       context.AddCommand(app, "logs", "Print a session's console", [=](Context& c) { return Logs(c, *name, *own); });
   logs->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
   logs->add_flag("--session-log", *own, "still-session's own log instead");
+
+  CLI::App* resume = context.AddCommand(app, "resume", "Let a session go on that was left paused",
+                                        [=](Context& c) { return Resume(c, *name); });
+  resume->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 
   CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
                                       [=](Context& c) { return Thaw(c, *name); });

@@ -1,0 +1,123 @@
+// What stilld does at its start with sessions that were left paused or frozen.
+#include <grpcpp/grpcpp.h>
+#include <stdlib.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "schedule/process_host.h"
+
+namespace still::schedule {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+// A session's control service whose machine is as a test says.
+class ScriptedSession final : public sessionpb::SessionControl::Service {
+ public:
+  grpc::Status Describe(grpc::ServerContext*, const sessionpb::DescribeRequest*,
+                        sessionpb::DescribeResponse* response) override {
+    *response = state;
+    if (state.state() == sessionpb::DescribeResponse::PAUSED) response->clear_agent();  // It does not answer.
+    return grpc::Status::OK;
+  }
+  grpc::Status Resume(grpc::ServerContext*, const sessionpb::ResumeRequest*,
+                      sessionpb::ResumeResponse* response) override {
+    calls.push_back("Resume");
+    if (old) return {grpc::StatusCode::UNIMPLEMENTED, ""};
+    response->set_was_paused(true);
+    state.set_state(sessionpb::DescribeResponse::RUNNING);
+    return grpc::Status::OK;
+  }
+  grpc::Status Thaw(grpc::ServerContext*, const sessionpb::ThawRequest*, guestpb::ThawResponse*) override {
+    calls.push_back("Thaw");
+    state.mutable_agent()->set_quiesce_state(guestpb::THAWED);
+    return grpc::Status::OK;
+  }
+
+  // One call after the other: nothing here is used by two threads at a time.
+  sessionpb::DescribeResponse state;
+  bool old = false;  // Older than Resume.
+  std::vector<std::string> calls;
+};
+
+class HealTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = JoinPath(::testing::TempDir(), "still-heal-XXXXXX");
+    ASSERT_NE(::mkdtemp(root_.data()), nullptr);
+    catalog_ = *store::Catalog::Open({.path = JoinPath(root_, "catalog.db")});
+    absl::StatusOr<std::string> directory = session::SessionRegistry(root_).Create("web");
+    ASSERT_TRUE(directory.ok()) << directory.status();
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(*directory, "session.json"), "{\"name\":\"web\"}").ok());
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("unix:" + JoinPath(*directory, "control.sock"), grpc::InsecureServerCredentials());
+    builder.RegisterService(&session_);
+    server_ = builder.BuildAndStart();
+    ASSERT_NE(server_, nullptr);
+    session_.state.set_state(sessionpb::DescribeResponse::RUNNING);
+    session_.state.mutable_agent()->set_connected(true);
+    session_.state.mutable_agent()->set_quiesce_state(guestpb::THAWED);
+  }
+  void TearDown() override {
+    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(5));
+    catalog_.reset();
+    EXPECT_TRUE(RemoveTree(root_).ok());
+  }
+  // How many were healed.
+  int Heal() {
+    ProcessHost host(*catalog_, {.state = root_, .command = {"false"}});
+    absl::StatusOr<int> healed = host.HealSessions();
+    EXPECT_TRUE(healed.ok()) << healed.status();
+    return healed.value_or(-1);
+  }
+  std::string root_;
+  std::unique_ptr<store::Catalog> catalog_;
+  ScriptedSession session_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST_F(HealTest, WhatRunsIsLeftAlone) {
+  EXPECT_EQ(Heal(), 0);
+  EXPECT_THAT(session_.calls, IsEmpty());
+}
+
+TEST_F(HealTest, WhatWasLeftPausedAndFrozenGoesOnAndIsThawedThen) {
+  session_.state.set_state(sessionpb::DescribeResponse::PAUSED);
+  session_.state.mutable_agent()->set_quiesce_state(guestpb::FROZEN);
+  EXPECT_EQ(Heal(), 1);
+  EXPECT_THAT(session_.calls, ElementsAre("Resume", "Thaw"));
+  EXPECT_EQ(Heal(), 0);
+}
+
+TEST_F(HealTest, WhatWasLeftFrozenIsThawed) {
+  session_.state.mutable_agent()->set_quiesce_state(guestpb::FROZEN);
+  EXPECT_EQ(Heal(), 1);
+  EXPECT_THAT(session_.calls, ElementsAre("Thaw"));
+}
+
+TEST_F(HealTest, APauseWithAReasonIsLeftToWhoeverHasIt) {
+  session_.state.set_state(sessionpb::DescribeResponse::PAUSED);
+  session_.state.set_active_capture("7");
+  EXPECT_EQ(Heal(), 0);
+  session_.state.clear_active_capture();
+  session_.state.set_disk_trouble("the guest is held: no repository");
+  EXPECT_EQ(Heal(), 0);
+  EXPECT_THAT(session_.calls, IsEmpty());
+}
+
+TEST_F(HealTest, ASessionFromBeforeResumeIsOnlyTalkedAbout) {
+  session_.old = true;
+  session_.state.set_state(sessionpb::DescribeResponse::PAUSED);
+  EXPECT_EQ(Heal(), 0);
+  EXPECT_THAT(session_.calls, ElementsAre("Resume"));
+}
+
+}  // namespace
+}  // namespace still::schedule
