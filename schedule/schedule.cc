@@ -78,6 +78,9 @@ absl::Status CheckRest(const Definition& definition) {
   if (!definition.check().empty() && definition.kind() != Definition::KIND_DRILL) {
     return absl::InvalidArgumentError("a check is for schedules of kind drill");
   }
+  if (definition.read_bandwidth() > 0 && definition.kind() != Definition::KIND_CAPTURE) {
+    return absl::InvalidArgumentError("a limit for reading disks is for schedules of kind capture");
+  }
   if (!definition.retention().empty() && definition.kind() != Definition::KIND_CAPTURE) {
     return absl::InvalidArgumentError("retention is for schedules of kind capture");
   }

@@ -1,4 +1,5 @@
-// ThrottledFileSystem: writes no faster than asked for; everything else as the file system behind it does. Thread-safe.
+// ThrottledFileSystem: reads and writes no faster than asked for; everything else as the file system behind it does.
+// Thread-safe.
 #pragma once
 
 #include <memory>
@@ -34,6 +35,7 @@ class ThrottledFileSystem final : public FileSystem {
 
   absl::StatusOr<std::unique_ptr<WritableFile>> CreateFile(const std::string& path) override;
   absl::Status ReadRange(const std::string& path, uint64_t offset, absl::Span<char> out) override {
+    throttle_.Take(out.size());
     return real_.ReadRange(path, offset, out);
   }
   absl::StatusOr<FileInfo> Stat(const std::string& path) override { return real_.Stat(path); }

@@ -119,7 +119,7 @@ class RunExecution {
     }
   }
 
-  absl::StatusOr<snapshot::TakeOptions> OptionsOfCapture() const;
+  absl::StatusOr<snapshot::TakeOptions> OptionsOfCapture();
   absl::Status Capture();
   absl::Status Retain();
   absl::Status Verify();
@@ -130,12 +130,13 @@ class RunExecution {
   store::Catalog& catalog_;
   CatalogRun run_;
   std::optional<Schedule> schedule_;
-  std::optional<Throttle> throttle_;
+  std::optional<Throttle> throttle_;       // Of the repository.
+  std::optional<Throttle> read_throttle_;  // Of the session's disks.
   std::optional<ThrottledFileSystem> slow_;
   std::unique_ptr<store::Repository> repository_;
 };
 
-absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() const {
+absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
   const Definition& definition = schedule_->definition;
   static const std::map<std::string, sessionpb::QuiescePolicy> kQuiesce = {{"require", sessionpb::QUIESCE_REQUIRE},
                                                                            {"off", sessionpb::QUIESCE_OFF}};
@@ -149,6 +150,10 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() const {
   if (auto hooks = kHooks.find(definition.hooks()); hooks != kHooks.end()) options.hook_policy = hooks->second;
   if (!definition.freeze_lease().empty()) {
     STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseSpan(definition.freeze_lease()));
+  }
+  if (definition.read_bandwidth() > 0) {
+    read_throttle_.emplace(definition.read_bandwidth(), Clock::Real());
+    options.pace = [this](uint64_t bytes) { read_throttle_->Take(bytes); };
   }
   return options;
 }
@@ -222,6 +227,12 @@ absl::Status RunExecution::Drill() {
                                   options_.repository.path, "drill", absl::StrCat(run_.session, "@latest")}};
   if (!options_.repository.credentials.key_file.empty()) {
     options.argv.insert(options.argv.end(), {"--key-file", options_.repository.credentials.key_file});
+  }
+  if (schedule_->definition.bandwidth() > 0) {
+    options.argv.insert(options.argv.end(), {"--bandwidth", absl::StrCat(schedule_->definition.bandwidth())});
+  }
+  if (!schedule_->definition.time_limit().empty()) {
+    options.argv.insert(options.argv.end(), {"--timeout", absl::StrCat(absl::ToInt64Seconds(schedule_->time_limit))});
   }
   if (!schedule_->definition.check().empty()) {
     options.argv.insert(options.argv.end(), {"--check", schedule_->definition.check()});

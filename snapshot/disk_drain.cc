@@ -187,6 +187,7 @@ class Reader {
       // Cut at multiples of the request size: requests then never straddle a chunk.
       uint64_t part = std::min(length, kRequestBytes - offset % kRequestBytes);
       STILL_ASSIGN_OR_RETURN(Slot * slot, FreeSlot());
+      if (source_.pace != nullptr) source_.pace(part);
       slot->buffer.resize(part);
       slot->offset = offset;
       slot->cookie = ::nbd_aio_pread(nbd_, slot->buffer.data(), part, offset, NBD_NULL_COMPLETION, 0);

@@ -20,6 +20,8 @@ struct NbdSource {
   std::string dirty_context;
   // A server that says nothing for so long while it owes an answer is given up.
   absl::Duration patience = absl::Seconds(60);
+  // Called before so many bytes are asked for, from the thread that drains; it may block. Null: as fast as it goes.
+  std::function<void(uint64_t)> pace = nullptr;
 };
 
 struct DrainedDisk {

@@ -239,11 +239,14 @@ absl::Status SnapshotRun::DrainDisks() {
     }
     STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageWriter> image,
                            writer_->BeginImage(ImageOptionsFor(disk.name(), Image::ROLE_DISK, disk.size())));
-    STILL_ASSIGN_OR_RETURN(
-        DrainedDisk drained,
-        DrainDisk(
-            {.socket = disk.nbd_socket(), .export_name = disk.nbd_export(), .dirty_context = disk.dirty_context()},
-            disk.size(), *image, [&](uint64_t done) { Show(absl::StrCat("drain ", disk.name()), done, disk.size()); }));
+    STILL_ASSIGN_OR_RETURN(DrainedDisk drained, DrainDisk({.socket = disk.nbd_socket(),
+                                                           .export_name = disk.nbd_export(),
+                                                           .dirty_context = disk.dirty_context(),
+                                                           .pace = options_.pace},
+                                                          disk.size(), *image, [&](uint64_t done) {
+                                                            Show(absl::StrCat("drain ", disk.name()), done,
+                                                                 disk.size());
+                                                          }));
     STILL_RETURN_IF_ERROR(image->Finish());
     Image& kept = Keep(disk.name());
     kept.set_role(Image::ROLE_DISK);

@@ -7,6 +7,8 @@
 // found again by the next capture.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 
@@ -31,6 +33,8 @@ struct TakeOptions {
   absl::Duration hook_timeout = absl::Seconds(10);
   bool skip_presync = false;
   uint64_t pin_space_limit = 0;  // BeginCaptureRequest.
+  // How fast the disks are read (NbdSource::pace); memory is not asked, because the guest waits for it.
+  std::function<void(uint64_t)> pace = nullptr;
   ProgressSink progress = [](const Progress&) {};
 };
 

@@ -3,8 +3,12 @@
 
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/file_system.h"
+#include "schedule/throttle.h"
 #include "snapshot/drill.h"
 #include "snapshot/throw_away_session.h"
 #include "tools/still/command_tree.h"
@@ -23,6 +27,7 @@ struct DrillArguments {
   std::string check;
   std::string timeout = "5m";
   std::string agent_timeout = "2m";
+  std::string bandwidth = "0";
   bool cold = false;
   bool history = false;
 };
@@ -95,7 +100,16 @@ absl::Status Drill(Context& context, const DrillArguments& arguments) {
   snapshot::DrillOptions options{.snapshot = arguments.snapshot, .check = arguments.check, .cold = arguments.cold};
   STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDuration(arguments.timeout));
   STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDuration(arguments.agent_timeout));
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseBytes(arguments.bandwidth));
+  store::RepositoryOptions opened;
+  std::optional<schedule::Throttle> throttle;
+  std::optional<schedule::ThrottledFileSystem> slow;
+  if (bandwidth > 0) {
+    throttle.emplace(bandwidth, Clock::Real());
+    slow.emplace(FileSystem::Real(), *throttle);
+    opened.file_system = &*slow;
+  }
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository(opened));
   options.progress = context.MakeProgress();
   absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, context.sessions(), options);
   context.ProgressDone();
@@ -123,6 +137,8 @@ void AddDrillCommands(CLI::App& app, Context& context) {
   drill->add_option("--check", arguments->check, "Command line for the guest's shell; passed when it ends with 0");
   drill->add_option("--timeout", arguments->timeout, "How long the check may take")->capture_default_str();
   drill->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for the guest's agent")
+      ->capture_default_str();
+  drill->add_option("--bandwidth", arguments->bandwidth, "Bytes a second from the repository: 50M; 0: no limit")
       ->capture_default_str();
   drill->add_flag("--cold", arguments->cold, "Boot the disks instead of going on with the memory");
   drill->add_flag("--history", arguments->history, "List the drills there were");

@@ -139,11 +139,18 @@ void ScheduleOptions::AddRest(CLI::App& command) {
         return absl::OkStatus();
       })
       ->expected(0, 1);
-  Add(command, "--bandwidth", "Bytes a second into the repository: 50M", [](Schedule& s, const Values& v) {
-    STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseBytes(v.back()));
-    s.set_bandwidth(bytes);
-    return absl::OkStatus();
-  });
+  Add(command, "--bandwidth", "Bytes a second into and out of the repository: 50M; 0: no limit",
+      [](Schedule& s, const Values& v) {
+        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseBytes(v.back()));
+        s.set_bandwidth(bytes);
+        return absl::OkStatus();
+      });
+  Add(command, "--read-bandwidth", "Bytes a second read from the session's disks; 0: no limit",
+      [](Schedule& s, const Values& v) {
+        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseBytes(v.back()));
+        s.set_read_bandwidth(bytes);
+        return absl::OkStatus();
+      });
   Add(command, "--concurrency", "Runs of this schedule at a time", [](Schedule& s, const Values& v) {
     STILL_ASSIGN_OR_RETURN(uint32_t number, Count("--concurrency", v.back()));
     s.set_concurrency(number);

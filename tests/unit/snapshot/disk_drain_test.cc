@@ -38,6 +38,7 @@ class DiskDrainTest : public ::testing::Test {
     RecordingImage writer(image_, kBytes);
     NbdSource source{.socket = JoinPath(directory_, "nbd.sock"), .export_name = "vda", .dirty_context = dirty};
     source.patience = patience;
+    source.pace = [this](uint64_t bytes) { asked_ += bytes; };
     return DrainDisk(source, kBytes, writer, [this](uint64_t done) { progress_ = done; });
   }
 
@@ -46,6 +47,7 @@ class DiskDrainTest : public ::testing::Test {
   std::unique_ptr<NbdServer> server_;
   RecordedImage image_;
   uint64_t progress_ = 0;
+  uint64_t asked_ = 0;  // By the pace.
 };
 
 TEST_F(DiskDrainTest, ReadsAllOfIt) {
@@ -53,6 +55,7 @@ TEST_F(DiskDrainTest, ReadsAllOfIt) {
   ASSERT_TRUE(drained.ok()) << drained.status();
   EXPECT_TRUE(image_.content == export_.content);
   EXPECT_EQ(progress_, kBytes);
+  EXPECT_EQ(asked_, drained->bytes_read) << "what limits the rate sees every byte that is read";
 }
 
 TEST_F(DiskDrainTest, OfACleanRangeTheParentIsKeptAndNothingIsRead) {
@@ -61,6 +64,7 @@ TEST_F(DiskDrainTest, OfACleanRangeTheParentIsKeptAndNothingIsRead) {
   auto drained = Drain();
   ASSERT_TRUE(drained.ok()) << drained.status();
   EXPECT_EQ(drained->bytes_read, 2 * NbdExport::kDirtyBlock);
+  EXPECT_EQ(asked_, drained->bytes_read);
   EXPECT_EQ(drained->bytes_clean, kBytes - 2 * NbdExport::kDirtyBlock);
   std::string expected(kBytes, 'K');
   expected.replace(1 << 20, 128 << 10, export_.content, 1 << 20, 128 << 10);
