@@ -115,6 +115,7 @@ void Context::ProgressDone() {
 
 void Context::Print(const nlohmann::json& json, const std::function<void()>& text) const {
   if (json_) {
+    printed_json_ = true;
     std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
   } else {
     text();

@@ -61,6 +61,8 @@ class Context {
   // The exit code of a program run in the guest; replaces ours when there was no error.
   void set_exit_code(int code) { exit_code_ = code; }
   int exit_code() const { return exit_code_; }
+  // Print() has written a document: after it an error must not, or neither can be read.
+  bool printed_json() const { return printed_json_; }
 
  private:
   absl::Status ResolveSessions(CLI::App& app) const;
@@ -69,6 +71,7 @@ class Context {
   std::string state_;
   std::string key_file_;
   bool json_ = false;
+  mutable bool printed_json_ = false;
   bool quiet_ = false;
   int exit_code_ = 0;
   Body chosen_;
@@ -80,7 +83,7 @@ absl::StatusOr<std::string> AskPassphrase(const std::string& prompt);
 
 // The commands, one file each group.
 void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, repair, stats, key
-void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, thaw
+void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, resume, thaw
 void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, prune, diff
 void AddForgetCommands(CLI::App& app, Context& context);      // forget, hold, release
 void AddRestoreCommands(CLI::App& app, Context& context);     // restore, rollback, hot

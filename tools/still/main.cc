@@ -44,7 +44,7 @@ int main(int argc, char** argv) {
   }
   absl::Status status = context.RunChosen(app);
   if (status.ok()) return context.exit_code();
-  if (context.json()) {
+  if (context.json() && !context.printed_json()) {
     nlohmann::json error = {
         {"error", {{"code", absl::StatusCodeToString(status.code())}, {"message", std::string(status.message())}}}};
     std::cout << error.dump(2) << "\n";

@@ -110,6 +110,7 @@ absl::Status PrintSchedule(Context& context, const std::string& name) {
     row("check", schedule.check());
     row("retries", absl::StrCat(schedule.retries()));
     if (schedule.bandwidth() > 0) row("bandwidth", FormatBytes(schedule.bandwidth()) + "/s");
+    if (schedule.read_bandwidth() > 0) row("read bandwidth", FormatBytes(schedule.read_bandwidth()) + "/s");
     if (entry.has_newest()) {
       row("last run", absl::StrCat(TimeOr(entry.newest().planned_unix_ns(), "-"), " ", entry.newest().outcome(), " ",
                                    entry.newest().message()));
@@ -123,7 +124,9 @@ absl::Status Remove(Context& context, const std::string& name) {
   STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
   pb::Named request;
   request.set_name(name);
-  return client->Call(&Stub::Remove, request).status();
+  STILL_RETURN_IF_ERROR(client->Call(&Stub::Remove, request).status());
+  context.Print({{"removed", name}}, [&] { std::cout << "schedule " << name << " removed; its snapshots stay\n"; });
+  return absl::OkStatus();
 }
 
 absl::Status SetPaused(Context& context, const std::string& name, bool paused) {
@@ -131,7 +134,10 @@ absl::Status SetPaused(Context& context, const std::string& name, bool paused) {
   pb::SetPausedRequest request;
   request.set_name(name);
   request.set_paused(paused);
-  return client->Call(&Stub::SetPaused, request).status();
+  STILL_RETURN_IF_ERROR(client->Call(&Stub::SetPaused, request).status());
+  context.Print({{"schedule", name}, {"paused", paused}},
+                [&] { std::cout << "schedule " << name << (paused ? " is paused\n" : " goes on\n"); });
+  return absl::OkStatus();
 }
 
 void PrintRuns(const pb::RunList& list) {
