@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -24,12 +25,12 @@ MONITORING = PROJECT / "tools/stilld/monitoring"
 class Daemon:
     """stilld for one host; ended, and if need be killed, at the end."""
 
-    def __init__(self, host, *arguments):
+    def __init__(self, host, *arguments, prefix=(), pass_fds=(), **environment):
         self.log = host.directory / f"stilld-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [BUILD / "bin/stilld", "--config", "", *map(str, arguments)],
-                env=dict(host.environment, STILL_LOG="json"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                [*prefix, BUILD / "bin/stilld", "--config", "", *map(str, arguments)], pass_fds=pass_fds,
+                env=dict(host.environment, STILL_LOG="json", **environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.ready = wait_for(self.find_ready, "stilld to be ready", 60)
 
     def find_ready(self):
@@ -56,8 +57,8 @@ class StilldTest(unittest.TestCase):
         self.host = Host()
         self.addCleanup(self.host.close)
 
-    def daemon(self, *arguments):
-        daemon = Daemon(self.host, *arguments)
+    def daemon(self, *arguments, **options):
+        daemon = Daemon(self.host, *arguments, **options)
         self.addCleanup(daemon.end, signal.SIGKILL)
         return daemon
 
@@ -126,6 +127,53 @@ class Schedules(StilldTest):
         self.host.still("schedule", "add", "a", "--session", "x", "--every", "1h")
         self.daemon()
         self.assertEqual([entry["schedule"]["name"] for entry in self.schedules()], ["a"])
+
+
+class Service(StilldTest):
+    def test_systemd_hands_it_a_socket_and_hears_that_it_lives(self):
+        self.host.state.mkdir(exist_ok=True)
+        with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+            listening.bind(str(self.host.state / "stilld.sock"))
+            listening.listen()
+            inode = os.stat(self.host.state / "stilld.sock").st_ino
+            notified.bind(str(self.host.directory / "notify"))
+            notified.settimeout(60)
+            daemon = self.daemon(
+                prefix=["bash", "-c", 'exec 3<&"$0"; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"', str(listening.fileno())],
+                pass_fds=[listening.fileno()], NOTIFY_SOCKET=str(self.host.directory / "notify"), WATCHDOG_USEC="300000")
+            messages = []
+            while messages.count("WATCHDOG=1") < 3:
+                messages += notified.recv(4096).decode().splitlines()
+            self.assertEqual(messages[0], "READY=1")
+        self.assertEqual(os.stat(self.host.state / "stilld.sock").st_ino, inode, "systemd's, and left to it")
+        self.host.still("schedule", "add", "a", "--session", "x", "--every", "1h")
+        self.assertEqual(daemon.end(), 0)
+
+    def begin_slow(self, daemon, gate):
+        self.host.still("schedule", "add", "slow", "--kind", "verify", "--every", "1h", "--before",
+                        f"while [ ! -e {gate} ]; do sleep 0.02; done")
+        self.host.still("schedule", "run-now", "slow")
+        self.assertEqual(self.runs("slow")[0]["outcome"], "running")
+        daemon.process.send_signal(signal.SIGTERM)
+
+    def test_ending_it_waits_for_what_is_under_way(self):
+        gate = self.host.directory / "gate"
+        daemon = self.daemon()
+        self.begin_slow(daemon, gate)
+        wait_for(lambda: any(line["message"] == "ending on a signal" for line in daemon.lines()), "the signal", 60)
+        self.assertIsNone(daemon.process.poll())
+        gate.touch()
+        self.assertEqual(daemon.process.wait(timeout=60), 0)
+        self.assertEqual(self.runs("slow")[0]["outcome"], "succeeded")
+
+    def test_what_takes_longer_finishes_without_it(self):
+        gate = self.host.directory / "gate"
+        daemon = self.daemon("--drain", "1s")
+        self.begin_slow(daemon, gate)
+        self.assertEqual(daemon.process.wait(timeout=60), 0)
+        self.assertEqual(self.runs("slow")[0]["outcome"], "running")
+        gate.touch()
+        wait_for(lambda: self.runs("slow")[0]["outcome"] == "succeeded", "the run's own end", 60)
 
 
 class Alerts(StilldTest):
