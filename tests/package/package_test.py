@@ -5,12 +5,10 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import unittest
 
 BUILD = pathlib.Path(os.environ["STILL_BUILD"])
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
 
 def run(*command, **options):
@@ -142,24 +140,6 @@ class Package(unittest.TestCase):
                 if shutil.which(shell) is None:
                     self.skipTest(f"{shell} is not installed")
                 run(shell, "-n", share / script)
-
-    def test_an_installed_still_runs_snapshots_and_restores_a_vm(self):
-        import still_host
-
-        # A build directory whose programs are the installed ones.
-        place = self.directory / "as-build"
-        place.mkdir()
-        (place / "bin").symlink_to(self.roots["stillpoint"] / "usr/bin")
-        for name in ("guest", "guest-programs"):
-            (place / name).symlink_to(BUILD / name)
-        original = still_host.BUILD
-        self.addCleanup(setattr, still_host, "BUILD", original)
-        still_host.BUILD = place
-        with still_host.Host() as host:
-            host.boot("web")
-            self.assertEqual(host.json("snapshot", "web", "--name", "one", "--quiesce", "require")["kind"], "DISK_AND_MEMORY")
-            self.assertEqual(host.json("drill", "one", "--check", "counter --check")["state"], "passed")
-            host.still("stop", "web", "--force")
 
 
 if __name__ == "__main__":
