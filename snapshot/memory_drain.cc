@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "session/hypervisor/memory_stream.h"
 #include "snapshot/background.h"
 
@@ -15,6 +16,8 @@ namespace still::snapshot {
 namespace {
 
 constexpr size_t kPieceBytes = 256 << 10;
+// In it a stream at full speed fills a good part of a piece, and not yet the smallest socket (200 KiB).
+constexpr absl::Duration kGatheringTime = absl::Microseconds(150);
 // How much may wait for the guest to be thawed before we begin to work on it; less than the pipe holds in memory.
 constexpr size_t kHoldBytes = 48 << 20;
 // QEMU's device state with 16 MiB of video memory is 17 MiB; more than this is not a device state.
@@ -105,14 +108,19 @@ void MemoryDrain::ReadLoop() {
   pipe_.Close(got.status());
 }
 
-// As much as there is without waiting, and at least a byte; 0 at the end. Few full pieces are cheaper than many that
+// As much as there is after a short wait, and at least a byte; 0 at the end. Few full pieces are cheaper than many that
 // hold a page each.
 absl::StatusOr<size_t> MemoryDrain::ReadPiece(std::string& piece) {
   size_t filled = 0;
+  bool waited = false;
   while (filled < piece.size()) {
     ssize_t got = ::recv(stream_.get(), piece.data() + filled, piece.size() - filled, filled == 0 ? 0 : MSG_DONTWAIT);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0 && errno == EAGAIN) break;
+    if (got < 0 && errno == EAGAIN) {
+      if (std::exchange(waited, true)) break;
+      Clock::Real().Sleep(kGatheringTime);
+      continue;
+    }
     if (got < 0) return ErrnoStatus(errno, "read the memory stream");
     if (got == 0) break;  // Seen again by the next call, when this one has something to return.
     filled += static_cast<size_t>(got);

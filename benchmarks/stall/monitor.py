@@ -7,6 +7,7 @@ import array
 import json
 import os
 import socket
+import subprocess
 import time
 
 PATIENCE = 120
@@ -91,15 +92,20 @@ class Monitor:
 
     def migrate_to(self, fd):
         self.execute("getfd", fd=fd, fdname="bench")
-        self.execute("migrate", uri="fd:bench")
+        # The migration before may be complete and not quite gone: "duplicate yank instance".
+        self.insist("yank", "migrate", uri="fd:bench")
 
     def cont(self):
+        self.insist("finalized", "cont")  # "Migration is not finalized yet".
+
+    def insist(self, refusal, command, **arguments):
+        """Again and again while QEMU refuses for this reason."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return self.execute("cont")
-            except RuntimeError as error:  # "Migration is not finalized yet"
-                if "finalized" not in str(error) or time.monotonic() > deadline:
+                return self.execute(command, **arguments)
+            except RuntimeError as error:
+                if refusal not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.002)
 
@@ -140,15 +146,31 @@ def savevm(monitor):
     return pause
 
 
-def stream_to_nothing(monitor):
-    """How fast QEMU itself can write a background snapshot: seconds, into /dev/null."""
+def stream(monitor, fd):
+    """Seconds that QEMU takes to write a background snapshot into `fd`."""
     monitor.background(True)
+    monitor.events.clear()
+    begun = time.monotonic()
+    monitor.migrate_to(fd)
+    monitor.wait("MIGRATION", migrated)
+    return time.monotonic() - begun
+
+
+def stream_to_nothing(monitor):
+    """Into /dev/null, which does not even look at what it is given."""
     fd = os.open(os.devnull, os.O_WRONLY)
     try:
-        monitor.events.clear()
-        begun = time.monotonic()
-        monitor.migrate_to(fd)
-        monitor.wait("MIGRATION", migrated)
-        return time.monotonic() - begun
+        return stream(monitor, fd)
     finally:
         os.close(fd)
+
+
+def stream_to_reader(monitor):
+    """Into a socket whose reader does nothing but read: what every way out of QEMU costs."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(["cat"], stdin=theirs, stdout=subprocess.DEVNULL):
+        theirs.close()
+        try:
+            return stream(monitor, ours.fileno())
+        finally:
+            ours.close()

@@ -40,7 +40,7 @@ if (BUILD / "bin/still").exists():  # Started as build/release/bin/bench-stall.
 sys.path[:0] = [str(HERE), str(PROJECT / "tests/e2e")]
 
 import libvirt  # noqa: E402
-from monitor import Monitor, savevm, stop_and_migrate, stream_to_nothing, write_wrapper  # noqa: E402
+from monitor import Monitor, savevm, stop_and_migrate, stream_to_nothing, stream_to_reader, write_wrapper  # noqa: E402
 from still_host import GUEST, Host, wait_for  # noqa: E402
 
 OURS, OURS_FIRST, UNDISTURBED = "ours", "ours (first)", "undisturbed"
@@ -48,6 +48,7 @@ DIRTY, DIRTY_NO_PRESYNC = "ours, dirty cache", "ours, dirty cache, no pre-sync"
 FULL, CHANGED = "disk, first", "disk, 1 % changed"
 LIBVIRT = "libvirt --live --memspec"
 MIGRATE, SAVEVM, SIGSTOP, NOTHING = "stop+migrate", "savevm", "SIGSTOP+copy+zstd", "QEMU to /dev/null"
+READER = "QEMU to a socket and cat"
 FILESYSTEM_MIB = 1024
 DIRTY_MIB = 96  # In the page cache, not yet written back.
 UNDISTURBED_SECONDS = 5
@@ -169,6 +170,7 @@ METHODS = {
     SAVEVM: lambda guest: {"pause_ms": savevm(guest.monitor) * 1e3},
     SIGSTOP: Guest.sigstop,
     NOTHING: lambda guest: {"stream_s": stream_to_nothing(guest.monitor)},
+    READER: lambda guest: {"stream_s": stream_to_reader(guest.monitor)},
 }
 WRITING_ONLY = (DIRTY, DIRTY_NO_PRESYNC)  # A pre-sync only means something where somebody writes.
 
@@ -287,7 +289,7 @@ def promises(rows):
     found = []
 
     def check(text, measured, limit, held):
-        found.append({"promise": text, "measured": round(measured, 2), "limit": limit, "held": held})
+        found.append({"promise": text, "measured": round(measured, 3), "limit": limit, "held": held})
 
     def median(key, **wanted):
         numbers = values(rows, key, **wanted)
@@ -322,6 +324,8 @@ def promises(rows):
         qemu, still = median("stream_s", method=NOTHING, **same), median("late_ms", method=UNDISTURBED, **same)
         limit = 1.3 if memory == "2G" else None
         ratio(f"memory stream : QEMU to /dev/null, {memory} {load}", median("stream_s", method=OURS, **same), qemu, limit)
+        read = median("stream_s", method=READER, **same)
+        ratio(f"memory stream : QEMU to a socket and cat, {memory} {load}", median("stream_s", method=OURS, **same), read, 1.3)
         ratio(f"whole drain : QEMU to /dev/null, {memory} {load}", median("drain_s", method=OURS, **same), qemu, None)
         ratio(f"late in the stream : undisturbed, {memory} {load}", median("late_stream_ms", method=OURS, **same), still, 2)
         ratio(f"late in the drain : undisturbed, {memory} {load}", median("late_drain_ms", method=OURS, **same), still, 2)
@@ -396,7 +400,7 @@ def main():
     kept = promises(rows)
     print(f"\n{'RAM':>5} {'disk':>4} {'load':8} {'method':31} {'':15} {'median':>9} {'p99':>9}   n")
     for memory, disk, load, method, key, numbers in table:
-        figures = f"{numbers['median']:9.1f} {numbers['p99']:9.1f} {numbers['n']:3}"
+        figures = f"{numbers['median']:9.2f} {numbers['p99']:9.2f} {numbers['n']:3}"
         print(f"{memory:>5} {disk:>4} {load:8} {method:31} {key:15} {figures}")
     print(f"\nload of the machine before: {load_before:.1f}")
     for promise in kept:

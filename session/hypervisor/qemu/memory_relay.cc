@@ -30,10 +30,20 @@ constexpr int kSocketBytes = 4 << 20;
 // The step in which waiting for the reader is counted. One that takes much longer is our own starvation.
 constexpr absl::Duration kStallTick = absl::Milliseconds(20);
 
-// Larger than the system's limit where we may (CAP_NET_ADMIN), else up to it.
+// Half of the time in which QEMU fills a buffer, at more than it ever writes: 4 bytes of buffer hold 2 bytes of pages.
+constexpr double kBufferBytesPerSecond = 8e9;
+
+// Larger than the system's limit where we may (CAP_NET_ADMIN), else up to it. Only a matter of speed.
 void GrowSendBuffer(int fd) {
   if (::setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &kSocketBytes, sizeof kSocketBytes) == 0) return;
-  (void)::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kSocketBytes, sizeof kSocketBytes);  // Only a matter of speed.
+  (void)::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kSocketBytes, sizeof kSocketBytes);
+}
+
+absl::Duration GatheringTime(int fd) {
+  int buffer = 0;
+  socklen_t length = sizeof buffer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, &length) != 0) return absl::ZeroDuration();
+  return absl::Seconds(buffer / kBufferBytesPerSecond);
 }
 
 }  // namespace
@@ -55,6 +65,7 @@ absl::StatusOr<std::unique_ptr<MemoryRelay>> MemoryRelay::Start(OwnedFd sink, Op
   STILL_RETURN_IF_ERROR(SetNonBlocking(relay->sink_.get()));
   GrowSendBuffer(relay->source_.get());
   GrowSendBuffer(relay->sink_.get());
+  relay->gathering_ = GatheringTime(relay->source_.get());
   relay->thread_ = std::thread([raw = relay.get()] { raw->Relay(); });
   return relay;
 }
@@ -123,7 +134,11 @@ absl::Status MemoryRelay::Move() {
     // The pipe is only filled when empty: how much more a partly filled one takes depends on how its pages are cut.
     ssize_t got =
         ::splice(stream_.get(), nullptr, pipe_write_.get(), nullptr, kPipeBytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
-    if (got < 0 && errno == EAGAIN) return AwaitOne(stream_.get(), POLLIN, absl::InfiniteDuration());
+    if (got < 0 && errno == EAGAIN) {
+      STILL_RETURN_IF_ERROR(AwaitOne(stream_.get(), POLLIN, absl::InfiniteDuration()));
+      Clock::Real().Sleep(gathering_);
+      return absl::OkStatus();
+    }
     if (got < 0 && errno == EINTR) return absl::OkStatus();
     // An error here is the end of QEMU, which others report.
     stream_ended_ = got <= 0;
@@ -186,6 +201,7 @@ void MemoryRelay::ReadOn() {
     // Without a limit: QEMU ends it, or its end or our destructor does.
     pollfd fds{.fd = stream_.get(), .events = POLLIN, .revents = 0};
     ::poll(&fds, 1, -1);
+    Clock::Real().Sleep(gathering_);
   }
 }
 

@@ -7,6 +7,9 @@
 // (ram_write_tracking_stop is only called on success): the only safe end of one is its completion. So when the reader
 // is lost, the relay reads on and throws away, and QEMU never learns of it.
 //
+// It takes what has gathered for a millisecond, no more often: QEMU flushes after every page of 4 KiB, and to be woken for
+// each of them costs the two threads more than the page (docs/qemu.md).
+//
 // Data is moved with splice(2), from socket to pipe to socket, and not copied. One thread; the public calls are
 // thread-safe.
 #pragma once
@@ -72,8 +75,9 @@ class MemoryRelay {
   OwnedFd sink_;
   OwnedFd pipe_read_;
   OwnedFd pipe_write_;
-  OwnedFd wake_;          // eventfd: cancelled_ or stall_limit_ has changed.
-  uint64_t in_pipe_ = 0;  // Relay thread only, like the two below.
+  OwnedFd wake_;              // eventfd: cancelled_ or stall_limit_ has changed.
+  absl::Duration gathering_;  // How long to let it gather before we take it.
+  uint64_t in_pipe_ = 0;      // Relay thread only, like the two below.
   bool stream_ended_ = false;
   int queued_ = 0;         // In the reader's socket, when it was last full.
   absl::Duration waited_;  // Since the reader last took something, or there was nothing to take.
