@@ -35,8 +35,8 @@ absl::StatusOr<std::unique_ptr<DirectoryObjectStore>> OpenObjects(const Reposito
 }
 
 absl::StatusOr<manifest::Snapshot> ParseRow(const CatalogSnapshot& row) {
-  manifest::Snapshot snapshot;
-  if (snapshot.ParseFromString(row.manifest)) return snapshot;
+  auto snapshot = ParseManifest(row.manifest, row.id);
+  if (snapshot.ok()) return snapshot;
   return absl::DataLossError(absl::StrCat("catalog: snapshot ", row.id, " is damaged; run \"still repair catalog\""));
 }
 

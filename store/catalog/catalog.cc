@@ -17,6 +17,8 @@
 namespace still::store {
 namespace {
 
+constexpr size_t kPackNameBytes = 16;
+
 // Calls `visit` for each row.
 template <typename Visit>
 absl::Status ForEachRow(Statement& select, Visit visit) {
@@ -27,8 +29,17 @@ absl::Status ForEachRow(Statement& select, Visit visit) {
   }
 }
 
-CatalogPack PackFrom(const Statement& row) {
-  CatalogPack pack{.name = row.Bytes(0),
+// The schema says how long a pack's name is; a damaged file may hold another one all the same.
+absl::StatusOr<std::string> PackNameFrom(const Statement& row, const std::string& path) {
+  std::string name = row.Bytes(0);
+  if (name.size() == kPackNameBytes) return name;
+  return absl::DataLossError(
+      absl::StrCat("catalog ", path, ": the row of a pack is damaged; run `still repair catalog`"));
+}
+
+absl::StatusOr<CatalogPack> PackFrom(const Statement& row, const std::string& path) {
+  STILL_ASSIGN_OR_RETURN(std::string name, PackNameFrom(row, path));
+  CatalogPack pack{.name = std::move(name),
                    .kind = static_cast<int>(row.Int(1)),
                    .size = static_cast<uint64_t>(row.Int(2)),
                    .created_unix_ns = row.Int(3),
@@ -186,7 +197,12 @@ absl::Status Catalog::ForEachPack(bool with_hooks, const std::function<void(cons
       reader_->Prepare("SELECT name, kind, size, created, blocks, nodes, overhead, condemned, iif(?, hooks, x'') "
                        "FROM pack ORDER BY created, name"));
   STILL_RETURN_IF_ERROR(select.Bind(int64_t{with_hooks}));
-  return ForEachRow(select, [&] { visit(PackFrom(select)); });
+  for (;;) {
+    STILL_ASSIGN_OR_RETURN(bool row, select.Step());
+    if (!row) return absl::OkStatus();
+    STILL_ASSIGN_OR_RETURN(CatalogPack pack, PackFrom(select, path_));
+    visit(pack);
+  }
 }
 
 absl::StatusOr<std::optional<CatalogPack>> Catalog::FindPack(absl::string_view name) {
@@ -198,7 +214,7 @@ absl::StatusOr<std::optional<CatalogPack>> Catalog::FindPack(absl::string_view n
   STILL_RETURN_IF_ERROR(select.Bind(Blob(name)));
   STILL_ASSIGN_OR_RETURN(bool found, select.Step());
   if (!found) return std::nullopt;
-  return PackFrom(select);
+  return PackFrom(select, path_);
 }
 
 absl::StatusOr<std::vector<NodePlace>> Catalog::FindNode(absl::string_view id) {
@@ -209,9 +225,12 @@ absl::StatusOr<std::vector<NodePlace>> Catalog::FindNode(absl::string_view id) {
                        "WHERE node.id = ? ORDER BY pack.created DESC, pack.name DESC"));
   STILL_RETURN_IF_ERROR(select.Bind(Blob(id)));
   std::vector<NodePlace> places;
-  STILL_RETURN_IF_ERROR(ForEachRow(
-      select, [&] { places.push_back({.pack = select.Bytes(0), .ordinal = static_cast<uint32_t>(select.Int(1))}); }));
-  return places;
+  for (;;) {
+    STILL_ASSIGN_OR_RETURN(bool row, select.Step());
+    if (!row) return places;
+    STILL_ASSIGN_OR_RETURN(std::string pack, PackNameFrom(select, path_));
+    places.push_back({.pack = std::move(pack), .ordinal = static_cast<uint32_t>(select.Int(1))});
+  }
 }
 
 absl::StatusOr<std::vector<CatalogSnapshot>> Catalog::ListSnapshots() {

@@ -327,6 +327,25 @@ TEST_F(CatalogTest, DamagedPagesAreFoundByCheck) {
   EXPECT_THAT(reading.message(), HasSubstr("still repair catalog"));
 }
 
+TEST_F(CatalogTest, ADamagedNameOfAPackIsAnErrorAndNoReasonToDie) {
+  {
+    std::unique_ptr<Catalog> catalog = OpenOrDie();
+    const std::vector<CatalogNode> nodes = {{.id = NodeId('n'), .ordinal = 1}};
+    ASSERT_TRUE(Change(*catalog, [&](CatalogTransaction& change) { return change.PutPack(Pack('a'), nodes); }).ok());
+  }
+  {
+    absl::StatusOr<Database> db = Database::Open(path_, absl::Seconds(10));
+    ASSERT_TRUE(db.ok()) << db.status();
+    ASSERT_TRUE(db->Execute("PRAGMA ignore_check_constraints = ON; UPDATE pack SET name = x'6161'").ok());
+  }
+  std::unique_ptr<Catalog> catalog = OpenOrDie();
+  const absl::Status listing = catalog->ForEachPack(false, [](const CatalogPack&) { ADD_FAILURE(); });
+  EXPECT_EQ(listing.code(), absl::StatusCode::kDataLoss) << listing;
+  EXPECT_THAT(listing.message(), HasSubstr("still repair catalog"));
+  EXPECT_EQ(catalog->FindNode(NodeId('n')).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(catalog->Check().code(), absl::StatusCode::kDataLoss);
+}
+
 TEST_F(CatalogTest, RebuildReplacesWhatCanBeRebuiltAndKeepsTheRest) {
   for (bool damaged : {false, true}) {
     SCOPED_TRACE(damaged);
