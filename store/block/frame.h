@@ -60,7 +60,7 @@ class FrameCodec {
   FrameCodec(const FrameCodec&) = delete;
   FrameCodec& operator=(const FrameCodec&) = delete;
 
-  void set_level(int level) { level_ = level; }
+  void set_level(int level);
 
   // Appends the frame to `out`. `compress`: only kept if it makes the payload smaller.
   void Encode(FrameKind kind, FrameSeal seal, bool compress, absl::string_view payload, std::string& out);
@@ -70,9 +70,10 @@ class FrameCodec {
   absl::StatusOr<std::string> Decode(FrameKind kind, FrameSeal seal, absl::string_view frame);
 
  private:
+  void ApplyLevel(int level);
   absl::Status Decompress(absl::string_view stored, absl::Span<char> out);
 
-  int level_;
+  int level_ = 0;
   ZSTD_CCtx* compressor_;
   ZSTD_DCtx* decompressor_;
   std::string inner_;  // Compressed but not encrypted: on the way in or out.
