@@ -63,8 +63,13 @@ absl::StatusOr<uint32_t> Count(const std::string& flag, const std::string& text)
   return absl::InvalidArgumentError(absl::StrCat(flag, " ", text, ": a number up to 1000 was expected"));
 }
 
-absl::Status SetFlag(bool& field, const Values& values) {
-  field = values.empty() || values.back() == "true";
+// A flag alone means true; CLI11 then gives an empty word.
+absl::Status SetFlag(const char* flag, bool& field, const Values& values) {
+  const std::string value = values.empty() ? "" : values.back();
+  if (!value.empty() && value != "true" && value != "false") {
+    return absl::InvalidArgumentError(absl::StrCat(flag, " ", value, ": true or false was expected"));
+  }
+  field = value != "false";
   return absl::OkStatus();
 }
 
@@ -127,14 +132,14 @@ void ScheduleOptions::AddRest(CLI::App& command) {
   }
   Add(command, "--disk-only", "true: leave memory and device state out", [](Schedule& s, const Values& v) {
     bool on = false;
-    STILL_RETURN_IF_ERROR(SetFlag(on, v));
+    STILL_RETURN_IF_ERROR(SetFlag("--disk-only", on, v));
     s.set_disk_only(on);
     return absl::OkStatus();
   })->expected(0, 1);
   Add(command, "--idle-io", "true: only disk and processor time that nobody else wants",
       [](Schedule& s, const Values& v) {
         bool on = false;
-        STILL_RETURN_IF_ERROR(SetFlag(on, v));
+        STILL_RETURN_IF_ERROR(SetFlag("--idle-io", on, v));
         s.set_idle_io(on);
         return absl::OkStatus();
       })

@@ -72,7 +72,8 @@ class StilldTest(unittest.TestCase):
 class Schedules(StilldTest):
     def try_all_commands(self):
         self.host.still("schedule", "add", "nightly", "--session", "web-*", "--session", "db", "--on", "Mon..Fri 02:00",
-                        "--zone", "Europe/Berlin", "--keep", "daily=7 weekly=4", "--spread", "2h", "--label", "tier=gold")
+                        "--zone", "Europe/Berlin", "--keep", "daily=7 weekly=4", "--disk-only", "--spread", "2h",
+                        "--label", "tier=gold", "--idle-io", "true")
         self.assertEqual(self.host.run("schedule", "add", "nightly", "--session", "a", "--every", "1h").returncode, 4)
         wrong = self.host.run("schedule", "add", "other", "--session", "a", "--on", "*-13-1")
         self.assertEqual(wrong.returncode, 2, wrong.stderr)
@@ -80,10 +81,14 @@ class Schedules(StilldTest):
         [entry] = self.schedules()
         self.assertEqual(entry["schedule"]["sessions"], ["web-*", "db"])
         self.assertEqual(entry["schedule"]["labels"], {"tier": "gold"})
+        self.assertTrue(entry["schedule"]["disk_only"])
+        self.assertTrue(entry["schedule"]["idle_io"])
         self.assertGreater(int(entry["next_unix_ns"]), time.time_ns())
-        self.host.still("schedule", "edit", "nightly", "--every", "6h", "--zone", "")
+        self.host.still("schedule", "edit", "nightly", "--every", "6h", "--zone", "", "--idle-io", "false")
         [entry] = self.schedules()
         self.assertEqual(entry["schedule"]["every"], "6h")
+        self.assertTrue(entry["schedule"]["disk_only"])
+        self.assertFalse(entry["schedule"]["idle_io"])
         self.assertEqual(entry["schedule"]["calendar"], [])
         self.assertEqual(entry["schedule"]["retention"], "daily=7 weekly=4", "what was not given stays")
         self.host.still("schedule", "pause", "nightly")
@@ -148,6 +153,39 @@ class Service(StilldTest):
         self.assertEqual(os.stat(self.host.state / "stilld.sock").st_ino, inode, "systemd's, and left to it")
         self.host.still("schedule", "add", "a", "--session", "x", "--every", "1h")
         self.assertEqual(daemon.end(), 0)
+
+    def test_what_was_left_paused_goes_on_when_it_starts(self):
+        # A process that has a disk open stands for a machine: it is paused by a signal.
+        disk = self.host.directory / "disk.raw"
+        disk.write_bytes(bytes(4096))
+        with disk.open("rb") as opened:
+            machine = subprocess.Popen(["sleep", "600"], stdin=opened)
+        self.addCleanup(machine.wait)
+        self.addCleanup(machine.kill)
+        directory = self.host.state / "sessions/web"
+        directory.mkdir(parents=True, mode=0o700)
+        (directory / "session.json").write_text(json.dumps(
+            {"name": "web", "machine": {"hypervisor": "process", "disks": [{"name": "vda"}]}, "vsock_backend": "OFF",
+             "adopt_pid": str(machine.pid), "disks": [{"name": "vda", "path": str(disk), "format": "raw"}]}))
+        with (directory / "session.log").open("wb") as log:
+            session = subprocess.Popen([BUILD / "bin/still-session", "--directory", directory], stdin=subprocess.DEVNULL,
+                                       stdout=log, stderr=log)
+        self.addCleanup(session.wait)
+        self.addCleanup(session.kill)
+
+        def status():
+            return (self.host.session("web") or {}).get("status")
+
+        wait_for(lambda: status() == "running", "the session", 60)
+        machine.send_signal(signal.SIGSTOP)
+        wait_for(lambda: status() == "paused", "the pause", 60)
+        daemon = self.daemon()
+        self.assertEqual(status(), "running", "it is the first thing that it does")
+        self.assertIn("session was found paused and goes on", [line["message"] for line in daemon.lines()])
+        machine.send_signal(signal.SIGSTOP)
+        wait_for(lambda: status() == "paused", "the pause", 60)
+        self.assertTrue(self.host.json("resume", "web")["was_paused"])
+        self.assertEqual(status(), "running")
 
     def begin_slow(self, daemon, gate):
         self.host.still("schedule", "add", "slow", "--kind", "verify", "--every", "1h", "--before",
