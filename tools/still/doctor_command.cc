@@ -2,13 +2,16 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <iostream>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/process.h"
+#include "session/control/session_registry.h"
 #include "session/hypervisor/accelerator.h"
 #include "session/hypervisor/memory_ways.h"
 #include "tools/still/context.h"
@@ -42,13 +45,42 @@ Tone ToneOf(Verdict verdict) {
   return verdict == Verdict::kNote ? Tone::kWarning : Tone::kBad;
 }
 
-Finding Program(const std::string& name, const std::string& needed_for, const std::string& package) {
+struct Needed {
+  std::string program;
+  std::string needed_for;
+  std::string package;
+  Verdict without = Verdict::kBad;  // kNote: snapshots and plain restores do without it.
+};
+
+Finding Program(const Needed& needed) {
+  const std::string& name = needed.program;
   absl::StatusOr<CommandOutput> output = RunCommand({.argv = {name, "--version"}}, absl::Seconds(20));
   if (!output.ok() || !output->exit.ok()) {
-    return {name, Verdict::kBad, absl::StrCat("not found; needed for ", needed_for, "; install ", package)};
+    return {name, needed.without,
+            absl::StrCat("not found; needed for ", needed.needed_for, "; install ", needed.package)};
   }
   std::vector<std::string> lines = absl::StrSplit(output->stdout_text, '\n');
   return {name, Verdict::kGood, lines[0]};
+}
+
+// Whether nbdkit can load it is asked of nbdkit.
+Finding PluginFinding() {
+  const std::string what = "nbdkit plugin";
+  absl::StatusOr<std::string> plugin = session::FindSibling("nbdkit-still-plugin.so", "STILL_NBDKIT_PLUGIN");
+  if (!plugin.ok()) return {what, Verdict::kNote, std::string(plugin.status().message())};
+  absl::StatusOr<CommandOutput> output = RunCommand({.argv = {"nbdkit", "--version", *plugin}}, absl::Seconds(20));
+  if (!output.ok() || !output->exit.ok()) {
+    const std::string why = output.ok() ? output->stderr_text : std::string(output.status().message());
+    return {what, Verdict::kNote, absl::StrCat(*plugin, " cannot be used: ", absl::StripAsciiWhitespace(why))};
+  }
+  return {what, Verdict::kGood, *plugin};
+}
+
+// nbdfuse is started by whoever asks for files, and mounts for them.
+Finding FuseFinding() {
+  if (::access("/dev/fuse", R_OK | W_OK) == 0) return {"FUSE", Verdict::kGood, "/dev/fuse"};
+  return {"FUSE", Verdict::kNote,
+          absl::StrCat("/dev/fuse: ", ErrnoStatus(errno, "no access").message(), "; still ls, cp and mount need it")};
 }
 
 Finding AcceleratorFinding() {
@@ -91,9 +123,14 @@ Finding RepositoryFinding(const Context& context) {
 
 absl::Status Doctor(Context& context) {
   std::vector<Finding> findings = {
-      Program("qemu-system-x86_64", "running sessions", "qemu-system-x86"),
-      Program("qemu-img", "exporting qcow2", "qemu-utils"),
-      Program("qemu-nbd", "importing qcow2", "qemu-utils"),
+      Program({"qemu-system-x86_64", "running sessions", "qemu-system-x86"}),
+      Program({"qemu-img", "exporting qcow2 and lazy restores", "qemu-utils"}),
+      Program({"qemu-nbd", "importing qcow2", "qemu-utils"}),
+      Program({"nbdkit", "lazy restores, still serve, mount, ls and cp", "nbdkit", Verdict::kNote}),
+      PluginFinding(),
+      Program({"nbdfuse", "still mount, ls and cp", "libnbd-bin", Verdict::kNote}),
+      FuseFinding(),
+      Program({"linux.uml", "still ls and cp without root", "user-mode-linux", Verdict::kNote}),
       AcceleratorFinding(),
       VsockFinding(),
       SpaceFinding(context.state_directory()),

@@ -1,5 +1,5 @@
-// ls, cp: files of a snapshot without booting it. The file system is mounted for the length of the command, in a mount
-// namespace that goes with it: nobody else sees it, and nothing of it can be left behind.
+// ls, cp: files of a snapshot without booting it. For root the file system is mounted for the length of the command, in a
+// mount namespace that goes with it: nobody else sees it, and nothing of it can be left behind. For others: user_files.h.
 #include <sched.h>
 #include <sys/mount.h>
 #include <unistd.h>
@@ -16,6 +16,7 @@
 #include "tools/still/format.h"
 #include "tools/still/guest_tree.h"
 #include "tools/still/image_mount.h"
+#include "tools/still/user_files.h"
 
 namespace still::cli {
 namespace {
@@ -37,7 +38,6 @@ absl::StatusOr<PathReference> ParsePathReference(const std::string& text) {
 
 // From here on this process has mounts of its own, and an empty directory for them.
 absl::StatusOr<std::string> PrivateMounts(const Context& context) {
-  if (::geteuid() != 0) return absl::PermissionDeniedError("the kernel mounts the file system for root only; use sudo");
   if (::unshare(CLONE_NEWNS) != 0) return ErrnoStatus(errno, "unshare the mount namespace");
   if (::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
     return ErrnoStatus(errno, "make mounts private");
@@ -64,6 +64,27 @@ absl::Status WithTree(const Context& context, const ImageReference& reference,
   return FirstError(used, Unmount(root));
 }
 
+absl::StatusOr<std::vector<TreeEntry>> ListTree(const Context& context, const PathReference& reference) {
+  if (::geteuid() != 0) return ListAsUser(context, reference.image, reference.path);
+  std::vector<TreeEntry> entries;
+  STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) -> absl::Status {
+    STILL_ASSIGN_OR_RETURN(entries, tree.List(reference.path));
+    return absl::OkStatus();
+  }));
+  return entries;
+}
+
+// Gives the paths that were left out.
+absl::StatusOr<std::vector<std::string>> CopyTree(const Context& context, const PathReference& reference,
+                                                  const std::string& destination) {
+  if (::geteuid() != 0) return CopyAsUser(context, reference.image, reference.path, destination);
+  std::vector<std::string> skipped;
+  STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) {
+    return tree.Copy(reference.path, destination, [&](const std::string& path) { skipped.push_back(path); });
+  }));
+  return skipped;
+}
+
 std::string ModeText(mode_t mode) {
   std::string text = "?rwxrwxrwx";
   text[0] = S_ISDIR(mode)   ? 'd'
@@ -80,11 +101,7 @@ std::string ModeText(mode_t mode) {
 
 absl::Status ListFiles(Context& context, const std::string& text) {
   STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
-  std::vector<TreeEntry> entries;
-  STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) -> absl::Status {
-    STILL_ASSIGN_OR_RETURN(entries, tree.List(reference.path));
-    return absl::OkStatus();
-  }));
+  STILL_ASSIGN_OR_RETURN(std::vector<TreeEntry> entries, ListTree(context, reference));
   nlohmann::json list = nlohmann::json::array();
   std::vector<std::vector<std::string>> rows = {{"MODE", "OWNER", "SIZE", "CHANGED", "NAME"}};
   for (const TreeEntry& entry : entries) {
@@ -107,10 +124,7 @@ absl::Status ListFiles(Context& context, const std::string& text) {
 
 absl::Status CopyFiles(Context& context, const std::string& text, const std::string& destination) {
   STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
-  std::vector<std::string> skipped;
-  STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) {
-    return tree.Copy(reference.path, destination, [&](const std::string& path) { skipped.push_back(path); });
-  }));
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> skipped, CopyTree(context, reference, destination));
   context.Print({{"copied", reference.path}, {"to", destination}, {"skipped", skipped}}, [&] {
     for (const std::string& path : skipped) std::cerr << "still: left out, no file: " << Printable(path) << "\n";
   });
@@ -122,10 +136,10 @@ absl::Status CopyFiles(Context& context, const std::string& text, const std::str
 void AddFileCommands(CLI::App& app, Context& context) {
   auto reference = std::make_shared<std::string>();
   auto destination = std::make_shared<std::string>();
-  CLI::App* ls = context.AddCommand(app, "ls", "List files of a snapshot without booting it (root)",
+  CLI::App* ls = context.AddCommand(app, "ls", "List files of a snapshot without booting it",
                                     [=](Context& c) { return ListFiles(c, *reference); });
   ls->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
-  CLI::App* cp = context.AddCommand(app, "cp", "Copy a file or a directory out of a snapshot without booting it (root)",
+  CLI::App* cp = context.AddCommand(app, "cp", "Copy a file or a directory out of a snapshot without booting it",
                                     [=](Context& c) { return CopyFiles(c, *reference, *destination); });
   cp->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
   cp->add_option("destination", *destination, "A new file or directory, or one to put it into")->required();

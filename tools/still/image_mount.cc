@@ -40,10 +40,10 @@ constexpr size_t kMaxLog = 4096;
 // a crash-consistent snapshot the newest changes may lie in the journal alone.
 const std::map<std::string, std::string>& MountOptions() {
   static const auto& options = *new std::map<std::string, std::string>{{"ext2", ""},
-                                                                       {"ext3", ",noload"},
-                                                                       {"ext4", ",noload"},
-                                                                       {"xfs", ",norecovery,nouuid"},
-                                                                       {"btrfs", ",rescue=nologreplay"},
+                                                                       {"ext3", "noload"},
+                                                                       {"ext4", "noload"},
+                                                                       {"xfs", "norecovery,nouuid"},
+                                                                       {"btrfs", "rescue=nologreplay"},
                                                                        {"vfat", ""},
                                                                        {"iso9660", ""},
                                                                        {"squashfs", ""}};
@@ -89,6 +89,18 @@ absl::Status NamePartitions(const std::string& path, const std::string& image) {
   return absl::FailedPreconditionError(absl::StrCat("disk ", image,
                                                     " has partitions: ", absl::StrJoin(partitions, ", "),
                                                     "; name one, as in SNAPSHOT:", image, ":1"));
+}
+
+// FUSE's own program may do it for whoever mounted it. It knows nothing of directories where nothing is mounted.
+absl::Status UnmountAsUser(const std::string& directory) {
+  struct stat here {};
+  struct stat above {};
+  const int found = ::stat(directory.c_str(), &here);
+  if (found != 0 && errno == ENOENT) return absl::OkStatus();
+  const std::string parent = std::filesystem::path(directory).parent_path().string();
+  // A server that is gone leaves a mount that cannot even be looked at (ENOTCONN).
+  if (found == 0 && ::stat(parent.c_str(), &above) == 0 && here.st_dev == above.st_dev) return absl::OkStatus();
+  return RunTool({"fusermount3", "-u", "-z", directory}).status();
 }
 
 std::string LastLine(const std::string& path) {
@@ -217,8 +229,7 @@ absl::StatusOr<std::string> FileSystemType(const std::string& path) {
   return found["TYPE"];
 }
 
-absl::Status MountFileSystem(const ImageFile& image, const std::string& directory) {
-  if (::geteuid() != 0) return absl::PermissionDeniedError("mounting needs root");
+absl::StatusOr<FileSystem> FindFileSystem(const ImageFile& image) {
   STILL_ASSIGN_OR_RETURN(auto found, Probe(image.path()));
   const std::string type = found["TYPE"];
   if (type.empty() && !found["PTTYPE"].empty()) return NamePartitions(image.path(), image.image());
@@ -228,15 +239,22 @@ absl::Status MountFileSystem(const ImageFile& image, const std::string& director
         type.empty() ? absl::StrCat("no file system was found on ", image.image())
                      : absl::StrCat(image.image(), " holds ", type, ", which is not mounted on hosts"));
   }
-  return RunTool({"mount", "-t", type, "-o", absl::StrCat("ro,loop,nosuid,nodev,noexec", options->second), image.path(),
-                  directory})
-      .status();
+  return FileSystem{.type = type, .options = options->second};
+}
+
+absl::Status MountFileSystem(const ImageFile& image, const std::string& directory) {
+  if (::geteuid() != 0) return absl::PermissionDeniedError("mounting needs root");
+  STILL_ASSIGN_OR_RETURN(FileSystem system, FindFileSystem(image));
+  std::string options = "ro,loop,nosuid,nodev,noexec";
+  if (!system.options.empty()) absl::StrAppend(&options, ",", system.options);
+  return RunTool({"mount", "-t", system.type, "-o", options, image.path(), directory}).status();
 }
 
 absl::Status Unmount(const std::string& directory) {
   const absl::Duration deadline = Clock::Real().Monotonic() + kUnmountLimit;
   while (::umount2(directory.c_str(), UMOUNT_NOFOLLOW) != 0) {
     if (errno == EINVAL || errno == ENOENT) return absl::OkStatus();  // Nothing is mounted there (any more).
+    if (errno == EPERM) return UnmountAsUser(directory);
     if (errno != EBUSY || Clock::Real().Monotonic() > deadline)
       return ErrnoStatus(errno, absl::StrCat("umount ", directory));
     Clock::Real().Sleep(kMountPoll);

@@ -50,8 +50,15 @@ class ImageFile {
   std::string image_;
 };
 
-// Mounts the file system in `image` on `directory`. Needs root. FAILED_PRECONDITION when there is none that we mount; for
-// a disk with partitions it lists them. Unmounting is umount(8).
+struct FileSystem {
+  std::string type;     // "ext4"
+  std::string options;  // To mount it read-only without replaying its journal; may be empty.
+};
+// FAILED_PRECONDITION when there is none that we mount; for a disk with partitions it lists them.
+absl::StatusOr<FileSystem> FindFileSystem(const ImageFile& image);
+
+// Mounts the file system in `image` on `directory`. Needs root. Errors also as FindFileSystem. Unmounting is
+// umount(8).
 absl::Status MountFileSystem(const ImageFile& image, const std::string& directory);
 
 // What blkid finds in a file: "ext4"; empty when nothing.

@@ -45,7 +45,7 @@ absl::Status RemoveRecord(const std::string& record) {
 absl::Status Mount(Context& context, const std::string& reference, const std::string& directory) {
   if (::geteuid() != 0) {
     return absl::PermissionDeniedError(
-        "mounting needs root; `still serve` with nbdfuse, `still ls` and `still cp` do not");
+        "the kernel mounts for root only; `still ls`, `still cp` and `still serve` work without");
   }
   STILL_ASSIGN_OR_RETURN(ImageReference image, ParseImageReference(reference));
   STILL_ASSIGN_OR_RETURN(std::string target, CanonicalDirectory(directory));

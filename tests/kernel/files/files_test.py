@@ -7,10 +7,42 @@ import struct
 import subprocess
 import time
 import unittest
+import unittest.mock
 
-from still_host import Host
+import still_host
 
 MIB = 1 << 20
+NOBODY = 65534
+
+# DIRECTORY PROGRAM ARGUMENTS..: runs the program as nobody, who can reach it and finds /dev/fuse as it is on a plain Debian;
+# this machine's may be for root alone.
+AS_NOBODY = """
+place=$1 program=$2
+shift 2
+mount -t tmpfs -o mode=0755 none "$place"
+mknod -m 0666 "$place/fuse" c 10 229
+mount --bind "$place/fuse" /dev/fuse
+mkdir "$place/bin"
+mount --bind "$(dirname "$program")" "$place/bin"
+exec setpriv --reuid=65534 --regid=65534 --clear-groups "$place/bin/still" "$@"
+"""
+
+
+class Host(still_host.Host):
+    @classmethod
+    def in_tmp(cls):
+        """Where others than root get to."""
+        with unittest.mock.patch.object(still_host, "SCRATCH", pathlib.Path("/tmp")):
+            return cls()
+
+    def become_nobody(self):
+        """Everything of this host belongs to nobody, who runs its commands from now on."""
+        place = self.directory / "place"
+        place.mkdir()
+        for folder, _, files in os.walk(self.directory):
+            for path in (folder, *(os.path.join(folder, file) for file in files)):
+                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        self.prefix = ["unshare", "--mount", "sh", "-ec", AS_NOBODY, "-", str(place)]
 
 
 def mounts():
@@ -153,6 +185,47 @@ class Files(unittest.TestCase):
         self.assertEqual(list(directory.iterdir()), [])
         self.assertEqual(list((self.host.state / "mounts").iterdir()), [])
         self.assertEqual(self.host.run("umount", directory).returncode, 3)
+
+    def test_who_may_not_mount_reads_files_too(self):
+        with Host.in_tmp() as host:
+            for kind in ("ext4", "xfs", "btrfs"):
+                host.still("import", self.host.directory / f"{kind}.raw", "--name", kind)
+            host.state.mkdir(exist_ok=True)
+            host.become_nobody()
+            mine = host.directory / "mine"
+            mine.mkdir()
+            os.chown(mine, NOBODY, NOBODY)
+            for kind in ("ext4", "xfs", "btrfs"):
+                with self.subTest(kind):
+                    listed = {entry["name"]: entry for entry in host.json("ls", f"{kind}:/deep")}
+                    self.assertEqual(listed, {entry["name"]: entry for entry in self.host.json("ls", f"{kind}:/deep")})
+                    copied = host.json("cp", f"{kind}:/deep", mine / kind)
+                    self.assertEqual(copied["skipped"], [str(mine / kind / "null")])
+            all_of_it = mine / "ext4"
+            self.assertEqual((all_of_it / "er/file").read_bytes(), bytes(range(256)) * 4096)
+            self.assertLess((all_of_it / "sparse").stat().st_blocks * 512, MIB)
+            self.assertEqual(os.readlink(all_of_it / "absolute"), "/etc/hostname")
+            self.assertEqual(stat.S_IMODE((all_of_it / "program").stat().st_mode), 0o755)
+            self.assertEqual((all_of_it / "program").stat().st_uid, NOBODY)
+            # Into a directory under its own name, over a link of the host; and errors are those that root gets.
+            (mine / "link").symlink_to(mine)
+            host.still("cp", "ext4:/out/hostname", mine / "link")
+            self.assertEqual((mine / "hostname").read_text(), "guest\n")
+            again = host.run("cp", "ext4:/etc/hostname", mine)
+            self.assertEqual(again.returncode, 4, again.stderr)
+            self.assertIn(str(mine / "hostname"), again.stderr)
+            self.assertEqual(host.run("ls", "ext4:/nosuch").returncode, 3)
+            self.assertEqual(host.run("mount", "ext4", mine).returncode, 9)
+            self.assertEqual(list((host.state / "mounts").iterdir()), [])
+
+    def test_the_doctor_says_what_files_and_lazy_disks_need(self):
+        findings = {entry["what"]: entry for entry in self.host.json("doctor")["findings"]}
+        for what in ("nbdkit", "nbdkit plugin", "nbdfuse", "FUSE", "linux.uml"):
+            self.assertEqual(findings[what]["verdict"], "ok", findings[what])
+        without = self.host.json("doctor", STILL_NBDKIT_PLUGIN="/nowhere/plugin.so")
+        (plugin,) = (entry for entry in without["findings"] if entry["what"] == "nbdkit plugin")
+        self.assertEqual(plugin["verdict"], "note")
+        self.assertIn("/nowhere/plugin.so", plugin["text"])
 
     def test_an_encrypted_repository_needs_no_second_passphrase(self):
         with Host(encrypted=True) as host:

@@ -1,0 +1,26 @@
+// Files of a snapshot for a user who may not mount it: the kernel that reads the file system is an ordinary program of
+// that user (user-mode Linux, Debian: user-mode-linux), with still-file-reader in it. ext4, xfs and btrfs.
+//
+// The image is a file of nbdfuse's, as for root. <state>/mounts/read-XXXXXX holds it and the kernel's root directory for the
+// length of one call; what a call that was killed left there goes with the next one.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "tools/still/context.h"
+#include "tools/still/guest_tree.h"
+#include "tools/still/image_mount.h"
+
+namespace still::cli {
+
+// As GuestTree::List. FAILED_PRECONDITION: what is needed for it is not installed.
+absl::StatusOr<std::vector<TreeEntry>> ListAsUser(const Context& context, const ImageReference& image,
+                                                  const std::string& path);
+
+// As GuestTree::Copy; gives the paths that were left out.
+absl::StatusOr<std::vector<std::string>> CopyAsUser(const Context& context, const ImageReference& image,
+                                                    const std::string& path, const std::string& destination);
+
+}  // namespace still::cli
