@@ -8,10 +8,8 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "base/random.h"
 #include "snapshot/file_image.h"
 
 namespace still::snapshot {
@@ -45,6 +43,21 @@ DiskSwap::~DiskSwap() {
   }
 }
 
+std::string DiskSwap::StagedName(const std::string& path, const std::string& tag) {
+  return absl::StrCat(path, ".rollback-", tag);
+}
+
+std::string DiskSwap::BeforeName(const std::string& path, const std::string& tag) {
+  return absl::StrCat(path, ".before-rollback-", tag);
+}
+
+absl::StatusOr<std::string> DiskSwap::RealPath(const sessionpb::DiskFile& disk) {
+  std::error_code error;
+  std::filesystem::path path = std::filesystem::canonical(disk.path(), error);
+  if (error) return ErrnoStatus(error.value(), absl::StrCat("disk ", disk.path()));
+  return path.string();
+}
+
 absl::Status DiskSwap::Check(const sessionpb::DiskFile& disk) {
   struct stat info {};
   if (::stat(disk.path().c_str(), &info) != 0) return ErrnoStatus(errno, absl::StrCat("disk ", disk.path()));
@@ -56,14 +69,9 @@ absl::Status DiskSwap::Check(const sessionpb::DiskFile& disk) {
 
 absl::Status DiskSwap::Stage(store::Repository& repository, const manifestpb::Snapshot& snapshot,
                              const sessionpb::DiskFile& disk, const ProgressSink& progress) {
-  std::error_code error;
-  // What a symbolic link names is replaced, not the link.
-  const std::string path = std::filesystem::canonical(disk.path(), error).string();
-  if (error) return ErrnoStatus(error.value(), absl::StrCat("disk ", disk.path()));
-  const std::string tag = absl::StrFormat("%08x", RandomU64() & 0xffffffff);
-  const Staged& file = files_.emplace_back(Staged{.path = path,
-                                                  .staged = absl::StrCat(path, ".rollback-", tag),
-                                                  .before = absl::StrCat(path, ".before-rollback-", tag)});
+  STILL_ASSIGN_OR_RETURN(const std::string path, RealPath(disk));
+  const Staged& file =
+      files_.emplace_back(Staged{.path = path, .staged = StagedName(path, tag_), .before = BeforeName(path, tag_)});
   STILL_RETURN_IF_ERROR(ExportImage(repository, {.snapshot = snapshot.id(),
                                                  .image = disk.name(),
                                                  .path = file.staged,

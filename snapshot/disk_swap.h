@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -19,11 +20,18 @@ absl::Status Rename(const std::string& from, const std::string& to);
 
 class DiskSwap {
  public:
-  DiskSwap() = default;
+  // The tag is part of what is written beside each file; each swap has another one.
+  explicit DiskSwap(std::string tag) : tag_(std::move(tag)) {}
   DiskSwap(const DiskSwap&) = delete;
   DiskSwap& operator=(const DiskSwap&) = delete;
   // Puts back what was swapped and not discarded, and removes what was staged.
   ~DiskSwap();
+
+  // Beside `path`: its new content until the swap, and its old content after it.
+  static std::string StagedName(const std::string& path, const std::string& tag);
+  static std::string BeforeName(const std::string& path, const std::string& tag);
+  // What a symbolic link names is replaced, not the link.
+  static absl::StatusOr<std::string> RealPath(const sessionpb::DiskFile& disk);
 
   // FAILED_PRECONDITION unless the file is a regular one.
   static absl::Status Check(const sessionpb::DiskFile& disk);
@@ -41,10 +49,11 @@ class DiskSwap {
  private:
   struct Staged {
     std::string path;
-    std::string staged;  // The new content, until the swap.
-    std::string before;  // The old content, after it.
+    std::string staged;
+    std::string before;
     bool swapped = false;
   };
+  const std::string tag_;
   std::vector<Staged> files_;
 };
 

@@ -13,6 +13,7 @@
 #include "base/undo.h"
 #include "session/session_config.h"
 #include "snapshot/restore_plan.h"
+#include "snapshot/rollback_journal.h"
 #include "snapshot/session_files.h"
 
 namespace still::snapshot {
@@ -39,6 +40,7 @@ class RestoreRun {
 
   absl::StatusOr<Restored> Run() {
     STILL_RETURN_IF_ERROR(CheckNames(options_.sessions));
+    SweepRollbacks(sessions_);
     STILL_ASSIGN_OR_RETURN(plan_, PlanRestore(repository_, options_, sessions_.root()));
     STILL_RETURN_IF_ERROR(ClaimNames());
     STILL_ASSIGN_OR_RETURN(disk_secret_, DiskSecret(options_.lazy));

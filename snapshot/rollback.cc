@@ -8,14 +8,14 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/random.h"
+#include "base/log.h"
 #include "base/undo.h"
 #include "snapshot/disk_swap.h"
 #include "snapshot/restore_plan.h"
+#include "snapshot/rollback_journal.h"
 #include "snapshot/session_files.h"
 #include "snapshot/take_snapshot.h"
 
@@ -24,10 +24,16 @@ namespace {
 
 constexpr absl::Duration kStopTimeout = absl::Seconds(60);
 
+// The session runs, so the rollback has been done. Unless somebody kills us right now, the journal is not needed any more.
+void LogIfError(const absl::Status& noted) {
+  if (!noted.ok()) LogWarning("rollback journal", {{"error", noted.ToString()}});
+}
+
 class RollbackRun {
  public:
-  RollbackRun(store::Repository& repository, const session::SessionRegistry& sessions, const RollbackOptions& options)
-      : repository_(repository), sessions_(sessions), options_(options) {}
+  RollbackRun(store::Repository& repository, const session::SessionRegistry& sessions, const RollbackOptions& options,
+              RollbackJournal journal)
+      : repository_(repository), sessions_(sessions), options_(options), journal_(std::move(journal)) {}
 
   absl::StatusOr<RolledBack> Run();
 
@@ -47,15 +53,16 @@ class RollbackRun {
   store::Repository& repository_;
   const session::SessionRegistry& sessions_;
   const RollbackOptions& options_;
+  RollbackJournal journal_;  // Goes last: it settles what the others have not.
   RestoreOptions restore_;
   session::SessionEntry entry_;
   std::string directory_;
-  std::string staging_;
-  std::string before_;
+  const std::string staging_ = journal_.staging();
+  const std::string before_ = journal_.before();
   RestorePlan plan_;
   MemoryImage memory_;
   sessionpb::SessionConfig config_;
-  DiskSwap disks_;
+  DiskSwap disks_{journal_.tag()};
   manifestpb::Snapshot safety_;
   absl::Duration stopped_at_;
   UndoStack undo_;
@@ -69,6 +76,7 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
   stopped_at_ = Clock::Real().Monotonic();
   STILL_RETURN_IF_ERROR(Annotate(sessions_.End(options_.session, kStopTimeout), "stop the session"));
   absl::StatusOr<RestoredSession> restored = Replace();
+  if (restored.ok()) LogIfError(journal_.Started());
   if (!restored.ok()) return ComeBack(restored.status());
   if (!plan_.note.empty()) restored->report.add_warnings(plan_.note);
   // From here on the session runs: what cannot be cleaned up is told, and no error.
@@ -120,20 +128,21 @@ std::vector<const sessionpb::DiskFile*> RollbackRun::KeptPlaces(const sessionpb:
 
 // Everything that takes long, while the session runs on.
 absl::Status RollbackRun::Stage() {
-  const std::string parent = absl::StrCat(sessions_.root(), "/sessions/");
-  const std::string tag = absl::StrFormat("%08x", RandomU64() & 0xffffffff);
+  config_ = ConfigFor(plan_, restore_, options_.session);
+  const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config_);
+  std::vector<std::string> paths;
+  for (const sessionpb::DiskFile* disk : kept) {
+    STILL_ASSIGN_OR_RETURN(paths.emplace_back(), DiskSwap::RealPath(*disk));
+  }
+  STILL_RETURN_IF_ERROR(journal_.Begin(paths));
   // No session can be called so, and no list shows it.
-  staging_ = absl::StrCat(parent, ".", options_.session, ".rollback-", tag);
-  before_ = absl::StrCat(parent, ".", options_.session, ".before-rollback-", tag);
   STILL_RETURN_IF_ERROR(MakeDirectories(staging_, 0700));
   undo_.Push("remove the staged session", [staging = staging_] { return RemoveTree(staging); });
-  config_ = ConfigFor(plan_, restore_, options_.session);
   config_.set_time_limit_s(entry_.config.time_limit_s());
   if (plan_.warm) {
     STILL_ASSIGN_OR_RETURN(memory_, LoadMemory(repository_, plan_, restore_));
     config_.mutable_restore()->set_private_mapping(memory_.shared);
   }
-  const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config_);
   SessionFileOptions files{.directory = staging_,
                            .boot_files = BootFileDirectory(sessions_),
                            .used_as = directory_,
@@ -200,7 +209,7 @@ absl::Status RollbackRun::StartSafety() {
   STILL_ASSIGN_OR_RETURN(MemoryImage memory, LoadMemory(repository_, plan, restore));
   config.mutable_restore()->set_private_mapping(memory.shared);
   // Its disks went on a little after the safety snapshot: memory and disks must be of one point.
-  DiskSwap disks;
+  DiskSwap disks(journal_.safety_tag());
   const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config);
   const std::string fresh = JoinPath(directory_, "safety");
   STILL_RETURN_IF_ERROR(MakeDirectories(fresh, 0700));
@@ -219,6 +228,7 @@ absl::Status RollbackRun::StartSafety() {
   }
   STILL_RETURN_IF_ERROR(disks.Swap());
   STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, memory.fd, restore).status());
+  LogIfError(journal_.Started());
   return disks.Discard();
 }
 
@@ -226,7 +236,8 @@ absl::Status RollbackRun::StartSafety() {
 
 absl::StatusOr<RolledBack> Rollback(store::Repository& repository, const session::SessionRegistry& sessions,
                                     const RollbackOptions& options) {
-  return RollbackRun(repository, sessions, options).Run();
+  STILL_ASSIGN_OR_RETURN(RollbackJournal journal, RollbackJournal::Open(sessions, options.session));
+  return RollbackRun(repository, sessions, options, std::move(journal)).Run();
 }
 
 }  // namespace still::snapshot

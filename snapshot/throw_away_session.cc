@@ -10,15 +10,13 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/random.h"
 #include "base/unix_socket.h"
+#include "session/control/session_process.h"
 
 namespace still::snapshot {
 namespace {
@@ -26,37 +24,8 @@ namespace {
 // A session ends its hypervisor and its disk servers before it goes.
 constexpr absl::Duration kOrderlyEnd = absl::Seconds(30);
 constexpr absl::Duration kForcedEnd = absl::Seconds(10);
-constexpr size_t kMaxCommandLine = 1 << 16;
 
 std::string LockDirectory(const session::SessionRegistry& sessions) { return JoinPath(sessions.root(), "throw-away"); }
-
-// The words of a process's command line; empty when it is gone.
-std::vector<std::string> CommandLine(int pid) {
-  absl::StatusOr<std::string> text = ReadFile(absl::StrCat("/proc/", pid, "/cmdline"), kMaxCommandLine);
-  if (!text.ok()) return {};
-  return absl::StrSplit(*text, '\0');
-}
-
-// Is it the still-session that works in this directory? Names of throw-away sessions are never used twice, so there is
-// no other.
-bool WorksIn(int pid, const std::string& directory) {
-  const std::vector<std::string> words = CommandLine(pid);
-  return words.size() > 2 && absl::EndsWith(words[0], "still-session") && words[1] == "--directory" &&
-         words[2] == directory;
-}
-
-// A descriptor of the process, so that no signal goes to another one that got its number.
-std::optional<OwnedFd> FindSessionProcess(const std::string& directory) {
-  absl::StatusOr<std::vector<std::string>> entries = ListDirectory("/proc");
-  if (!entries.ok()) return std::nullopt;
-  for (const std::string& entry : *entries) {
-    int pid = 0;
-    if (!absl::SimpleAtoi(entry, &pid) || !WorksIn(pid, directory)) continue;
-    OwnedFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-    if (process.valid() && WorksIn(pid, directory)) return process;
-  }
-  return std::nullopt;
-}
 
 absl::Status Signal(int pidfd, int signal) {
   if (::syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0) == 0 || errno == ESRCH) return absl::OkStatus();
@@ -64,7 +33,8 @@ absl::Status Signal(int pidfd, int signal) {
 }
 
 absl::Status EndProcess(const std::string& directory) {
-  std::optional<OwnedFd> process = FindSessionProcess(directory);
+  // Names of throw-away sessions are never used twice, so there is no other.
+  std::optional<OwnedFd> process = session::FindSessionProcess(directory);
   if (!process.has_value()) return absl::OkStatus();
   STILL_RETURN_IF_ERROR(Signal(process->get(), SIGTERM));
   if (WaitReadable(process->get(), kOrderlyEnd, "the session's end").ok()) return absl::OkStatus();

@@ -32,17 +32,17 @@ struct Arguments {
   int disk_secret_fd = -1;
 };
 
-// Tells whoever started us, once, and closes the pipe.
-void Report(OwnedFd& pipe, const absl::StatusOr<sessionpb::LaunchReport>& ready) {
-  if (!pipe.valid()) return;
+// Tells whoever started us, once, and closes the pipe. False: nobody waits any more.
+bool Report(OwnedFd& pipe, const absl::StatusOr<sessionpb::LaunchReport>& ready) {
+  if (!pipe.valid()) return true;
   sessionpb::LaunchReport report = ready.ok() ? *ready : sessionpb::LaunchReport();
   report.set_code(static_cast<int>(ready.status().code()));
   report.set_message(ready.ok() ? "ready" : std::string(ready.status().message()));
   std::string bytes = report.SerializeAsString();
-  if (absl::Status written = WriteAll(pipe.get(), bytes.data(), bytes.size(), "report pipe"); !written.ok()) {
-    LogWarning("nobody waits for this session any more", {{"error", written.ToString()}});
-  }
+  absl::Status written = WriteAll(pipe.get(), bytes.data(), bytes.size(), "report pipe");
+  if (!written.ok()) LogWarning("nobody waits for this session any more", {{"error", written.ToString()}});
   pipe.Reset();
+  return written.ok();
 }
 
 // SIGTERM and SIGINT stop the session. Blocked in every thread and taken by one, so that nothing runs in a handler.
@@ -101,7 +101,9 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
   }
   if (!ready.ok()) session->Stop();
   if (ready.ok() && config.disk_server().hydrate()) session->Hydrate(config.disk_server().hydrate_bytes_per_second());
-  Report(report, ready);
+  // Whoever asked for this session was killed: it may have been half of something (a rollback, one of several), and nobody
+  // has been told that it runs.
+  if (!Report(report, ready)) session->Stop();
 
   session::SessionEnd end = session->Wait();
   LogInfo("session ended", {{"session", config.name()}, {"end", end.ShortDebugString()}});

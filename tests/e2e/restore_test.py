@@ -201,7 +201,42 @@ class Rollback(RestoreTest):
         self.assertEqual(sorted(p.name for p in self.disk.parent.glob("web.raw*")), ["web.raw"])
 
 
+    def test_what_a_killed_rollback_left_is_put_back_and_there_is_one_at_a_time(self):
+        # Stands in for still-session: waits for us, and ends the rollback while it waits for the session to come up.
+        program = self.host.directory / "kills"
+        reached = self.host.directory / "reached"
+        program.write_text(f"#!/bin/sh\n: >{reached}\nwhile [ -e {reached} ]; do sleep 0.1; done\nkill -9 $PPID\n")
+        program.chmod(0o755)
+        first = self.host.start("rollback", "web", "point", "--safety-name", "safe", STILL_SESSION_PROGRAM=str(program))
+        self.addCleanup(lambda: (reached.unlink(missing_ok=True), first.kill(), first.communicate()))
+        wait_for(reached.exists, "the rollback to start the session", 120)
+        self.assert_refused(5, "another rollback of session web is under way", "rollback", "web", "point")
+        self.assertGreater(len(list(self.disk.parent.glob("web.raw*"))), 1)
+        reached.unlink()
+        self.assertEqual(first.wait(60), -signal.SIGKILL)
+        # Whoever comes next finds the machine as it was, but stopped; its memory is in the safety snapshot.
+        self.assert_refused(5, "web is not running", "rollback", "web", "point")
+        self.assertEqual(sorted(p.name for p in self.disk.parent.glob("web.raw*")), ["web.raw"])
+        self.assertEqual([p.name for p in (self.host.state / "sessions").iterdir()], ["web"])
+        self.host.still("rm", "web")
+        self.host.boot("web", disks=[self.disk], memory="128M")
+        self.assertTrue(self.has_file("web"), "the old disk")
+        self.host.still("restore", "safe", "--as", "safe")
+        self.assert_works("safe")
+        self.stop("safe")
+
+
 class CannotWork(RestoreTest):
+    def test_a_guest_that_takes_no_new_random_numbers_is_not_let_run(self):
+        self.host.guest("web", "sh", "-c", "mv /dev/urandom /dev/urandom.away && : > /dev/urandom")
+        try:
+            self.host.still("snapshot", "web", "--name", "deaf")
+        finally:
+            self.host.guest("web", "mv", "/dev/urandom.away", "/dev/urandom")
+        self.assert_refused(1, "the random generator was not reseeded", "restore", "deaf", "--as", "twin")
+        self.assertIsNone(self.host.session("twin"))
+        self.assertEqual(list(self.host.pids()), ["web"])
+
     def test_another_machine_is_refused_before_anything_starts(self):
         qemu = self.host.directory / "qemu"
         qemu.write_text(

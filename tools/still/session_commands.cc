@@ -17,6 +17,7 @@
 #include "base/undo.h"
 #include "proto/grpc_status.h"
 #include "session/session_config.h"
+#include "snapshot/rollback_journal.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/disk_argument.h"
@@ -102,6 +103,7 @@ absl::Status Run(Context& context, const RunArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(SessionConfig config, ConfigOf(arguments));
   STILL_RETURN_IF_ERROR(session::ValidateConfig(config, /*has_ram=*/false));
   session::SessionRegistry sessions = context.sessions();
+  snapshot::SweepRollbacks(sessions);
   STILL_ASSIGN_OR_RETURN(std::string directory, sessions.Create(arguments.name));
   UndoStack undo;
   undo.Push("remove the session's directory", [directory] { return RemoveTree(directory); });
@@ -301,6 +303,7 @@ void AddSessionCommands(CLI::App& app, Context& context) {
 
   CLI::App* rm = context.AddCommand(
       app, "rm", "Delete an ended session, with its restored disks", [=](Context& c) -> absl::Status {
+        snapshot::SweepRollbacks(c.sessions());
         STILL_RETURN_IF_ERROR(c.sessions().Remove(*name));
         c.Print({{"removed", *name}}, [&] { std::cout << "session " << *name << " removed\n"; });
         return absl::OkStatus();

@@ -57,7 +57,7 @@ class DiskSwapTest : public ::testing::Test {
 TEST_F(DiskSwapTest, TheSnapshotsContentTakesThePlaceWithTheSameMode) {
   ASSERT_EQ(::chmod(Path("vda").c_str(), 0640), 0);
   {
-    DiskSwap swap;
+    DiskSwap swap("tag");
     ASSERT_TRUE(swap.Stage(*repository_, snapshot_, disk_, [](const Progress&) {}).ok());
     EXPECT_EQ(First("vda"), 'n');
     ASSERT_TRUE(swap.Swap().ok());
@@ -73,7 +73,7 @@ TEST_F(DiskSwapTest, TheSnapshotsContentTakesThePlaceWithTheSameMode) {
 
 TEST_F(DiskSwapTest, WhatIsNotDiscardedComesBack) {
   {
-    DiskSwap swap;
+    DiskSwap swap("tag");
     ASSERT_TRUE(swap.Stage(*repository_, snapshot_, disk_, [](const Progress&) {}).ok());
     ASSERT_TRUE(swap.Swap().ok());
     EXPECT_EQ(First("vda"), 'o');
@@ -86,7 +86,7 @@ TEST_F(DiskSwapTest, ALinkStaysAndItsTargetIsReplaced) {
   ASSERT_EQ(::symlink(Path("vda").c_str(), Path("link").c_str()), 0);
   disk_.set_path(Path("link"));
   {
-    DiskSwap swap;
+    DiskSwap swap("tag");
     ASSERT_TRUE(swap.Stage(*repository_, snapshot_, disk_, [](const Progress&) {}).ok());
     ASSERT_TRUE(swap.Swap().ok());
     ASSERT_TRUE(swap.Discard().ok());
