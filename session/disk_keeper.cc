@@ -64,7 +64,12 @@ bool DiskKeeper::Tend() {
   absl::StatusOr<bool> held = disks.Held();
   if (!held.ok()) return false;  // The VM is on its way out, or busy: its session knows.
   if (*held) {
-    if (go_on_.Due()) LetGoOn();
+    if (go_on_.Due()) {
+      LetGoOn();
+    } else {
+      // Nobody reads. As long as the server has the repository open, nothing in it can be repaired.
+      server_->Suspend();
+    }
     return false;
   }
   absl::StatusOr<std::vector<LazyDiskState>> states = disks.Query();

@@ -1,8 +1,9 @@
 // DiskKeeper: looks after the disks of a lazily restored session until they need nothing from outside any more.
 //
 // A read that the disk server cannot answer holds the guest. The keeper then starts the server again (its repository may
-// be back, or repaired) and lets the guest go on, again and again, less and less often; says meanwhile what could not be
-// read; hydrates when asked to; and ends the server when every disk is complete. Thread-safe.
+// be back, or repaired) and lets the guest go on, again and again, less and less often; between two tries no server runs,
+// so that the repository can be repaired. It says meanwhile what could not be read; hydrates when asked to; and ends the
+// server when every disk is complete. Thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -71,6 +71,7 @@ absl::Status DiskServer::Restart() {
     absl::MutexLock lock(&mutex_);
     generation = wanted_ = generation_ + 1;
     state_ = State::kStarting;
+    suspended_ = false;
   }
   Wake();
   return AwaitServing(generation);
@@ -87,6 +88,14 @@ absl::Status DiskServer::AwaitServing(uint64_t generation) {
   if (state_ == State::kServing) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("the disk server ended: ", last_error_.empty() ? "it said nothing" : last_error_));
+}
+
+void DiskServer::Suspend() {
+  {
+    absl::MutexLock lock(&mutex_);
+    suspended_ = true;
+  }
+  Wake();
 }
 
 bool DiskServer::serving() const {
@@ -161,6 +170,8 @@ void DiskServer::Keep() {
   for (;;) {
     {
       absl::MutexLock lock(&mutex_);
+      auto may_run = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ending_ || !suspended_; };
+      mutex_.Await(absl::Condition(&may_run));
       if (ending_) return;
       ++generation_;
       wanted_ = std::max(wanted_, generation_);
@@ -208,7 +219,7 @@ void DiskServer::KeepOne() {
       uint64_t count;
       [[maybe_unused]] ssize_t got = ::read(wake_.get(), &count, sizeof count);
       absl::MutexLock lock(&mutex_);
-      if ((ending_ || wanted_ > generation_) && kill_at == absl::InfiniteDuration()) {
+      if ((ending_ || suspended_ || wanted_ > generation_) && kill_at == absl::InfiniteDuration()) {
         End(*program, SIGTERM);
         kill_at = Clock::Real().Monotonic() + kEndGrace;
       }

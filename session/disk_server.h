@@ -37,6 +37,8 @@ class DiskServer {
   // Ends it and starts it again; returns once it serves. For when what it serves was away: it may hold descriptors of
   // what is no longer there. Errors as Start, and it goes on trying.
   absl::Status Restart();
+  // Ends it until it is restarted: what it serves must be free for others (a repair, say). Returns without waiting.
+  void Suspend();
   bool serving() const;
   // What it said last about a failure of its own, one line; empty when it said nothing since it was started.
   std::string last_error() const;
@@ -65,6 +67,7 @@ class DiskServer {
   State state_ ABSL_GUARDED_BY(mutex_) = State::kStarting;
   uint64_t generation_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the program that runs, or ran last.
   uint64_t wanted_ ABSL_GUARDED_BY(mutex_) = 1;      // The generation that is asked for.
+  bool suspended_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   std::string partial_line_;  // Of the keeper.
   std::string last_error_ ABSL_GUARDED_BY(mutex_);

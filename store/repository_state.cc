@@ -84,10 +84,11 @@ absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldShared(const std::st
   return shared;
 }
 
-absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldExclusive(const std::string& purpose) {
+absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldExclusive(const std::string& purpose, absl::Duration wait) {
   absl::MutexLock lock(&lease_mutex_);
   STILL_ASSIGN_OR_RETURN(LeaseKeeper * keeper, Keeper());
-  STILL_ASSIGN_OR_RETURN(Lease lease, keeper->Acquire({.kind = LeaseKind::kExclusive, .purpose = purpose}));
+  STILL_ASSIGN_OR_RETURN(Lease lease,
+                         keeper->Acquire({.kind = LeaseKind::kExclusive, .purpose = purpose, .wait = wait}));
   return std::make_shared<Lease>(std::move(lease));
 }
 

@@ -56,7 +56,8 @@ class RepositoryState final : public NodeFinder {
   // Leases (docs/format/locks.md). Shared: for all of this process together, as long as anybody here holds it.
   // UNAVAILABLE while somebody holds one that excludes it.
   absl::StatusOr<std::shared_ptr<Lease>> HoldShared(const std::string& purpose) ABSL_LOCKS_EXCLUDED(lease_mutex_);
-  absl::StatusOr<std::shared_ptr<Lease>> HoldExclusive(const std::string& purpose) ABSL_LOCKS_EXCLUDED(lease_mutex_);
+  absl::StatusOr<std::shared_ptr<Lease>> HoldExclusive(const std::string& purpose, absl::Duration wait)
+      ABSL_LOCKS_EXCLUDED(lease_mutex_);
 
  private:
   absl::Status SyncPacks();

@@ -183,7 +183,7 @@ absl::StatusOr<PruneReport> PruneRepository(RepositoryState& state, const PruneO
   }
   STILL_RETURN_IF_ERROR(state.objects->SweepLeftovers().status());
   if (!due.empty()) {
-    auto lease = state.HoldExclusive("sweep");
+    auto lease = state.HoldExclusive("sweep", absl::ZeroDuration());
     if (absl::IsUnavailable(lease.status())) {
       wait_for_later();
     } else {

@@ -5,12 +5,16 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "store/gc/rewrite.h"
 #include "store/gc/tree_walk.h"
 #include "store/verify/verify.h"
 
 namespace still::store {
 namespace {
+
+// For readers that let go soon: a session that is held over what is to be repaired looks again every few seconds.
+constexpr absl::Duration kReaderWait = absl::Seconds(60);
 
 // Copies an object to quarantine/ and deletes it. One that is gone, or that the disk does not give, is only noted.
 absl::Status Quarantine(RepositoryState& state, const std::string& object) {
@@ -87,7 +91,7 @@ absl::StatusOr<RepairReport> RepairRepository(RepositoryState& state, const Repa
   if (options.dry_run) {
     STILL_ASSIGN_OR_RETURN(lease, state.HoldShared("repair"));
   } else {
-    STILL_ASSIGN_OR_RETURN(lease, state.HoldExclusive("repair"));
+    STILL_ASSIGN_OR_RETURN(lease, state.HoldExclusive("repair", kReaderWait));
   }
   return Repairer(state, options).Run();
 }

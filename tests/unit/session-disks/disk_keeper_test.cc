@@ -114,6 +114,7 @@ TEST_F(DiskKeeperTest, AHeldGuestGoesOnWhenTheReadCanBeAnsweredAndUntilThenItIsS
       << keeper_->trouble();
   EXPECT_TRUE(Within(kLimit, [&] { return vm_.resumes() >= 2; })) << "tried again, and again";
   EXPECT_TRUE(vm_.held());
+  EXPECT_TRUE(Within(kLimit, [&] { return ::kill(Pid(), 0) != 0; })) << "between two tries others have the repository";
   EXPECT_NE(Pid(), first) << "a server that was started anew may find what the old one could not";
   EXPECT_THAT(vm_.rates(), IsEmpty()) << "nobody has asked for hydration";
   CannotRead(false);
@@ -134,7 +135,7 @@ TEST_F(DiskKeeperTest, WhenTheServerEndsTooBothAreToldAndTheGuestStaysHeld) {
       << keeper_->trouble();
   const int resumes = vm_.resumes();
   const pid_t failed = Pid();
-  EXPECT_TRUE(Within(kLimit, [&] { return Pid() != failed; })) << "it is started again and again";
+  EXPECT_TRUE(Within(kLimit, [&] { return Pid() != failed; })) << "it is tried again and again";
   EXPECT_EQ(vm_.resumes(), resumes) << "over a server that does not serve";
   vm_.MendServer();
   CannotRead(false);
