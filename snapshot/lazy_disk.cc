@@ -23,8 +23,6 @@ constexpr char kOverlayOptions[] = "cluster_size=64k";
 
 }  // namespace
 
-bool CanBeLazy(const manifestpb::Disk& disk) { return !disk.read_only(); }
-
 absl::Status MakeLazyDisk(const manifestpb::Image& image, const std::string& path, sessionpb::DiskFile& file) {
   // The header names what it lies over. Nothing of ours needs that, but nobody else takes the file for a whole disk.
   const std::string socket = JoinPath(std::filesystem::path(path).parent_path().string(), session::kDiskServerSocket);

@@ -22,9 +22,6 @@ struct LazyDiskOptions {
   uint64_t hydrate_bytes_per_second = 0;
 };
 
-// A disk that is worth it: one that the guest can write. A read-only one has no place to put what it lacks.
-bool CanBeLazy(const manifestpb::Disk& disk);
-
 // Makes the overlay `path` of the image and describes it in `file`.
 absl::Status MakeLazyDisk(const manifestpb::Image& image, const std::string& path, sessionpb::DiskFile& file);
 

@@ -47,7 +47,7 @@ class Writer {
       if (image.role() == Image::ROLE_DISK && image.name() == disk.name()) found = &image;
     }
     if (found == nullptr) return absl::DataLossError(absl::StrCat("the snapshot has no image of disk ", disk.name()));
-    if (options_.lazy_disks && CanBeLazy(disk)) {
+    if (options_.lazy_disks) {
       return MakeLazyDisk(*found, JoinPath(options_.directory, absl::StrCat(disk.name(), ".qcow2")), file);
     }
     file.set_format("raw");

@@ -1,5 +1,6 @@
 """Lazily restored sessions: they start over the repository, wait when it is away, and need it no more in the end."""
 
+import hashlib
 import os
 import pathlib
 import signal
@@ -8,6 +9,7 @@ import unittest
 from still_host import Host, wait_for
 
 BLOB = "/data/blob"
+MIB = 1 << 20
 
 
 def children(pid):
@@ -28,11 +30,18 @@ class Lazy(unittest.TestCase):
     def setUpClass(cls):
         cls.host = Host(encrypted=cls.encrypted)
         cls.addClassCleanup(cls.host.close)
-        cls.host.boot("web")
+        # A read-only disk without a file system: what is on it is in no guest's memory.
+        cls.extra = cls.host.directory / "extra.raw"
+        cls.extra.write_bytes(bytes(MIB) + os.urandom(2 * MIB) + bytes(5 * MIB))
+        cls.extra_sum = hashlib.md5(cls.extra.read_bytes()).hexdigest()
+        cls.host.boot("web", disks=[cls.host.disk("web"), f"{cls.extra},ro"])
         wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
         cls.host.guest("web", "sh", "-c", f"head -c 6000000 /dev/urandom > {BLOB} && sync")
         cls.sum = cls.host.guest("web", "md5sum", BLOB)
+        # So that the pack which holds it holds nothing else, and holds it as it is.
+        cls.host.still("import", cls.extra, "--name", "extra")
         cls.host.still("snapshot", "web", "--name", "point", "--quiesce", "require")
+        cls.host.still("forget", "extra")
         cls.host.still("stop", "web", "--force")
 
     def restore(self, name, *arguments):
@@ -59,14 +68,43 @@ class Lazy(unittest.TestCase):
 
 
 class LazyStart(Lazy):
+    def damage(self, content):
+        """Changes a byte of the one pack that holds these bytes."""
+        for pack in (self.host.directory / "repo/packs").rglob("*"):
+            if pack.is_file() and (at := pack.read_bytes().find(content)) >= 0:
+                with open(pack, "r+b") as file:
+                    file.seek(at)
+                    file.write(bytes([content[0] ^ 1]))
+                return
+        self.fail("no pack holds it")
+
+    def test_a_damaged_block_holds_the_guest_until_repair_has_it_from_another_copy(self):
+        self.restore("damaged", "--cold", "--no-hydrate")
+        self.damage(self.extra.read_bytes()[2 * MIB :][:64])
+        reading = self.host.start("exec", "damaged", "--timeout", "240s", "--", "md5sum", "/dev/vdb")
+        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
+        wait_for(lambda: self.status("damaged") == "held" and "snapshot point, image vdb, bytes 2097152 to "
+                 in self.trouble("damaged"), "the guest to be held over the block", 60)
+        lost = self.host.json("repair")["lost"]
+        self.assertEqual([(entry["name"], entry["image"]) for entry in lost], [("point", "vdb")])
+        self.host.still("import", self.extra, "--name", "another-copy")
+        self.assertEqual(self.host.json("repair")["lost"], [])
+        output, errors = reading.communicate(timeout=240)
+        self.assertIn(self.extra_sum, output, errors)
+        wait_for(lambda: self.status("damaged") == "lazy" and not self.trouble("damaged"), "the end of the trouble", 60)
+        self.assert_unharmed("damaged")
+
     def test_cold_boots_over_the_repository_and_in_the_end_needs_it_no_more(self):
         self.restore("cold", "--cold", "--no-hydrate")
         self.assertEqual(self.status("cold"), "lazy")
         self.assertEqual(self.read_anew("cold"), self.sum)
+        # A disk that the guest may only read is no less lazy.
+        self.assertIn(self.extra_sum, self.host.guest("cold", "md5sum", "/dev/vdb"))
+        self.assertEqual(self.host.guest("cold", "cat", "/sys/block/vdb/ro").strip(), "1")
         overlay = self.host.state / "sessions/cold/vda.qcow2"
         self.assertLess(overlay.stat().st_blocks * 512, 64 << 20, "what was only read was not copied")
         again = self.host.json("snapshot", "cold", "--disk-only", "--quiesce", "require")
-        found = self.host.check_disk(self.host.export(again["id"]))
+        found = self.host.check_disk(self.host.export(again["id"], "--image", "vda"))
         self.assertTrue(found["clean"])
         self.assertFalse(found["needs_recovery"])
 
@@ -77,6 +115,8 @@ class LazyStart(Lazy):
         repository.rename(self.host.directory / "away")
         self.addCleanup((self.host.directory / "away").rename, repository)
         self.assert_unharmed("cold")
+        self.host.guest("cold", "sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
+        self.assertIn(self.extra_sum, self.host.guest("cold", "md5sum", "/dev/vdb"))
 
     def test_warm_goes_on_completes_itself_and_can_be_snapshotted_meanwhile(self):
         self.restore("warm", "--hydrate-rate", "1M")
@@ -113,7 +153,7 @@ class LazyTrouble(Lazy):
         self.addCleanup(lambda: (reading.kill(), reading.communicate()))
         try:
             # The read fails first, and then the server, which is started anew: in the end both are told together.
-            for words in ("the guest is held: disk vda of snapshot ", ": snapshot point, image vda, bytes ",
+            for words in ("the guest is held: disks vda, vdb of snapshot ", ": snapshot point, image vda, bytes ",
                           "repo: No such file or directory"):
                 wait_for(lambda: self.status("held") == "held" and words in self.trouble("held"), words, 60)
         finally:

@@ -92,22 +92,24 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
   struct stat info {};
   bool block_device = ::stat(disk.path.c_str(), &info) == 0 && S_ISBLK(info.st_mode);
   std::string file_node = absl::StrCat(DiskNode(index), "-file");
+  const bool lazy = !disk.backing_export.empty();
+  const bool writable = lazy || !disk.read_only;
   json file = {{"driver", block_device ? "host_device" : "file"},
                {"node-name", file_node},
                {"filename", disk.path},
-               {"read-only", disk.read_only},
+               {"read-only", !writable},
                // With "auto" (the default) a disk on a file system without locks would be used unprotected.
                {"locking", "on"}};
   json format = {{"driver", disk.format},
-                 {"node-name", DiskNode(index)},
+                 {"node-name", lazy ? LazyOverlayNode(index, disk.read_only) : DiskNode(index)},
                  {"file", file_node},
-                 {"read-only", disk.read_only},
+                 {"read-only", !writable},
                  {"discard", "unmap"}};
   std::string device = absl::StrFormat("virtio-blk-pci,id=%s,drive=%s,bus=pcie.0,addr=0x%x", DiskDevice(index),
                                        DiskNode(index), kFirstDiskSlot + static_cast<int>(index));
   if (!disk.serial.empty()) absl::StrAppend(&device, ",serial=", Escaped(disk.serial));
   if (boot) absl::StrAppend(&device, ",bootindex=0");
-  if (!disk.backing_export.empty()) {
+  if (lazy) {
     json base = {
         {"driver", "nbd"},
         {"node-name", LazyBaseNode(index)},
@@ -120,7 +122,13 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
     // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
     absl::StrAppend(&device, ",rerror=stop,werror=stop");
   }
-  argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format), "-device", device});
+  argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format)});
+  if (lazy && disk.read_only) {
+    json guard = {
+        {"driver", "raw"}, {"node-name", DiskNode(index)}, {"file", LazyOverlayNode(index, true)}, {"read-only", true}};
+    argv.insert(argv.end(), {"-blockdev", DumpJson(guard)});
+  }
+  argv.insert(argv.end(), {"-device", device});
 }
 
 void AddNic(const NicConfig& nic, size_t index, std::vector<std::string>& argv) {

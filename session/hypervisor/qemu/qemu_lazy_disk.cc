@@ -26,12 +26,17 @@ uint64_t NumberAt(const json& object, const char* key) {
 
 std::string LazyBaseNode(size_t index) { return absl::StrCat(DiskNode(index), "-base"); }
 
+std::string LazyOverlayNode(size_t index, bool read_only) {
+  return read_only ? absl::StrCat(DiskNode(index), "-overlay") : DiskNode(index);
+}
+
 QemuLazyDisks::QemuLazyDisks(std::shared_ptr<QemuMachine> machine)
     : machine_(std::move(machine)), disks_([this] {
         std::vector<Disk> disks;
         for (size_t i = 0; i < machine_->disks.size(); ++i) {
-          if (!machine_->disks[i].backing_export.empty())
-            disks.push_back({.index = i, .name = machine_->disks[i].name});
+          const DiskConfig& disk = machine_->disks[i];
+          if (disk.backing_export.empty()) continue;
+          disks.push_back({.index = i, .name = disk.name, .overlay = LazyOverlayNode(i, disk.read_only)});
         }
         return disks;
       }()) {}
@@ -52,7 +57,7 @@ absl::StatusOr<std::vector<LazyDiskState>> QemuLazyDisks::QueryLocked() {
   STILL_ASSIGN_OR_RETURN(json nodes, qmp.Execute("query-named-block-nodes", {{"flat", true}}, kCommandDeadline));
   const bool wake = !machine_->capture_active && resting_.exchange(false);
   for (const Disk& disk : disks_) {
-    const json* node = FindBy(nodes, "node-name", DiskNode(disk.index));
+    const json* node = FindBy(nodes, "node-name", disk.overlay);
     if (node == nullptr) return absl::InternalError(absl::StrCat("disk ", disk.name, " has no block node"));
     LazyDiskState state{.name = disk.name, .size = NumberAt(Member(*node, "image"), "virtual-size")};
     if (const json* job = FindBy(jobs, "device", JobId(disk))) {
@@ -85,7 +90,7 @@ absl::Status QemuLazyDisks::Hydrate(uint64_t bytes_per_second) {
     }
     // A job that meets an error ends, and is begun again by whoever sees that the server is back: what it has copied
     // already it passes quickly.
-    json job = {{"job-id", JobId(disks_[i])}, {"device", DiskNode(disks_[i].index)}, {"speed", bytes_per_second}};
+    json job = {{"job-id", JobId(disks_[i])}, {"device", disks_[i].overlay}, {"speed", bytes_per_second}};
     STILL_RETURN_IF_ERROR(machine_->qmp->Run("block-stream", job, kCommandDeadline));
   }
   return absl::OkStatus();

@@ -19,6 +19,9 @@ namespace still::session {
 
 // Of disk number `index`: the block node of what its overlay lies over ("disk0-base").
 std::string LazyBaseNode(size_t index);
+// The node of its overlay. Of a read-only disk it is not the one that the guest's device has: what the overlay lacks must
+// be written into it all the same.
+std::string LazyOverlayNode(size_t index, bool read_only);
 
 class QemuLazyDisks : public LazyDisks {
  public:
@@ -35,6 +38,7 @@ class QemuLazyDisks : public LazyDisks {
   struct Disk {
     size_t index;
     std::string name;
+    std::string overlay;  // Block node.
   };
   static std::string JobId(const Disk& disk);
   absl::StatusOr<std::vector<LazyDiskState>> QueryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
