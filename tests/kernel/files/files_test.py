@@ -35,6 +35,17 @@ class Host(still_host.Host):
         with unittest.mock.patch.object(still_host, "SCRATCH", pathlib.Path("/tmp")):
             return cls()
 
+    def readers(self):
+        """pid -> name of the programs that files are read with: they work below mounts/."""
+        found = {}
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and os.readlink(entry / "cwd").startswith(str(self.state / "mounts")):
+                    found[entry.name] = (entry / "comm").read_text().strip()
+            except OSError:
+                pass
+        return found
+
     def become_nobody(self):
         """Everything of this host belongs to nobody, who runs its commands from now on."""
         place = self.directory / "place"
@@ -216,6 +227,15 @@ class Files(unittest.TestCase):
             self.assertIn(str(mine / "hostname"), again.stderr)
             self.assertEqual(host.run("ls", "ext4:/nosuch").returncode, 3)
             self.assertEqual(host.run("mount", "ext4", mine).returncode, 9)
+            self.assertEqual(list((host.state / "mounts").iterdir()), [])
+            # Killed in the middle, it leaves no process, and what else it leaves goes with the next one.
+            killed = host.start("cp", "btrfs:/deep", mine / "killed")
+            self.addCleanup(lambda: (killed.kill(), killed.communicate()))
+            still_host.wait_for(lambda: "linux.uml" in host.readers().values(), "the kernel to start", 60)
+            killed.kill()
+            still_host.wait_for(lambda: not host.readers(), "its processes to end", 60)
+            self.assertNotEqual(list((host.state / "mounts").iterdir()), [])
+            host.still("ls", "btrfs:/")
             self.assertEqual(list((host.state / "mounts").iterdir()), [])
 
     def test_the_doctor_says_what_files_and_lazy_disks_need(self):
