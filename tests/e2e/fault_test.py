@@ -19,11 +19,11 @@ class FaultTest(VmTest):
         self.log = self.host.state / "sessions/web/session.log"
         self.addCleanup(self.fault.unlink, missing_ok=True)
 
-    def begin_snapshot(self, step, milliseconds, *arguments):
+    def begin_snapshot(self, step, milliseconds, *arguments, **environment):
         """A snapshot under way, held before `step`."""
         self.fault.write_text(f"{step}:{milliseconds}\n")
         held = self.log.read_text().count(f"step={step}")
-        process = self.host.start("snapshot", "web", *arguments)
+        process = self.host.start("snapshot", "web", *arguments, **environment)
         wait_for(lambda: self.log.read_text().count(f"step={step}") > held, f"step {step}", 30)
         return process
 
@@ -100,6 +100,37 @@ class RepositoryFull(FaultTest):
         self.assertIn("No space left", result.stderr)
         self.assert_web_works()
         self.assertEqual(self.host.json("list", STILL_REPO=repository), [])
+
+
+@unittest.skipIf(os.geteuid() != 0, "mounts and freezes a file system for the repository")
+class RepositoryHangs(FaultTest):
+    def test_the_guest_does_not_wait_for_it_and_the_snapshot_does(self):
+        mount = self.host.directory / "hangs"
+        mount.mkdir()
+        image = self.host.directory / "hangs.img"
+        with image.open("wb") as file:
+            file.truncate(1 << 30)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, mount], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", mount], check=True)
+        repository = str(mount / "repo")
+        self.host.still("init", "--no-encryption", STILL_REPO=repository)
+        # Held before the point: everything has to be stored while nothing can be.
+        process = self.begin_snapshot("pin_disks", 1000, "--name", "late", STILL_REPO=repository)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        subprocess.run(["fsfreeze", "--freeze", mount], check=True)
+        self.addCleanup(subprocess.run, ["fsfreeze", "--unfreeze", mount], stderr=subprocess.DEVNULL, check=False)
+        before = wait_for(lambda: self.host.records("web")["acknowledged"], "the thaw", 60)
+        # For longer than a reader of memory may take nothing: who waits for the repository has lost its capture by then.
+        wait_for(lambda: self.host.records("web")["acknowledged"] > before + 150, "the writer to go on", 120)
+        self.assertIsNone(process.poll(), "it ended without its repository")
+        subprocess.run(["fsfreeze", "--unfreeze", mount], check=True)
+        _, stderr = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 0, stderr)
+        self.assertTrue(self.host.json("verify", "--read-data", "100", STILL_REPO=repository)["ok"])
+        self.fault.unlink()
+        self.assert_web_works()
 
 
 if __name__ == "__main__":

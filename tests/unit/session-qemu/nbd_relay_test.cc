@@ -7,9 +7,8 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/unix_socket.h"
 #include "gtest/gtest.h"
