@@ -215,7 +215,8 @@ class Service(StilldTest):
 
 
 class Alerts(StilldTest):
-    def test_failure_reaches_the_webhook_the_command_and_the_log(self):
+    def receive(self):
+        """What is posted to a webhook, as it comes, and its address."""
         received = []
 
         class Receiver(http.server.BaseHTTPRequestHandler):
@@ -231,9 +232,12 @@ class Alerts(StilldTest):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.addCleanup(server.server_close)
         self.addCleanup(server.shutdown)
+        return received, f"http://127.0.0.1:{server.server_port}/hook"
+
+    def test_failure_reaches_the_webhook_the_command_and_the_log(self):
+        received, url = self.receive()
         told = self.host.directory / "told"
-        daemon = self.daemon("--webhook", f"http://127.0.0.1:{server.server_port}/hook",
-                             "--notify-command", f'echo "$STILL_EVENT $STILL_SESSION" >> {told}')
+        daemon = self.daemon("--webhook", url, "--notify-command", f'echo "$STILL_EVENT $STILL_SESSION" >> {told}')
         self.host.still("schedule", "add", "often", "--session", "gone", "--every", "10s", "--retries", "0", "--max-age", "15s")
         wait_for(lambda: {event["event"] for event in received} >= {"failed", "stale"}, "both alerts", 90)
         self.assertEqual(len([event for event in received if event["event"] == "failed"]), 1, "told once")
@@ -241,6 +245,20 @@ class Alerts(StilldTest):
         wait_for(lambda: told.exists() and "stale gone" in told.read_text(), "the command", 30)
         self.assertIn("alert", [line["message"] if "event" not in line else "alert" for line in daemon.lines()])
         self.assertIn("there is no such session", self.runs("often")[-1]["message"])
+
+    def test_recovery_is_told_like_failure(self):
+        received, url = self.receive()
+        gate = self.host.directory / "gate"
+        self.daemon("--webhook", url)
+        self.host.still("schedule", "add", "weekly-check", "--kind", "verify", "--on", "yearly", "--retries", "0", "--before",
+                        f"test -e {gate}")
+        self.assertEqual(self.host.run("schedule", "run-now", "weekly-check", "--wait").returncode, 6)
+        wait_for(lambda: received, "the failure", 60)
+        gate.touch()
+        self.host.still("schedule", "run-now", "weekly-check", "--wait")
+        wait_for(lambda: len(received) == 2, "the recovery", 60)
+        self.assertEqual([(event["event"], event["about"], event["schedule"]) for event in received],
+                         [("failed", "", "weekly-check"), ("recovered", "failed", "weekly-check")])
 
     def test_the_dead_mans_rule_needs_no_daemon(self):
         told = self.host.directory / "told"
