@@ -20,11 +20,11 @@
 namespace still::session {
 namespace {
 
-constexpr uint64_t kPage = 4096;
+constexpr uint64_t kSmallPage = 4096;
 constexpr uint64_t kLargePage = 2 << 20;
 constexpr uint64_t kPresentOrSwapped = uint64_t{3} << 62;  // pagemap(5), bits 63 and 62.
 constexpr uint64_t kExclusive = uint64_t{1} << 56;         // Not so the zero page.
-constexpr uint64_t kWorthCollapsing = kLargePage / kPage / 2;
+constexpr uint64_t kWorthCollapsing = kLargePage / kSmallPage / 2;
 constexpr int kMadviseCollapse = 25;   // linux/mman.h; the C library of Debian 12 does not have it yet.
 constexpr size_t kPagesAtOnce = 1024;  // process_vm_readv(2) takes IOV_MAX pieces.
 constexpr size_t kMaxMaps = 4 << 20;
@@ -68,14 +68,14 @@ absl::StatusOr<uint64_t> Touch(pid_t pid, std::vector<iovec>& absent) {
 absl::StatusOr<uint64_t> TouchMapping(pid_t pid, int pagemap, const Mapping& mapping) {
   uint64_t touched = 0;
   uint64_t entries[kPagesAtOnce];
-  for (uint64_t at = mapping.begin; at < mapping.end; at += kPagesAtOnce * kPage) {
-    uint64_t pages = std::min<uint64_t>(kPagesAtOnce, (mapping.end - at) / kPage);
+  for (uint64_t at = mapping.begin; at < mapping.end; at += kPagesAtOnce * kSmallPage) {
+    uint64_t pages = std::min<uint64_t>(kPagesAtOnce, (mapping.end - at) / kSmallPage);
     STILL_RETURN_IF_ERROR(
-        PReadExactly(pagemap, entries, pages * sizeof entries[0], at / kPage * sizeof entries[0], "pagemap"));
+        PReadExactly(pagemap, entries, pages * sizeof entries[0], at / kSmallPage * sizeof entries[0], "pagemap"));
     std::vector<iovec> absent;
     for (uint64_t i = 0; i < pages; ++i) {
       if ((entries[i] & kPresentOrSwapped) != 0) continue;
-      absent.push_back({.iov_base = reinterpret_cast<void*>(at + i * kPage), .iov_len = 1});
+      absent.push_back({.iov_base = reinterpret_cast<void*>(at + i * kSmallPage), .iov_len = 1});
     }
     STILL_ASSIGN_OR_RETURN(uint64_t more, Touch(pid, absent));
     touched += more;
@@ -86,11 +86,12 @@ absl::StatusOr<uint64_t> TouchMapping(pid_t pid, int pagemap, const Mapping& map
 // Only anonymous memory: of a mapped file the kernel protects no large page, but takes it out of the page table.
 absl::StatusOr<uint64_t> CollapseMapping(int pidfd, int pagemap, const Mapping& mapping, absl::Duration end) {
   uint64_t collapsed = 0;
-  uint64_t entries[kLargePage / kPage];
+  uint64_t entries[kLargePage / kSmallPage];
   for (uint64_t at = (mapping.begin + kLargePage - 1) / kLargePage * kLargePage; at + kLargePage <= mapping.end;
        at += kLargePage) {
     if (Clock::Real().Monotonic() > end) break;
-    STILL_RETURN_IF_ERROR(PReadExactly(pagemap, entries, sizeof entries, at / kPage * sizeof entries[0], "pagemap"));
+    STILL_RETURN_IF_ERROR(
+        PReadExactly(pagemap, entries, sizeof entries, at / kSmallPage * sizeof entries[0], "pagemap"));
     auto used = std::count_if(std::begin(entries), std::end(entries), [](uint64_t e) { return (e & kExclusive) != 0; });
     // A range that the guest hardly uses would only grow.
     if (static_cast<uint64_t>(used) < kWorthCollapsing) continue;
