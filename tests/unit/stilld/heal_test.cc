@@ -3,10 +3,13 @@
 #include <stdlib.h>
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -23,28 +26,46 @@ class ScriptedSession final : public sessionpb::SessionControl::Service {
  public:
   grpc::Status Describe(grpc::ServerContext*, const sessionpb::DescribeRequest*,
                         sessionpb::DescribeResponse* response) override {
-    *response = state;
-    if (state.state() == sessionpb::DescribeResponse::PAUSED) response->clear_agent();  // It does not answer.
+    absl::MutexLock lock(&mutex_);
+    *response = state_;
+    if (state_.state() == sessionpb::DescribeResponse::PAUSED) response->clear_agent();  // It does not answer.
     return grpc::Status::OK;
   }
   grpc::Status Resume(grpc::ServerContext*, const sessionpb::ResumeRequest*,
                       sessionpb::ResumeResponse* response) override {
-    calls.push_back("Resume");
-    if (old) return {grpc::StatusCode::UNIMPLEMENTED, ""};
+    absl::MutexLock lock(&mutex_);
+    calls_.push_back("Resume");
+    if (old_) return {grpc::StatusCode::UNIMPLEMENTED, ""};
     response->set_was_paused(true);
-    state.set_state(sessionpb::DescribeResponse::RUNNING);
+    state_.set_state(sessionpb::DescribeResponse::RUNNING);
     return grpc::Status::OK;
   }
   grpc::Status Thaw(grpc::ServerContext*, const sessionpb::ThawRequest*, guestpb::ThawResponse*) override {
-    calls.push_back("Thaw");
-    state.mutable_agent()->set_quiesce_state(guestpb::THAWED);
+    absl::MutexLock lock(&mutex_);
+    calls_.push_back("Thaw");
+    state_.mutable_agent()->set_quiesce_state(guestpb::THAWED);
     return grpc::Status::OK;
   }
 
-  // One call after the other: nothing here is used by two threads at a time.
-  sessionpb::DescribeResponse state;
-  bool old = false;  // Older than Resume.
-  std::vector<std::string> calls;
+  void Set(const std::function<void(sessionpb::DescribeResponse&)>& change) {
+    absl::MutexLock lock(&mutex_);
+    change(state_);
+  }
+  // Older than Resume.
+  void MakeOld() {
+    absl::MutexLock lock(&mutex_);
+    old_ = true;
+  }
+  std::vector<std::string> calls() {
+    absl::MutexLock lock(&mutex_);
+    return calls_;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  sessionpb::DescribeResponse state_ ABSL_GUARDED_BY(mutex_);
+  bool old_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::string> calls_ ABSL_GUARDED_BY(mutex_);
 };
 
 class HealTest : public ::testing::Test {
@@ -61,14 +82,22 @@ class HealTest : public ::testing::Test {
     builder.RegisterService(&session_);
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
-    session_.state.set_state(sessionpb::DescribeResponse::RUNNING);
-    session_.state.mutable_agent()->set_connected(true);
-    session_.state.mutable_agent()->set_quiesce_state(guestpb::THAWED);
+    session_.Set([](sessionpb::DescribeResponse& state) {
+      state.set_state(sessionpb::DescribeResponse::RUNNING);
+      state.mutable_agent()->set_connected(true);
+      state.mutable_agent()->set_quiesce_state(guestpb::THAWED);
+    });
   }
   void TearDown() override {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(5));
     catalog_.reset();
     EXPECT_TRUE(RemoveTree(root_).ok());
+  }
+  void Pause() {
+    session_.Set([](sessionpb::DescribeResponse& state) { state.set_state(sessionpb::DescribeResponse::PAUSED); });
+  }
+  void Freeze() {
+    session_.Set([](sessionpb::DescribeResponse& state) { state.mutable_agent()->set_quiesce_state(guestpb::FROZEN); });
   }
   // How many were healed.
   int Heal() {
@@ -85,38 +114,40 @@ class HealTest : public ::testing::Test {
 
 TEST_F(HealTest, WhatRunsIsLeftAlone) {
   EXPECT_EQ(Heal(), 0);
-  EXPECT_THAT(session_.calls, IsEmpty());
+  EXPECT_THAT(session_.calls(), IsEmpty());
 }
 
 TEST_F(HealTest, WhatWasLeftPausedAndFrozenGoesOnAndIsThawedThen) {
-  session_.state.set_state(sessionpb::DescribeResponse::PAUSED);
-  session_.state.mutable_agent()->set_quiesce_state(guestpb::FROZEN);
+  Pause();
+  Freeze();
   EXPECT_EQ(Heal(), 1);
-  EXPECT_THAT(session_.calls, ElementsAre("Resume", "Thaw"));
+  EXPECT_THAT(session_.calls(), ElementsAre("Resume", "Thaw"));
   EXPECT_EQ(Heal(), 0);
 }
 
 TEST_F(HealTest, WhatWasLeftFrozenIsThawed) {
-  session_.state.mutable_agent()->set_quiesce_state(guestpb::FROZEN);
+  Freeze();
   EXPECT_EQ(Heal(), 1);
-  EXPECT_THAT(session_.calls, ElementsAre("Thaw"));
+  EXPECT_THAT(session_.calls(), ElementsAre("Thaw"));
 }
 
 TEST_F(HealTest, APauseWithAReasonIsLeftToWhoeverHasIt) {
-  session_.state.set_state(sessionpb::DescribeResponse::PAUSED);
-  session_.state.set_active_capture("7");
+  Pause();
+  session_.Set([](sessionpb::DescribeResponse& state) { state.set_active_capture("7"); });
   EXPECT_EQ(Heal(), 0);
-  session_.state.clear_active_capture();
-  session_.state.set_disk_trouble("the guest is held: no repository");
+  session_.Set([](sessionpb::DescribeResponse& state) {
+    state.clear_active_capture();
+    state.set_disk_trouble("the guest is held: no repository");
+  });
   EXPECT_EQ(Heal(), 0);
-  EXPECT_THAT(session_.calls, IsEmpty());
+  EXPECT_THAT(session_.calls(), IsEmpty());
 }
 
 TEST_F(HealTest, ASessionFromBeforeResumeIsOnlyTalkedAbout) {
-  session_.old = true;
-  session_.state.set_state(sessionpb::DescribeResponse::PAUSED);
+  session_.MakeOld();
+  Pause();
   EXPECT_EQ(Heal(), 0);
-  EXPECT_THAT(session_.calls, ElementsAre("Resume"));
+  EXPECT_THAT(session_.calls(), ElementsAre("Resume"));
 }
 
 }  // namespace
