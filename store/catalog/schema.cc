@@ -151,6 +151,10 @@ absl::Status ApplyMigrations(Database& db, absl::Span<const char* const> migrati
   if (!empty && application != kCatalogApplicationId) {
     return absl::FailedPreconditionError(absl::StrCat("catalog ", db.path(), ": a database, but not a catalog"));
   }
+  if (version < 0) {
+    return absl::DataLossError(absl::StrCat("catalog ", db.path(), ": impossible version ", version,
+                                            "; run `still repair catalog` to rebuild it"));
+  }
   const auto current = static_cast<int64_t>(migrations.size());
   if (version > current) {
     return absl::FailedPreconditionError(absl::StrCat("catalog ", db.path(), ": version ", version,

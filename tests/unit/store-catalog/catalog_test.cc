@@ -327,6 +327,18 @@ TEST_F(CatalogTest, DamagedPagesAreFoundByCheck) {
   EXPECT_THAT(reading.message(), HasSubstr("still repair catalog"));
 }
 
+TEST_F(CatalogTest, AnImpossibleVersionIsDamage) {
+  OpenOrDie();
+  {
+    absl::StatusOr<Database> db = Database::Open(path_, absl::Seconds(10));
+    ASSERT_TRUE(db.ok()) << db.status();
+    ASSERT_TRUE(db->Execute("PRAGMA user_version = -3").ok());
+  }
+  const absl::Status status = Catalog::Open({.path = path_}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_THAT(status.message(), HasSubstr("still repair catalog"));
+}
+
 TEST_F(CatalogTest, ADamagedNameOfAPackIsAnErrorAndNoReasonToDie) {
   {
     std::unique_ptr<Catalog> catalog = OpenOrDie();
