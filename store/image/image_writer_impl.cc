@@ -59,12 +59,11 @@ absl::Status ImageWriterImpl::CheckRange(uint64_t offset, uint64_t length) const
   return status_;
 }
 
-absl::Status ImageWriterImpl::EnsureBatch() {
-  if (batch_ != nullptr) return absl::OkStatus();
+void ImageWriterImpl::EnsureBatch() {
+  if (batch_ != nullptr) return;
   context_.throttle.Take();
   batch_ = std::make_shared<Batch>();
   batch_->sequence = sequence_++;
-  return absl::OkStatus();
 }
 
 std::unique_ptr<char[]> ImageWriterImpl::TakeBuffer() {
@@ -84,8 +83,8 @@ void ImageWriterImpl::SubmitBatch() {
   context_.pool.Submit([this, batch = std::exchange(batch_, nullptr)](Scratch& scratch) { HashBatch(batch, scratch); });
 }
 
-absl::Status ImageWriterImpl::AddRun(Run run) {
-  STILL_RETURN_IF_ERROR(EnsureBatch());
+void ImageWriterImpl::AddRun(Run run) {
+  EnsureBatch();
   std::vector<Run>& runs = batch_->runs;
   if (!runs.empty() && runs.back().kind == run.kind &&
       runs.back().first_block + runs.back().blocks == run.first_block) {
@@ -94,19 +93,17 @@ absl::Status ImageWriterImpl::AddRun(Run run) {
     runs.push_back(run);
   }
   if (runs.size() >= kBatchRuns) SubmitBatch();
-  return absl::OkStatus();
 }
 
-absl::Status ImageWriterImpl::AppendBlock(uint64_t block, const char* data, size_t size) {
-  STILL_RETURN_IF_ERROR(EnsureBatch());
+void ImageWriterImpl::AppendBlock(uint64_t block, const char* data, size_t size) {
+  EnsureBatch();
   if (batch_->data == nullptr) batch_->data = TakeBuffer();
   char* to = batch_->data.get() + batch_->blocks * kBlockSize;
   std::memcpy(to, data, size);
   std::memset(to + size, 0, kBlockSize - size);
   const bool is_last = ++batch_->blocks == kBatchBlocks;
-  STILL_RETURN_IF_ERROR(AddRun({.kind = RunKind::kData, .first_block = block, .blocks = 1}));
+  AddRun({.kind = RunKind::kData, .first_block = block, .blocks = 1});
   if (is_last) SubmitBatch();
-  return absl::OkStatus();
 }
 
 absl::Status ImageWriterImpl::Write(uint64_t offset, absl::string_view data) {
@@ -115,9 +112,9 @@ absl::Status ImageWriterImpl::Write(uint64_t offset, absl::string_view data) {
   for (size_t at = 0; at < data.size(); at += kBlockSize, ++block) {
     const size_t size = std::min(kBlockSize, data.size() - at);
     if (IsZero(data.data() + at, size)) {
-      STILL_RETURN_IF_ERROR(AddRun({.kind = RunKind::kZero, .first_block = block, .blocks = 1}));
+      AddRun({.kind = RunKind::kZero, .first_block = block, .blocks = 1});
     } else {
-      STILL_RETURN_IF_ERROR(AppendBlock(block, data.data() + at, size));
+      AppendBlock(block, data.data() + at, size);
     }
   }
   absl::MutexLock lock(&mutex_);
@@ -128,14 +125,16 @@ absl::Status ImageWriterImpl::Write(uint64_t offset, absl::string_view data) {
 absl::Status ImageWriterImpl::WriteZeros(uint64_t offset, uint64_t length) {
   STILL_RETURN_IF_ERROR(CheckRange(offset, length));
   if (length == 0) return absl::OkStatus();
-  return AddRun({.kind = RunKind::kZero, .first_block = offset / kBlockSize, .blocks = BlocksFor(length)});
+  AddRun({.kind = RunKind::kZero, .first_block = offset / kBlockSize, .blocks = BlocksFor(length)});
+  return absl::OkStatus();
 }
 
 absl::Status ImageWriterImpl::KeepParent(uint64_t offset, uint64_t length) {
   STILL_RETURN_IF_ERROR(CheckRange(offset, length));
   if (parent_ == nullptr) return absl::InvalidArgumentError("an image without a parent has nothing to keep");
   if (length == 0) return absl::OkStatus();
-  return AddRun({.kind = RunKind::kKeep, .first_block = offset / kBlockSize, .blocks = BlocksFor(length)});
+  AddRun({.kind = RunKind::kKeep, .first_block = offset / kBlockSize, .blocks = BlocksFor(length)});
+  return absl::OkStatus();
 }
 
 absl::Status ImageWriterImpl::WriteFromFile(int fd, uint64_t file_offset, uint64_t offset, uint64_t length) {
@@ -164,8 +163,7 @@ absl::Status ImageWriterImpl::WriteFromFile(int fd, uint64_t file_offset, uint64
     }
     if (data_begin > at) {
       const uint64_t blocks = BlocksFor(data_begin - at);
-      STILL_RETURN_IF_ERROR(
-          AddRun({.kind = RunKind::kZero, .first_block = (offset + at) / kBlockSize, .blocks = blocks}));
+      AddRun({.kind = RunKind::kZero, .first_block = (offset + at) / kBlockSize, .blocks = blocks});
     }
     if (data_end > data_begin) {
       STILL_RETURN_IF_ERROR(
@@ -186,7 +184,7 @@ absl::Status ImageWriterImpl::WriteFileExtent(int fd, uint64_t file_offset, uint
       if (!status_.ok()) return status_;
     }
     SubmitBatch();  // A batch is read from a file or filled by the caller, never both.
-    STILL_RETURN_IF_ERROR(EnsureBatch());
+    EnsureBatch();
     const uint64_t size = std::min<uint64_t>(bytes, kBatchBlocks * kBlockSize);
     batch_->fd = fd;
     batch_->file_offset = file_offset;
@@ -250,7 +248,7 @@ absl::Status ImageWriterImpl::Apply(Batch& batch, Scratch& scratch) {
       STILL_RETURN_IF_ERROR(ApplyData(batch, run, first_in_batch, scratch));
       first_in_batch += run.blocks;
     } else {
-      STILL_RETURN_IF_ERROR(ApplyMark(run, scratch));
+      STILL_RETURN_IF_ERROR(ApplyMark(run));
     }
   }
   return absl::OkStatus();
@@ -330,8 +328,7 @@ absl::Status ImageWriterImpl::ApplyData(Batch& batch, const Run& run, size_t fir
   return absl::OkStatus();
 }
 
-absl::Status ImageWriterImpl::ApplyMark(const Run& run, Scratch& scratch) {
-  (void)scratch;
+absl::Status ImageWriterImpl::ApplyMark(const Run& run) {
   for (uint64_t done = 0; done < run.blocks;) {
     const uint64_t leaf = (run.first_block + done) / kBlocksPerLeaf;
     const auto begin = static_cast<uint32_t>((run.first_block + done) % kBlocksPerLeaf);

@@ -60,9 +60,9 @@ class ImageWriterImpl final : public ImageWriter {
 
   absl::Status CheckRange(uint64_t offset, uint64_t length) const;
   // On the caller's thread: appends to the batch under construction, and hands it over when it is full.
-  absl::Status AddRun(Run run);
-  absl::Status AppendBlock(uint64_t block, const char* data, size_t size);
-  absl::Status EnsureBatch();
+  void AddRun(Run run);
+  void AppendBlock(uint64_t block, const char* data, size_t size);
+  void EnsureBatch();
   void SubmitBatch();
   // For a whole batch. Used again and again: fresh memory would cost a page fault for each block.
   std::unique_ptr<char[]> TakeBuffer() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -73,7 +73,7 @@ class ImageWriterImpl final : public ImageWriter {
   void ApplyInOrder(const std::shared_ptr<Batch>& batch, Scratch& scratch) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Apply(Batch& batch, Scratch& scratch);
   absl::Status ApplyData(Batch& batch, const Run& run, size_t first_in_batch, Scratch& scratch);
-  absl::Status ApplyMark(const Run& run, Scratch& scratch);
+  absl::Status ApplyMark(const Run& run);
   absl::Status MarkInLeaf(RunKind kind, uint64_t leaf, uint32_t begin, uint32_t end);
   absl::StatusOr<StagedLeaf*> Stage(uint64_t leaf);
   const PlacedBlocks* ParentLeaf(uint64_t leaf, Scratch& scratch);

@@ -21,7 +21,6 @@ class Damage {
   void AddNode(const NodeId& id) ABSL_LOCKS_EXCLUDED(mutex_);
   void AddBlock(const PackName& pack, uint32_t block) ABSL_LOCKS_EXCLUDED(mutex_);
   void AddPack(const PackName& pack) ABSL_LOCKS_EXCLUDED(mutex_);
-
   // A manifest or note of which nothing can be saved.
   void AddObject(const std::string& object) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -29,7 +28,6 @@ class Damage {
   bool HasBlock(const PackName& pack, uint32_t block) const ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<std::string> problems() const ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<PackName> packs() const ABSL_LOCKS_EXCLUDED(mutex_);  // With a damaged footer or block.
-
   std::vector<std::string> objects() const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Walks every image: the ranges under broken nodes, and of broken blocks.
