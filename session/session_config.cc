@@ -54,7 +54,7 @@ absl::Status CheckFormat(const sessionpb::DiskFile& disk) {
   }
   struct stat file = {};
   if (::fstat(fd.get(), &file) != 0) return ErrnoStatus(errno, absl::StrCat("stat ", disk.path()));
-  if (S_ISREG(file.st_mode) && (file.st_size == 0 || file.st_size % 512 != 0)) {
+  if (disk.format() == "raw" && S_ISREG(file.st_mode) && (file.st_size == 0 || file.st_size % 512 != 0)) {
     return absl::InvalidArgumentError(absl::StrCat("disk ", disk.path(), " is no disk image: ", file.st_size,
                                                    " bytes are not a number of sectors of 512"));
   }
