@@ -87,6 +87,10 @@ class LazyVm : public testing::FakeVm, public LazyDisks {
 
 class DiskKeeperTest : public testing::DiskServerFixture {
  protected:
+  void TearDown() override {
+    keeper_.reset();  // It uses the directory until it has ended.
+    DiskServerFixture::TearDown();
+  }
   void Start() {
     auto server = DiskServer::Start(Options());
     ASSERT_TRUE(server.ok()) << server.status();
