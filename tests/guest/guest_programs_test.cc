@@ -191,8 +191,9 @@ TEST_F(GuestProgramsTest, TheCounterNoticesAByteThatChangedInItsMemory) {
 TEST_F(GuestProgramsTest, TheGapMeterSeesTheTimeItCouldNotRun) {
   ChildProcess meter = Start("gap-meter", {"--state", Path("g"), "--file", Path("f")});
   const std::vector<std::string> report = {"--report", "--state", Path("g")};
-  const nlohmann::json before = AskUntil("gap-meter", report, Path("g"),
-                                         [](const nlohmann::json& answer) { return answer["write"]["steps"] > 5; });
+  const nlohmann::json before = AskUntil("gap-meter", report, Path("g"), [](const nlohmann::json& answer) {
+    return answer["write"]["steps"] > 5 && answer["memory"]["steps"] > 5;
+  });
   kill(meter.pid(), SIGSTOP);
   AskUntil("gap-meter", report, Path("g"), [](const nlohmann::json& answer) {
     return answer["write"]["longest_ns"] > 300'000'000 && answer["schedule"]["longest_ns"] > 300'000'000;
