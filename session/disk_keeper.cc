@@ -16,6 +16,9 @@ namespace {
 constexpr absl::Duration kLookInterval = absl::Milliseconds(250);
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(500);
 constexpr absl::Duration kLongestRetry = absl::Seconds(15);
+// On a busy host a read that fails takes its time. Taken for a success, it would keep the pauses between two tries so short
+// that no repair gets in.
+constexpr absl::Duration kMeetsAgain = absl::Seconds(5);
 
 constexpr absl::string_view kGuest = "the guest is held";
 constexpr absl::string_view kHydration = "hydration is held";
@@ -80,8 +83,8 @@ bool DiskKeeper::Tend() {
     EndTrouble();
     return true;
   }
-  // It has run on for as long as it would have been held again.
-  if (go_on_.delay > absl::ZeroDuration() && go_on_.Due()) {
+  // It has run on for longer than it takes to meet the same read again.
+  if (go_on_.delay > absl::ZeroDuration() && Clock::Real().Monotonic() >= go_on_.next + kMeetsAgain) {
     LogInfo("the guest goes on", {{"source", source_}});
     go_on_ = {};
     EndTrouble();
