@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "absl/strings/match.h"
+#include "base/mount_namespace.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/guest_image/install_agent.h"
@@ -21,7 +22,7 @@ struct InstallArguments {
 absl::Status Install(Context& context, const InstallArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(AgentFiles files, AgentFiles::Load());
   const bool mounts = ::geteuid() == 0;
-  if (mounts) STILL_RETURN_IF_ERROR(EnterPrivateNamespace());
+  if (mounts) STILL_RETURN_IF_ERROR(EnterPrivateMountNamespace());
   // Never guessed from the content: a guest could write what makes its raw disk look like an image with a backing file.
   std::string format = arguments.format;
   if (format.empty()) format = absl::EndsWith(arguments.image, ".qcow2") ? "qcow2" : "raw";

@@ -1,6 +1,5 @@
 // ls, cp: files of a snapshot without booting it. For root the file system is mounted for the length of the command, in a
 // mount namespace that goes with it: nobody else sees it, and nothing of it can be left behind. For others: user_files.h.
-#include <sched.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/file.h"
+#include "base/mount_namespace.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 #include "tools/still/guest_tree.h"
@@ -38,9 +38,7 @@ absl::StatusOr<PathReference> ParsePathReference(const std::string& text) {
 
 // From here on this process has mounts of its own, and an empty directory for them.
 absl::StatusOr<std::string> PrivateMounts(const Context& context) {
-  if (::unshare(CLONE_NEWNS) != 0) return ErrnoStatus(errno, "unshare the mount namespace");
-  if (::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0)
-    return ErrnoStatus(errno, "make mounts private");
+  STILL_RETURN_IF_ERROR(EnterPrivateMountNamespace());
   const std::string base = JoinPath(context.state_directory(), "mounts");
   STILL_RETURN_IF_ERROR(MakeDirectories(base));
   if (::mount("still", base.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0700") != 0) {

@@ -36,6 +36,8 @@ class AgentInstall(unittest.TestCase):
     def setUp(self):
         if os.geteuid() != 0:
             self.skipTest("needs root")
+        if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
+            self.skipTest("needs a mount namespace of its own, which a chroot may not have")
         (BUILD / "scratch").mkdir(exist_ok=True)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="agent-", dir=BUILD / "scratch"))
         self.addCleanup(shutil.rmtree, self.directory)

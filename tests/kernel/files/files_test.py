@@ -88,6 +88,8 @@ def fill(directory):
 class Files(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
+        if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
+            raise unittest.SkipTest("needs root and a mount namespace of its own, which a chroot may not have")
         cls.host = Host()
         cls.addClassCleanup(cls.host.close)
         tree = cls.host.directory / "tree"

@@ -24,10 +24,9 @@ class GuestRoot {
   virtual absl::Status Commit() = 0;
 };
 
-// By the kernel, for root: mounted in a namespace of our own, which ends with us. Call EnterPrivateNamespace() first,
-// and open the disk after it. NOT_FOUND: no file system of the disk looks like a root. FAILED_PRECONDITION: it was not
-// shut down.
-absl::Status EnterPrivateNamespace();
+// By the kernel, for root: mounted in a namespace of our own, which ends with us. Call EnterPrivateMountNamespace()
+// first, and open the disk after it. NOT_FOUND: no file system of the disk looks like a root. FAILED_PRECONDITION: it
+// was not shut down.
 absl::StatusOr<std::unique_ptr<GuestRoot>> MountGuestRoot(const GuestDisk& disk);
 
 // By debugfs(8), for everybody: ext2, ext3 and ext4. What was asked for is done by Commit(). Same errors.

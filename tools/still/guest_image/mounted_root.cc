@@ -1,7 +1,6 @@
 #include <fcntl.h>
 #include <linux/loop.h>
 #include <linux/openat2.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -168,12 +167,6 @@ class MountedRoot final : public GuestRoot {
 };
 
 }  // namespace
-
-absl::Status EnterPrivateNamespace() {
-  if (::unshare(CLONE_NEWNS) != 0) return ErrnoStatus(errno, "a mount namespace of our own");
-  if (::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return ErrnoStatus(errno, "private mounts");
-  return absl::OkStatus();
-}
 
 absl::StatusOr<std::unique_ptr<GuestRoot>> MountGuestRoot(const GuestDisk& disk) {
   STILL_ASSIGN_OR_RETURN(std::vector<GuestFileSystem> parts, disk.FileSystems());
