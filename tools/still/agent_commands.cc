@@ -1,10 +1,12 @@
 // agent install.
 #include <unistd.h>
 
+#include <cerrno>
 #include <iostream>
 #include <memory>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "base/mount_namespace.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
@@ -21,6 +23,8 @@ struct InstallArguments {
 
 absl::Status Install(Context& context, const InstallArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(AgentFiles files, AgentFiles::Load());
+  // The likeliest mistake first, before anything about namespaces.
+  if (::access(arguments.image.c_str(), R_OK) != 0) return ErrnoStatus(errno, absl::StrCat("disk ", arguments.image));
   const bool mounts = ::geteuid() == 0;
   if (mounts) STILL_RETURN_IF_ERROR(EnterPrivateMountNamespace());
   // Never guessed from the content: a guest could write what makes its raw disk look like an image with a backing file.
