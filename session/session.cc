@@ -112,22 +112,11 @@ Session::~Session() {
 }
 
 absl::Status Session::StartVsock() {
-  VsockBackend backend = VsockBackend::kAutomatic;
-  switch (config_.vsock_backend()) {
-    case sessionpb::SessionConfig::OFF:
-      return absl::OkStatus();
-    case sessionpb::SessionConfig::KERNEL:
-      backend = VsockBackend::kKernel;
-      break;
-    case sessionpb::SessionConfig::USERSPACE:
-      backend = VsockBackend::kUserspace;
-      break;
-    default:
-      break;
-  }
-  STILL_ASSIGN_OR_RETURN(
-      std::unique_ptr<VsockHost> vsock,
-      VsockHost::Create({.directory = directory_, .port = config_.machine().vsock_port(), .backend = backend}));
+  if (config_.vsock_backend() == sessionpb::SessionConfig::OFF) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<VsockHost> vsock,
+                         VsockHost::Create({.directory = directory_,
+                                            .port = config_.machine().vsock_port(),
+                                            .backend = BackendOf(config_.vsock_backend())}));
   std::string restore_id = config_.has_identity() ? config_.identity().restore_id() : config_.restore().restore_id();
   link_ = std::make_shared<GuestLink>(std::move(vsock),
                                       GuestHello{.session = config_.name(), .restore_id = std::move(restore_id)});
@@ -175,6 +164,8 @@ void Session::FillMachine() {
   machine_.set_vsock(link_ != nullptr);
   machine_.set_vsock_port(vsock_port().value_or(0));
   machine_.set_generation_id(description.generation_id);
+  machine_.mutable_devices()->Assign(description.devices.begin(), description.devices.end());
+  machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
   machine_.clear_cpu_features();
   if (description.accelerator == "kvm") {
     for (std::string& feature : HostCpuFeatures()) machine_.add_cpu_features(std::move(feature));

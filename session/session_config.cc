@@ -10,6 +10,7 @@
 #include <set>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
@@ -188,6 +189,28 @@ absl::StatusOr<VmConfig> BaseVmConfig(const sessionpb::SessionConfig& config, co
   }
   vm.generation_id = config.id();
   return vm;
+}
+
+VmConfig PlannedVm(const manifestpb::Machine& machine, bool saved_memory) {
+  VmConfig vm;
+  vm.firmware = machine.firmware();
+  if (machine.direct_kernel()) vm.kernel = "kernel";
+  for (const manifestpb::Disk& disk : machine.disks()) vm.disks.push_back({.name = disk.name()});
+  for (const manifestpb::Nic& nic : machine.nics()) vm.nics.push_back({.name = nic.name(), .kind = nic.kind()});
+  if (machine.vsock()) vm.vsock.emplace();
+  vm.generation_id = "new";
+  if (saved_memory) vm.incoming.emplace().generation_id = machine.generation_id();
+  return vm;
+}
+
+VsockBackend BackendOf(sessionpb::SessionConfig::VsockBackend backend) {
+  if (backend == sessionpb::SessionConfig::KERNEL) return VsockBackend::kKernel;
+  if (backend == sessionpb::SessionConfig::USERSPACE) return VsockBackend::kUserspace;
+  return VsockBackend::kAutomatic;
+}
+
+uint64_t FirmwareFileSize(const std::string& firmware) {
+  return absl::StartsWith(firmware, "/") ? FileSize(firmware).value_or(0) : 0;
 }
 
 std::string AssembleCmdline(const sessionpb::SessionConfig& config, std::optional<uint32_t> vsock_port) {

@@ -11,6 +11,7 @@
 #include "proto/aliases.h"
 #include "proto/session.pb.h"
 #include "session/hypervisor/hypervisor.h"
+#include "session/vsock/vsock_host.h"
 
 namespace still::session {
 
@@ -25,6 +26,14 @@ absl::Status ValidateConfig(const sessionpb::SessionConfig& config, bool has_ram
 
 // Everything but vsock, command line and incoming state.
 absl::StatusOr<VmConfig> BaseVmConfig(const sessionpb::SessionConfig& config, const std::string& directory);
+
+// What decides which devices and which firmware the machine is started with, from saved memory or by booting; no files.
+VmConfig PlannedVm(const manifestpb::Machine& machine, bool saved_memory);
+
+VsockBackend BackendOf(sessionpb::SessionConfig::VsockBackend backend);
+
+// Size of a firmware that is named by its path; 0 for another, or when it is not there.
+uint64_t FirmwareFileSize(const std::string& firmware);
 
 // "console=ttyS0 panic=-1 [still.port=N] <machine.cmdline>": ours first, so that the user's words win.
 std::string AssembleCmdline(const sessionpb::SessionConfig& config, std::optional<uint32_t> vsock_port);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/file.h"
+#include "session/hypervisor/qemu/qemu_command.h"
 
 namespace still::snapshot {
 namespace {
@@ -33,7 +34,79 @@ uint64_t ReadNumber(const std::string& path, uint64_t otherwise) {
   return text.ok() && absl::SimpleAtoi(absl::StripAsciiWhitespace(*text), &value) ? value : otherwise;
 }
 
+bool Has(const std::vector<std::string>& list, absl::string_view word) {
+  return std::find(list.begin(), list.end(), word) != list.end();
+}
+
+// Those of `words` that `among` lacks.
+std::vector<std::string> Without(const std::vector<std::string>& words, const std::vector<std::string>& among) {
+  std::vector<std::string> rest;
+  for (const std::string& word : words) {
+    if (!Has(among, word) && !Has(rest, word)) rest.push_back(word);
+  }
+  return rest;
+}
+
+// What saved memory needs of the processor.
+void CompareProcessors(const manifestpb::Machine& saved, const HostFacts& host, std::vector<std::string>& differences) {
+  const std::string model = saved.cpu_model().substr(0, saved.cpu_model().find(','));
+  if (!model.empty() && !Has(host.cpu_models, model)) {
+    differences.push_back(absl::StrCat("QEMU ", host.hypervisor_version, " has no processor ", model));
+  }
+  if (saved.accelerator() != "kvm") return;
+  if (!host.kvm) {
+    differences.push_back("it was saved under KVM, which this host does not have");
+    return;
+  }
+  std::vector<std::string> missing =
+      Without({saved.cpu_features().begin(), saved.cpu_features().end()}, host.cpu_features);
+  if (missing.empty()) return;
+  const size_t more = missing.size() - std::min(missing.size(), kMaxNamed);
+  missing.resize(missing.size() - more);
+  differences.push_back(absl::StrCat("this host's processor lacks ", absl::StrJoin(missing, ", "),
+                                     more > 0 ? absl::StrCat(" and ", more, " more") : ""));
+}
+
+void CompareDevices(const manifestpb::Machine& saved, const HostFacts& host, std::vector<std::string>& differences) {
+  if (!saved.ram_block().empty() && saved.ram_block() != session::kRamBlock) {
+    differences.push_back(
+        absl::StrCat("its memory is called ", saved.ram_block(), ", and here it would be ", session::kRamBlock));
+  }
+  if (saved.firmware_bytes() != 0 && host.firmware.ok() && saved.firmware_bytes() != host.firmware_bytes) {
+    differences.push_back(absl::StrCat("its firmware ", saved.firmware(), " had ", saved.firmware_bytes(),
+                                       " bytes, and here it has ", host.firmware_bytes));
+  }
+  if (saved.devices().empty()) return;
+  const std::vector<std::string> devices(saved.devices().begin(), saved.devices().end());
+  if (auto gone = Without(devices, host.planned_devices); !gone.empty()) {
+    differences.push_back(
+        absl::StrCat("it was saved with ", absl::StrJoin(gone, ", "), ", which it would not have here"));
+  }
+  if (auto added = Without(host.planned_devices, devices); !added.empty()) {
+    differences.push_back(
+        absl::StrCat("it was saved without ", absl::StrJoin(added, ", "), ", which it would have here"));
+  }
+}
+
 }  // namespace
+
+std::vector<std::string> MissingParts(const manifestpb::Machine& machine, const HostFacts& host) {
+  std::vector<std::string> missing;
+  std::vector<std::string> drivers;
+  for (const std::string& device : host.planned_devices) drivers.push_back(device.substr(0, device.find('@')));
+  if (auto lacking = Without(drivers, host.devices); !lacking.empty()) {
+    missing.push_back(absl::StrCat("QEMU ", host.hypervisor_version, " has no ", absl::StrJoin(lacking, ", ")));
+  }
+  std::vector<std::string> networks;
+  for (const manifestpb::Nic& nic : machine.nics()) networks.push_back(session::NetworkBackend(nic.kind()));
+  if (auto lacking = Without(networks, host.networks); !lacking.empty()) {
+    missing.push_back(
+        absl::StrCat("QEMU ", host.hypervisor_version, " has no network of kind ", absl::StrJoin(lacking, ", ")));
+  }
+  if (!host.firmware.ok()) missing.emplace_back(host.firmware.message());
+  if (!host.vsock.ok()) missing.push_back(absl::StrCat("there is no vsock: ", host.vsock.message()));
+  return missing;
+}
 
 std::vector<std::string> MachineDifferences(const manifestpb::Machine& saved, const HostFacts& host) {
   if (saved.hypervisor() != kHypervisor || saved.device_state_format() != kDeviceStateFormat) {
@@ -45,34 +118,34 @@ std::vector<std::string> MachineDifferences(const manifestpb::Machine& saved, co
     differences.push_back(absl::StrCat("it was saved by QEMU ", saved.hypervisor_version(), ", newer than the ",
                                        host.hypervisor_version, " of this host"));
   }
-  if (std::find(host.machine_types.begin(), host.machine_types.end(), saved.machine_type()) ==
-      host.machine_types.end()) {
+  if (!Has(host.machine_types, saved.machine_type())) {
     differences.push_back(
         absl::StrCat("QEMU ", host.hypervisor_version, " has no machine type ", saved.machine_type()));
   }
-  if (saved.accelerator() != "kvm") return differences;
-  if (!host.kvm) {
-    differences.push_back("it was saved under KVM, which this host does not have");
-    return differences;
-  }
-  std::vector<std::string> missing;
-  for (const std::string& feature : saved.cpu_features()) {
-    if (!std::binary_search(host.cpu_features.begin(), host.cpu_features.end(), feature)) missing.push_back(feature);
-  }
-  if (!missing.empty()) {
-    size_t more = missing.size() - std::min(missing.size(), kMaxNamed);
-    missing.resize(missing.size() - more);
-    differences.push_back(absl::StrCat("this host's processor lacks ", absl::StrJoin(missing, ", "),
-                                       more > 0 ? absl::StrCat(" and ", more, " more") : ""));
-  }
+  CompareProcessors(saved, host, differences);
+  CompareDevices(saved, host, differences);
   return differences;
 }
 
-absl::Status CheckMachine(const manifestpb::Machine& saved, const HostFacts& host) {
+absl::Status CheckWarm(const manifestpb::Machine& saved, const HostFacts& host) {
   std::vector<std::string> differences = MachineDifferences(saved, host);
-  if (differences.empty()) return absl::OkStatus();
+  const std::vector<std::string> missing = MissingParts(saved, host);
+  if (differences.empty() && missing.empty()) return absl::OkStatus();
+  differences.insert(differences.end(), missing.begin(), missing.end());
   return absl::FailedPreconditionError(absl::StrCat(
-      "the saved memory cannot go on here: ", absl::StrJoin(differences, "; "), "; boot the disks instead: --cold"));
+      "the saved memory cannot go on here: ", absl::StrJoin(differences, "; "),
+      missing.empty() ? "; boot the disks instead: --cold" : "; without that its disks do not boot here either"));
+}
+
+absl::Status CheckCold(const manifestpb::Machine& machine, const HostFacts& host) {
+  if (!machine.hypervisor().empty() && machine.hypervisor() != kHypervisor) {
+    return absl::FailedPreconditionError(
+        "a snapshot of an adopted process holds no machine to start; write its disks to files with `still export`");
+  }
+  const std::vector<std::string> missing = MissingParts(machine, host);
+  if (missing.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("this host cannot start the machine: ", absl::StrJoin(missing, "; ")));
 }
 
 AgentInImage AgentOf(const manifestpb::Snapshot& snapshot) {

@@ -18,15 +18,29 @@ struct HostFacts {
   std::vector<std::string> machine_types;  // That it can start.
   std::vector<std::string> cpu_features;   // Of the processor, sorted.
   bool kvm = false;                        // Guests can run under KVM here.
+  std::vector<std::string> devices;        // Of the hypervisor: "virtio-blk-pci".
+  std::vector<std::string> networks;       // Its network back ends: "user".
+  std::vector<std::string> cpu_models;
+
+  // Of the machine in question.
+  std::vector<std::string> planned_devices;  // What it would be started with; as Machine.devices.
+  absl::Status firmware;                     // OK, or why its firmware cannot be had.
+  uint64_t firmware_bytes = 0;               // As Machine.firmware_bytes.
+  absl::Status vsock;                        // OK, or why it could have no vsock.
 };
 
+// What the machine needs and this host lacks, one phrase each: with these it can neither go on nor boot here.
+std::vector<std::string> MissingParts(const manifestpb::Machine& machine, const HostFacts& host);
+
 // What of the machine that was saved this host does not have, one phrase each; empty: its memory can go on here. A
-// memory image only loads into the same machine: same type, same or newer hypervisor, same accelerator, and for KVM
-// every processor feature that the guest was given.
+// memory image only loads into the same machine: same type, same or newer hypervisor, same accelerator, the same
+// devices at the same places, firmware of the same size, and for KVM every processor feature that the guest was given.
 std::vector<std::string> MachineDifferences(const manifestpb::Machine& saved, const HostFacts& host);
 
-// FAILED_PRECONDITION that names the differences and offers --cold.
-absl::Status CheckMachine(const manifestpb::Machine& saved, const HostFacts& host);
+// FAILED_PRECONDITION that names all that differs, and offers --cold where booting its disks would work.
+absl::Status CheckWarm(const manifestpb::Machine& saved, const HostFacts& host);
+// FAILED_PRECONDITION that names what is missing.
+absl::Status CheckCold(const manifestpb::Machine& machine, const HostFacts& host);
 
 // Whether somebody in the guest can thaw it and give it an identity of its own once its memory goes on.
 enum class AgentInImage { kPresent, kAbsent };

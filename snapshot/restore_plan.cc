@@ -3,11 +3,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
@@ -15,8 +17,10 @@
 #include "base/random.h"
 #include "session/hypervisor/accelerator.h"
 #include "session/hypervisor/host_cpu.h"
+#include "session/hypervisor/qemu/qemu_command.h"
 #include "session/hypervisor/qemu/qemu_probe.h"
 #include "session/session_config.h"
+#include "session/vsock/vsock_host.h"
 #include "snapshot/restore_check.h"
 #include "snapshot/session_files.h"
 
@@ -90,17 +94,6 @@ absl::Status CheckOptions(const RestorePlan& plan, const RestoreOptions& options
       "keys, addresses and the clock of its source; boot the disks instead (--cold), or accept that (--without-agent)");
 }
 
-absl::Status CheckHost(const manifestpb::Machine& machine, const std::string& state_directory) {
-  STILL_RETURN_IF_ERROR(MakeDirectories(state_directory));
-  STILL_ASSIGN_OR_RETURN(session::QemuFacts qemu, session::ProbeQemu(JoinPath(state_directory, "qemu-facts")));
-  HostFacts host{.hypervisor_version = qemu.version, .machine_types = qemu.machine_types};
-  if (machine.accelerator() == "kvm") {
-    host.cpu_features = session::HostCpuFeatures();
-    host.kvm = session::ChooseAccelerator("kvm").ok();
-  }
-  return CheckMachine(machine, host);
-}
-
 // A machine that was copied must not be taken for its source.
 sessionpb::NewIdentity ChooseIdentity(const RestorePlan& plan, const RestoreOptions& options,
                                       const std::string& session, manifestpb::Machine& machine) {
@@ -122,17 +115,68 @@ sessionpb::NewIdentity ChooseIdentity(const RestorePlan& plan, const RestoreOpti
   return identity;
 }
 
-// Any compatible machine: what ties it to the one that was saved is chosen anew.
-void MakeCold(const RestoreOptions& options, manifestpb::Machine& machine) {
-  machine.clear_machine_type();
+// Any compatible machine: what ties it to the one that was saved is chosen anew. But disks that were booted by a firmware
+// of their owner's choice may start with no other.
+void MakeCold(const RestorePlan& plan, const RestoreOptions& options, manifestpb::Machine& machine) {
+  machine.set_machine_type(plan.machine_type);
   machine.clear_cpu_model();
   machine.clear_accelerator();
-  machine.clear_firmware();
+  if (!absl::StrContains(machine.firmware(), '/')) machine.clear_firmware();
   if (machine.vcpus() == 0) machine.set_vcpus(1);
   if (machine.memory_bytes() == 0) machine.set_memory_bytes(uint64_t{512} << 20);
   if (options.vcpus != 0) machine.set_vcpus(options.vcpus);
   if (options.memory_bytes != 0) machine.set_memory_bytes(options.memory_bytes);
   if (!options.accelerator.empty()) machine.set_accelerator(options.accelerator);
+}
+
+// Imports say nothing of it: theirs is as the options say.
+bool HasVsock(const manifestpb::Machine& machine, const RestoreOptions& options) {
+  return options.vsock_backend != sessionpb::SessionConfig::OFF && (machine.vsock() || machine.hypervisor().empty());
+}
+
+absl::Status CheckHost(const RestoreOptions& options, const std::string& state_directory, RestorePlan& plan) {
+  STILL_RETURN_IF_ERROR(MakeDirectories(state_directory));
+  STILL_ASSIGN_OR_RETURN(session::QemuFacts qemu, session::ProbeQemu(JoinPath(state_directory, "qemu-facts")));
+  const auto& types = qemu.machine_types;
+  // "q35" is the newest of its kind, of any QEMU.
+  if (!plan.warm && std::find(types.begin(), types.end(), session::kDefaultMachineType) == types.end()) {
+    plan.machine_type = "q35";
+  }
+  // As it would be started.
+  manifestpb::Machine machine = plan.snapshot.machine();
+  if (!plan.warm) {
+    MakeCold(plan, options, machine);
+    if (!options.accelerator.empty()) STILL_RETURN_IF_ERROR(session::ChooseAccelerator(options.accelerator).status());
+  }
+  if (machine.disks_size() == 0) {
+    for (const Image& image : plan.snapshot.images()) {
+      if (image.role() == Image::ROLE_DISK) machine.add_disks()->set_name(image.name());
+    }
+  }
+  // Snapshots of before the field.
+  if (plan.warm && machine.devices().empty()) {
+    for (std::string& device : session::DevicesOf(session::PlannedVm(machine, true))) {
+      machine.add_devices(std::move(device));
+    }
+  }
+  machine.set_vsock(HasVsock(machine, options));
+  const session::VmConfig vm = session::PlannedVm(machine, plan.warm);
+
+  HostFacts host{.hypervisor_version = qemu.version,
+                 .machine_types = qemu.machine_types,
+                 .devices = qemu.devices,
+                 .networks = qemu.networks,
+                 .cpu_models = qemu.cpu_models,
+                 .planned_devices = session::DevicesOf(vm)};
+  host.firmware = session::FindFirmware(qemu, session::FirmwareOf(vm)).status();
+  host.firmware_bytes = session::FirmwareFileSize(session::FirmwareOf(vm));
+  if (machine.vsock()) host.vsock = session::FindVsock(session::BackendOf(options.vsock_backend));
+  if (!plan.warm) return CheckCold(machine, host);
+  if (machine.accelerator() == "kvm") {
+    host.cpu_features = session::HostCpuFeatures();
+    host.kvm = session::ChooseAccelerator("kvm").ok();
+  }
+  return CheckWarm(machine, host);
 }
 
 absl::StatusOr<MemoryImage> LoadPrivately(const std::function<absl::Status(int fd)>& fill, uint64_t size,
@@ -157,7 +201,7 @@ absl::StatusOr<RestorePlan> PlanRestore(store::Repository& repository, const Res
   }
   plan.warm = !options.cold && plan.snapshot.kind() == manifestpb::Snapshot::DISK_AND_MEMORY;
   STILL_RETURN_IF_ERROR(CheckOptions(plan, options));
-  if (plan.warm) STILL_RETURN_IF_ERROR(CheckHost(machine, state_directory));
+  STILL_RETURN_IF_ERROR(CheckHost(options, state_directory, plan));
   STILL_RETURN_IF_ERROR(CheckRoom(repository, plan, options));
   plan.agent = !options.without_agent && AgentOf(plan.snapshot) == AgentInImage::kPresent && machine.vsock() &&
                options.vsock_backend != sessionpb::SessionConfig::OFF;
@@ -175,7 +219,7 @@ sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions
   config.set_vsock_backend(options.vsock_backend);
   manifestpb::Machine& machine = *config.mutable_machine();
   machine = plan.snapshot.machine();
-  if (!plan.warm) MakeCold(options, machine);
+  if (!plan.warm) MakeCold(plan, options, machine);
   if (options.trial) {
     for (manifestpb::Nic& nic : *machine.mutable_nics())
       if (nic.kind() == "user") nic.set_kind("isolated");

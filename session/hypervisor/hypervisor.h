@@ -2,8 +2,7 @@
 // process/, vz/), one fake (tests/support/fake_vm.h), one contract suite that all of them run
 // (tests/contract/hypervisor).
 //
-// What a hypervisor can do is declared in Capabilities; nothing asks which one it is. Nothing here knows guests,
-// agents, repositories or snapshots' names.
+// Capabilities declare what one can do; nothing asks which it is. Nothing here knows guests, agents or repositories.
 #pragma once
 
 #include <sys/types.h>
@@ -40,9 +39,10 @@ struct VmDescription {
   std::string cpu_model;
   std::string accelerator;
   std::string firmware;
-  std::string ram_block;            // "pc.ram"
-  std::string device_state_format;  // "qemu-migration-3"
-  bool generation_id = false;       // Has a VMGenID device.
+  std::string ram_block;             // "pc.ram"
+  std::string device_state_format;   // "qemu-migration-3"
+  bool generation_id = false;        // Has a VMGenID device.
+  std::vector<std::string> devices;  // What the guest has, with its place: "virtio-blk-pci@0x8".
   pid_t pid = -1;
   std::vector<std::string> command;
 };

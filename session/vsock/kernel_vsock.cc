@@ -141,6 +141,11 @@ absl::StatusOr<OwnedFd> KernelVsock::Connect(uint32_t guest_port, absl::Duration
 
 }  // namespace
 
+absl::Status FindKernelVsock() {
+  STILL_RETURN_IF_ERROR(OpenDevice().status());
+  return NewSocket().status();
+}
+
 absl::StatusOr<std::unique_ptr<VsockHost>> CreateKernelVsock(const VsockOptions& options) {
   STILL_ASSIGN_OR_RETURN(OwnedFd device, OpenDevice());
   STILL_ASSIGN_OR_RETURN(OwnedFd listening, NewSocket());

@@ -15,6 +15,8 @@
 namespace still::session {
 
 // FAILED_PRECONDITION when this host lacks /dev/vhost-vsock or AF_VSOCK, PERMISSION_DENIED when we may not use them.
+absl::Status FindKernelVsock();
+// The same errors.
 absl::StatusOr<std::unique_ptr<VsockHost>> CreateKernelVsock(const VsockOptions& options);
 // FAILED_PRECONDITION when libstill-vsock.so is not found.
 absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptions& options);

@@ -12,9 +12,18 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/random.h"
+#include "session/vsock/preload_library.h"
 #include "session/vsock/vsock_backends.h"
 
 namespace still::session {
+
+absl::Status FindVsock(VsockBackend backend) {
+  absl::Status kernel = backend == VsockBackend::kUserspace ? absl::OkStatus() : FindKernelVsock();
+  if (backend == VsockBackend::kKernel || (kernel.ok() && backend == VsockBackend::kAutomatic)) return kernel;
+  absl::Status userspace = FindPreloadLibrary().status();
+  if (userspace.ok() || kernel.ok()) return userspace;
+  return absl::FailedPreconditionError(absl::StrCat(kernel.message(), "; nor the other way: ", userspace.message()));
+}
 
 absl::StatusOr<std::unique_ptr<VsockHost>> VsockHost::Create(const VsockOptions& options) {
   switch (options.backend) {

@@ -35,6 +35,9 @@ struct VsockOptions {
   VsockBackend backend = VsockBackend::kAutomatic;
 };
 
+// OK when Create would find that back end on this host; else its FAILED_PRECONDITION or PERMISSION_DENIED. Makes nothing.
+absl::Status FindVsock(VsockBackend backend);
+
 class VsockHost {
  public:
   // FAILED_PRECONDITION names what is missing when the back end that was asked for is not there; ALREADY_EXISTS: the

@@ -241,11 +241,15 @@ class CannotWork(RestoreTest):
         qemu = self.host.directory / "qemu"
         qemu.write_text(
             "#!/bin/sh\ncase $1 in\n--version) echo 'QEMU emulator version 6.2.0' ;;\n"
-            "-machine) echo 'pc-q35-6.2 Standard PC' ;;\n*) exit 1 ;;\nesac\n"
+            "-machine) echo 'pc-q35-6.2 Standard PC' ;;\n"
+            "-device) qemu-system-x86_64 -device help | grep -v virtio-rng-pci ;;\n"
+            '*) [ "$2" = help ] && exec qemu-system-x86_64 "$@"; exit 1 ;;\nesac\n'
         )
         qemu.chmod(0o755)
-        for fragment in ("newer than the 6.2.0", "no machine type pc-q35-7.2", "--cold"):
+        for fragment in ("newer than the 6.2.0", "no machine type pc-q35-7.2", "has no virtio-rng-pci"):
             self.assert_refused(5, fragment, "restore", "point", "--as", "other", STILL_QEMU=str(qemu))
+        fragment = "cannot start the machine: QEMU 6.2.0 has no virtio-rng-pci"
+        self.assert_refused(5, fragment, "restore", "point", "--as", "other", "--cold", STILL_QEMU=str(qemu))
         self.assertIsNone(self.host.session("other"))
         self.assert_refused(2, "need --cold", "restore", "point", "--as", "other", "--memory", "1G")
         self.assert_refused(4, "web is running", "restore", "point", "--as", "web")

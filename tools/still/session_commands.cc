@@ -71,7 +71,8 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
   machine.set_memory_bytes(memory);
   machine.set_accelerator(arguments.accelerator == "auto" ? "" : arguments.accelerator);
   machine.set_cpu_model(arguments.cpu_model);
-  machine.set_firmware(arguments.firmware);
+  const bool is_path = absl::StrContains(arguments.firmware, '/');
+  machine.set_firmware(is_path ? Absolute(arguments.firmware) : arguments.firmware);
   machine.set_cmdline(arguments.cmdline);
   machine.set_direct_kernel(!arguments.kernel.empty());
   config.set_kernel(Absolute(arguments.kernel));
@@ -276,7 +277,7 @@ void AddRun(CLI::App& app, Context& context) {
   run->add_option("--cpus", arguments->vcpus, "Number of virtual cpus")->capture_default_str();
   run->add_option("--accel", arguments->accelerator, "auto, kvm or tcg")->capture_default_str();
   run->add_option("--cpu-model", arguments->cpu_model, "Cpu model (default: the best there is)");
-  run->add_option("--firmware", arguments->firmware, "qboot or seabios (default: what suits)");
+  run->add_option("--firmware", arguments->firmware, "qboot, seabios or a file's path (default: what suits)");
   run->add_option("--vsock", arguments->vsock, "auto, kernel, userspace or off")->capture_default_str();
   run->add_option("--vsock-port", arguments->port, "Port the guest's agent dials")->capture_default_str();
   run->add_flag("--net", arguments->network, "A network card behind the hypervisor's own NAT");

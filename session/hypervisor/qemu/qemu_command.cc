@@ -6,9 +6,12 @@
 #include <set>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "base/check.h"
 #include "nlohmann/json.hpp"
 #include "session/hypervisor/qemu/qemu_lazy_disk.h"
@@ -133,9 +136,9 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
 
 void AddNic(const NicConfig& nic, size_t index, std::vector<std::string>& argv) {
   // A hub of its own with nothing else on it is a card without a network.
-  std::string netdev = absl::StrCat("hubport,id=", nic.name, ",hubid=", index);
-  if (nic.kind == "user") netdev = absl::StrCat("user,id=", nic.name);
-  if (nic.kind == "isolated") netdev = absl::StrCat("user,id=", nic.name, ",restrict=on");
+  std::string netdev = absl::StrCat(NetworkBackend(nic.kind), ",id=", nic.name);
+  if (nic.kind == "none") absl::StrAppend(&netdev, ",hubid=", index);
+  if (nic.kind == "isolated") absl::StrAppend(&netdev, ",restrict=on");
   // Without romfile= the card's boot ROM would be one more block of memory in every snapshot.
   std::string device = absl::StrFormat("virtio-net-pci,id=nic%d-dev,netdev=%s,romfile=,bus=pcie.0,addr=0x%x", index,
                                        nic.name, kFirstNicSlot + static_cast<int>(index));
@@ -259,6 +262,23 @@ std::string CpuModelOf(const VmConfig& config) {
 bool HasGenerationId(const VmConfig& config) {
   if (config.generation_id.empty()) return false;
   return config.incoming.has_value() ? config.incoming->generation_id : FirmwareOf(config) != "qboot";
+}
+
+std::string NetworkBackend(const std::string& kind) { return kind == "none" ? "hubport" : "user"; }
+
+std::vector<std::string> DevicesOf(const VmConfig& config) {
+  std::vector<std::string> argv;
+  AddDevices(config, /*directory=*/-1, argv);
+  std::vector<std::string> devices;
+  for (size_t i = 0; i + 1 < argv.size(); ++i) {
+    if (argv[i] != "-device") continue;
+    const std::vector<absl::string_view> words = absl::StrSplit(argv[i + 1], ',');
+    std::string& device = devices.emplace_back(words[0]);
+    // The first: what the user chose himself, such as a serial number, comes later.
+    auto place = std::find_if(words.begin(), words.end(), [](auto word) { return absl::StartsWith(word, "addr="); });
+    if (place != words.end()) absl::StrAppend(&device, "@", absl::StripPrefix(*place, "addr="));
+  }
+  return devices;
 }
 
 std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& config,

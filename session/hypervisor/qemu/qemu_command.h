@@ -42,6 +42,13 @@ std::string CpuModelOf(const VmConfig& config);
 // loader command with which the guest tells QEMU where the id lies. A saved one is started as it was.
 bool HasGenerationId(const VmConfig& config);
 
+// What `-netdev` calls that kind of NicConfig.
+std::string NetworkBackend(const std::string& kind);
+
+// The guest's devices as "virtio-blk-pci@0x8", or without a place where QEMU chooses it; in the order of QEMU's command
+// line.
+std::vector<std::string> DevicesOf(const VmConfig& config);
+
 // `config` has passed CheckVmConfig.
 std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& config,
                                      const QemuDescriptors& descriptors);

@@ -5,7 +5,9 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <iterator>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -73,25 +75,82 @@ std::vector<std::string> ParseMachineTypes(absl::string_view output) {
   return types;
 }
 
+std::vector<std::string> ParseDevices(absl::string_view output) {
+  std::vector<std::string> devices;
+  for (absl::string_view line : absl::StrSplit(output, '\n')) {
+    if (absl::ConsumePrefix(&line, "name \"")) devices.emplace_back(line.substr(0, line.find('"')));
+  }
+  return devices;
+}
+
+std::vector<std::string> ParseNetworks(absl::string_view output) {
+  std::vector<std::string> networks;
+  for (absl::string_view line : absl::StrSplit(output, '\n')) {
+    if (!line.empty() && !absl::StrContains(line, ' ')) networks.emplace_back(line);
+  }
+  return networks;
+}
+
+std::vector<std::string> ParseCpuModels(absl::string_view output) {
+  std::vector<std::string> models;
+  for (absl::string_view line : absl::StrSplit(output, '\n')) {
+    if (absl::StartsWith(line, "Recognized CPUID")) break;
+    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+    const size_t name = !words.empty() && words[0] == "x86" ? 1 : 0;
+    if (words.size() > name && words[0] != "Available") models.emplace_back(words[name]);
+  }
+  return models;
+}
+
+absl::StatusOr<std::string> FindFirmware(const QemuFacts& facts, const std::string& firmware) {
+  if (absl::StrContains(firmware, '/')) {
+    if (::access(firmware.c_str(), R_OK) == 0) return firmware;
+    return ErrnoStatus(errno, absl::StrCat("firmware ", firmware));
+  }
+  const std::string file = firmware == "seabios" ? "bios-256k.bin" : firmware == "qboot" ? "qboot.rom" : firmware;
+  for (const std::string& folder : facts.data_folders) {
+    std::string path = JoinPath(folder, file);
+    if (::access(path.c_str(), R_OK) == 0) return path;
+  }
+  return absl::NotFoundError(absl::StrCat("QEMU has no firmware ", file, " in ",
+                                          absl::StrJoin(facts.data_folders, ", "),
+                                          "; install qemu-system-data and seabios"));
+}
+
 absl::StatusOr<QemuFacts> ProbeQemu(const std::string& cache) {
   QemuFacts facts;
   STILL_ASSIGN_OR_RETURN(facts.binary, FindQemu());
   STILL_ASSIGN_OR_RETURN(std::string fingerprint, Fingerprint(facts.binary));
-  // Three lines: fingerprint, version, machine types.
+  std::vector<std::string>* const lists[] = {&facts.machine_types, &facts.devices, &facts.networks, &facts.cpu_models,
+                                             &facts.data_folders};
+  // The first line tells whether the rest is still true. Then the version, and each list in a line, by tabs.
+  constexpr size_t kFirstList = 2;
   if (auto known = ReadFile(cache, kMaxCacheBytes); known.ok()) {
-    std::vector<std::string> lines = absl::StrSplit(*known, '\n');
-    if (lines.size() >= 3 && lines[0] == fingerprint) {
+    const std::vector<std::string> lines = absl::StrSplit(*known, '\n');
+    if (lines.size() > kFirstList + std::size(lists) && lines[0] == fingerprint) {
       facts.version = lines[1];
-      facts.machine_types = absl::StrSplit(lines[2], ' ', absl::SkipEmpty());
+      for (size_t i = 0; i < std::size(lists); ++i) {
+        *lists[i] = absl::StrSplit(lines[kFirstList + i], '\t', absl::SkipEmpty());
+      }
       return facts;
     }
   }
-  STILL_ASSIGN_OR_RETURN(std::string version, Ask(facts.binary, {"--version"}));
-  STILL_ASSIGN_OR_RETURN(facts.version, ParseQemuVersion(version));
-  STILL_ASSIGN_OR_RETURN(std::string types, Ask(facts.binary, {"-machine", "help"}));
-  facts.machine_types = ParseMachineTypes(types);
-  absl::Status kept = WriteFileAtomically(
-      cache, absl::StrCat(fingerprint, "\n", facts.version, "\n", absl::StrJoin(facts.machine_types, " "), "\n"));
+  auto ask = [&](absl::string_view option) { return Ask(facts.binary, {std::string(option), "help"}); };
+  STILL_ASSIGN_OR_RETURN(std::string answer, Ask(facts.binary, {"--version"}));
+  STILL_ASSIGN_OR_RETURN(facts.version, ParseQemuVersion(answer));
+  STILL_ASSIGN_OR_RETURN(answer, ask("-machine"));
+  facts.machine_types = ParseMachineTypes(answer);
+  STILL_ASSIGN_OR_RETURN(answer, ask("-device"));
+  facts.devices = ParseDevices(answer);
+  STILL_ASSIGN_OR_RETURN(answer, ask("-netdev"));
+  facts.networks = ParseNetworks(answer);
+  STILL_ASSIGN_OR_RETURN(answer, ask("-cpu"));
+  facts.cpu_models = ParseCpuModels(answer);
+  STILL_ASSIGN_OR_RETURN(answer, ask("-L"));
+  facts.data_folders = absl::StrSplit(answer, '\n', absl::SkipEmpty());
+  std::string text = absl::StrCat(fingerprint, "\n", facts.version, "\n");
+  for (const std::vector<std::string>* list : lists) absl::StrAppend(&text, absl::StrJoin(*list, "\t"), "\n");
+  absl::Status kept = WriteFileAtomically(cache, text);
   if (!kept.ok()) LogDebug("QEMU's facts are not kept", {{"error", kept.ToString()}});
   return facts;
 }

@@ -8,6 +8,7 @@ namespace still::session {
 namespace {
 
 using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -97,6 +98,17 @@ TEST(QemuCommand, AnotherCardMovesNoDisk) {
     EXPECT_THAT(after, HasSubstr(place));
   }
   EXPECT_THAT(after, HasSubstr("virtio-net-pci,id=nic0-dev,netdev=net0,romfile=,bus=pcie.0,addr=0x4,mac=52:54"));
+}
+
+TEST(QemuCommand, DevicesAreToldWithTheirPlaces) {
+  VmConfig config = KernelVm();
+  config.disks[1].serial = "a,addr=0x1f";
+  config.vsock.emplace();
+  config.nics.push_back({.name = "net0", .kind = "user"});
+  EXPECT_THAT(DevicesOf(config), ElementsAre("virtio-rng-pci@0x2", "vhost-vsock-pci@0x3", "virtio-net-pci@0x4",
+                                             "virtio-blk-pci@0x8", "virtio-blk-pci@0x9"));
+  config.kernel = "";
+  EXPECT_THAT(DevicesOf(config), Contains("vmgenid"));
 }
 
 TEST(QemuCommand, AnIsolatedCardHasTheBackEndOfAnUnrestrictedOneAndReachesNothing) {

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -35,7 +36,12 @@ class QemuProbeTest : public ::testing::Test {
     ASSERT_TRUE(WriteFileAtomically(path, "#!/bin/sh\necho >>" + JoinPath(directory_, "asked") +
                                               "\ncase $1 in\n--version) echo 'QEMU emulator version " + version +
                                               " (Debian)' ;;\n-machine) echo 'Supported machines are:'; "
-                                              "echo 'pc-q35-7.2           Standard PC' ;;\nesac\n")
+                                              "echo 'pc-q35-7.2           Standard PC' ;;\n"
+                                              "-device) echo 'name \"virtio-rng-pci\", bus PCI' ;;\n"
+                                              "-netdev) echo 'Available netdev backend types:'; echo user ;;\n"
+                                              "-cpu) echo 'Available CPUs:'; echo 'x86 max  Enables all' ;;\n"
+                                              "-L) echo '" +
+                                              directory_ + "' ;;\nesac\n")
                     .ok());
     ASSERT_EQ(::chmod(path.c_str(), 0755), 0);
   }
@@ -51,8 +57,14 @@ TEST_F(QemuProbeTest, AsksOnceAndAgainWhenTheProgramHasChanged) {
   EXPECT_EQ(facts->version, "7.2.22");
   EXPECT_THAT(facts->machine_types, ElementsAre("pc-q35-7.2"));
   const uint64_t asked = TimesAsked();
-  EXPECT_EQ(Probe()->version, "7.2.22");
+  facts = Probe();
   EXPECT_EQ(TimesAsked(), asked);
+  EXPECT_EQ(facts->version, "7.2.22");
+  EXPECT_THAT(facts->machine_types, ElementsAre("pc-q35-7.2"));
+  EXPECT_THAT(facts->devices, ElementsAre("virtio-rng-pci"));
+  EXPECT_THAT(facts->networks, ElementsAre("user"));
+  EXPECT_THAT(facts->cpu_models, ElementsAre("max"));
+  EXPECT_THAT(facts->data_folders, ElementsAre(directory_));
   InstallQemu("8.2.0");
   EXPECT_EQ(Probe()->version, "8.2.0");
 }
@@ -68,12 +80,35 @@ TEST_F(QemuProbeTest, AProgramThatIsNotThereIsNamed) {
   EXPECT_THAT(Probe().status().message(), HasSubstr("no-such-qemu"));
 }
 
+TEST_F(QemuProbeTest, FirmwareIsLookedForWhereQemuDoes) {
+  const QemuFacts facts{.data_folders = {"/nowhere", directory_}};
+  absl::StatusOr<std::string> found = FindFirmware(facts, "qboot");
+  EXPECT_EQ(found.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(found.status().message(), HasSubstr("qboot.rom"));
+  for (const char* file : {"qboot.rom", "bios-256k.bin", "own.fd"}) {
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(directory_, file), "rom").ok());
+  }
+  EXPECT_EQ(FindFirmware(facts, "qboot").value(), JoinPath(directory_, "qboot.rom"));
+  EXPECT_EQ(FindFirmware(facts, "seabios").value(), JoinPath(directory_, "bios-256k.bin"));
+  EXPECT_EQ(FindFirmware({}, JoinPath(directory_, "own.fd")).value(), JoinPath(directory_, "own.fd"));
+  EXPECT_EQ(FindFirmware(facts, "/nowhere/own.fd").status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST(QemuAnswers, AreTakenApart) {
   EXPECT_EQ(ParseQemuVersion("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright").value(), "7.2.22");
   EXPECT_FALSE(ParseQemuVersion("bash: no").ok());
   EXPECT_FALSE(ParseQemuVersion("QEMU emulator version ").ok());
   EXPECT_THAT(ParseMachineTypes("Supported machines are:\nq35   alias of pc-q35-7.2\npc-q35-7.2  x\nnone empty\n"),
               ElementsAre("q35", "pc-q35-7.2", "none"));
+  EXPECT_THAT(ParseDevices("Storage devices:\nname \"virtio-blk-pci\", bus PCI, alias \"virtio-blk\"\n\n"
+                           "Misc devices:\nname \"vmgenid\"\n"),
+              ElementsAre("virtio-blk-pci", "vmgenid"));
+  EXPECT_THAT(ParseNetworks("Available netdev backend types:\nhubport\nuser\n"), ElementsAre("hubport", "user"));
+  const char kFeatures[] = "\nRecognized CPUID flags:\n  3dnow abm\n";
+  EXPECT_THAT(ParseCpuModels(absl::StrCat("Available CPUs:\nx86 486        (alias)\nx86 max  All\n", kFeatures)),
+              ElementsAre("486", "max"));
+  EXPECT_THAT(ParseCpuModels(absl::StrCat("Available CPUs:\n  486     (alias)\n  max  All\n", kFeatures)),
+              ElementsAre("486", "max"));
 }
 
 TEST_F(QemuProbeTest, TheProcessorsFeaturesAreSorted) {

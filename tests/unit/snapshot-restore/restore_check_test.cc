@@ -12,6 +12,9 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
+
+HostFacts Host();
 
 manifestpb::Machine Saved() {
   manifestpb::Machine machine;
@@ -20,10 +23,21 @@ manifestpb::Machine Saved() {
   machine.set_machine_type("pc-q35-7.2");
   machine.set_accelerator("tcg");
   machine.set_device_state_format("qemu-migration-3");
+  machine.set_cpu_model("max");
+  machine.set_ram_block("pc.ram");
+  for (const std::string& device : Host().planned_devices) machine.add_devices(device);
+  machine.add_nics()->set_kind("isolated");
   return machine;
 }
 
-HostFacts Host() { return {.hypervisor_version = "7.2.9", .machine_types = {"pc-q35-7.1", "pc-q35-7.2"}}; }
+HostFacts Host() {
+  return {.hypervisor_version = "7.2.9",
+          .machine_types = {"pc-q35-7.1", "pc-q35-7.2"},
+          .devices = {"vhost-vsock-pci", "virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci"},
+          .networks = {"hubport", "user"},
+          .cpu_models = {"host", "max"},
+          .planned_devices = {"virtio-rng-pci@0x2", "virtio-net-pci@0x4", "virtio-blk-pci@0x8", "virtio-blk-pci@0x9"}};
+}
 
 TEST(RestoreCheck, TheSameReleaseIsAsGoodAsTheSameVersion) {
   EXPECT_THAT(MachineDifferences(Saved(), Host()), IsEmpty());
@@ -41,7 +55,7 @@ TEST(RestoreCheck, EverythingThatDiffersIsNamedAndColdIsOffered) {
   HostFacts host = Host();
   host.hypervisor_version = "6.2.0";
   host.machine_types = {"pc-q35-6.2"};
-  absl::Status status = CheckMachine(Saved(), host);
+  absl::Status status = CheckWarm(Saved(), host);
   EXPECT_TRUE(absl::IsFailedPrecondition(status));
   EXPECT_THAT(status.message(), HasSubstr("newer than the 6.2.0"));
   EXPECT_THAT(status.message(), HasSubstr("no machine type pc-q35-7.2"));
@@ -59,6 +73,70 @@ TEST(RestoreCheck, UnderKvmTheProcessorMustHaveWhatTheGuestWasGiven) {
   EXPECT_THAT(MachineDifferences(saved, host), ElementsAre(HasSubstr("lacks avx512f")));
   host.cpu_features = {"amx_tile", "avx2", "avx512f", "sse4_2"};
   EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+}
+
+TEST(RestoreCheck, DevicesAreComparedOneByOneWithTheirPlaces) {
+  HostFacts host = Host();
+  host.planned_devices = {"virtio-rng-pci@0x2", "virtio-net-pci@0x5", "virtio-blk-pci@0x8", "virtio-blk-pci@0x9"};
+  EXPECT_THAT(MachineDifferences(Saved(), host),
+              ElementsAre(HasSubstr("saved with virtio-net-pci@0x4, which it would not have"),
+                          HasSubstr("saved without virtio-net-pci@0x5, which it would have")));
+  EXPECT_THAT(CheckWarm(Saved(), host).message(), HasSubstr("--cold"));
+  // What an older version did not write down is not compared.
+  manifestpb::Machine saved = Saved();
+  saved.clear_devices();
+  EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+}
+
+TEST(RestoreCheck, WhatQemuLacksIsNamedAndNothingIsOfferedThatLacksItToo) {
+  HostFacts host = Host();
+  host.devices = {"virtio-rng-pci"};
+  host.networks = {"hubport"};
+  host.firmware = absl::NotFoundError("no qboot.rom");
+  host.vsock = absl::FailedPreconditionError("no /dev/vhost-vsock");
+  for (const absl::Status& status : {CheckWarm(Saved(), host), CheckCold(Saved(), host)}) {
+    EXPECT_TRUE(absl::IsFailedPrecondition(status));
+    EXPECT_THAT(status.message(), HasSubstr("QEMU 7.2.9 has no virtio-net-pci, virtio-blk-pci;"));
+    EXPECT_THAT(status.message(), HasSubstr("no network of kind user;"));
+    EXPECT_THAT(status.message(), HasSubstr("no qboot.rom"));
+    EXPECT_THAT(status.message(), HasSubstr("no /dev/vhost-vsock"));
+    EXPECT_THAT(status.message(), Not(HasSubstr("--cold")));
+  }
+  EXPECT_TRUE(CheckCold(Saved(), Host()).ok());
+}
+
+TEST(RestoreCheck, AProcessorModelMustBeKnown) {
+  manifestpb::Machine saved = Saved();
+  saved.set_cpu_model("Icelake-Client,-avx512f");
+  EXPECT_THAT(MachineDifferences(saved, Host()), ElementsAre(HasSubstr("no processor Icelake-Client")));
+  HostFacts host = Host();
+  host.cpu_models.push_back("Icelake-Client");
+  EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+}
+
+TEST(RestoreCheck, AFirmwareFileMustHaveItsSize) {
+  manifestpb::Machine saved = Saved();
+  saved.set_firmware("/usr/share/ovmf/OVMF.fd");
+  saved.set_firmware_bytes(2 << 20);
+  HostFacts host = Host();
+  host.firmware_bytes = 2 << 20;
+  EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+  host.firmware_bytes = 4 << 20;
+  EXPECT_THAT(MachineDifferences(saved, host), ElementsAre(HasSubstr("had 2097152 bytes, and here it has 4194304")));
+}
+
+TEST(RestoreCheck, TheMemoryBlockMustHaveItsName) {
+  manifestpb::Machine saved = Saved();
+  saved.set_ram_block("ram-node0");
+  EXPECT_THAT(MachineDifferences(saved, Host()), ElementsAre(HasSubstr("called ram-node0")));
+}
+
+TEST(RestoreCheck, DisksOfAnAdoptedProcessAreNoMachine) {
+  manifestpb::Machine saved = Saved();
+  saved.set_hypervisor("process");
+  EXPECT_THAT(CheckCold(saved, Host()).message(), HasSubstr("still export"));
+  saved.clear_hypervisor();  // An import.
+  EXPECT_TRUE(CheckCold(saved, Host()).ok());
 }
 
 TEST(RestoreCheck, AnotherHypervisorsMemoryIsNotOurs) {
