@@ -174,18 +174,17 @@ absl::Status RunExecution::Capture() {
   return absl::OkStatus();
 }
 
-// This session's snapshots by this schedule; no others, and none that is held.
+// This session's snapshots by this schedule; no others, and none that is held or in use.
 absl::Status RunExecution::Retain() {
   if (!schedule_->retention.has_value()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_->ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use,
+                         snapshot::FindSnapshotsInUse(session::SessionRegistry(options_.state)));
   std::vector<snapshot::RetentionCandidate> candidates;
   for (const manifestpb::Snapshot& one : all) {
     auto label = one.labels().find(std::string(kScheduleLabel));
     if (one.session() != run_.session || label == one.labels().end() || label->second != schedule_->name()) continue;
-    candidates.push_back({.id = one.id(),
-                          .session = one.session(),
-                          .point = absl::FromUnixNanos(one.point_unix_ns()),
-                          .labels = {one.labels().begin(), one.labels().end()}});
+    candidates.push_back(snapshot::CandidateOf(one, in_use));
   }
   STILL_ASSIGN_OR_RETURN(
       std::vector<snapshot::RetentionVerdict> verdicts,

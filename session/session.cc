@@ -305,7 +305,13 @@ void Session::DescribeLazyDisks(sessionpb::DescribeResponse& out) {
   if (disk_keeper_ == nullptr) return;
   out.set_disk_trouble(disk_keeper_->trouble());
   absl::StatusOr<std::vector<LazyDiskState>> states = vm_->lazy_disks()->Query();
-  if (!states.ok()) return;
+  if (!states.ok()) {
+    // Nobody may take a VM that does not answer for one that needs the repository no more.
+    for (const sessionpb::DiskFile& disk : config_.disks()) {
+      if (!disk.backing_export().empty()) out.add_lazy_disks()->set_name(disk.name());
+    }
+    return;
+  }
   for (const LazyDiskState& state : *states) {
     if (state.complete) continue;
     sessionpb::LazyDisk& disk = *out.add_lazy_disks();

@@ -106,6 +106,7 @@ void ApplyLabelsAndAge(Entry& entry, const RetentionPolicy& policy, absl::Time n
   if (auto hold = candidate.labels.find(std::string(kHoldLabel)); hold != candidate.labels.end()) {
     entry.kept_by.push_back(hold->second.empty() ? "held" : absl::StrCat("held: ", hold->second));
   }
+  if (!candidate.in_use.empty()) entry.kept_by.push_back(candidate.in_use);
   for (const auto& [key, value] : policy.labels) {
     auto label = candidate.labels.find(key);
     if (label == candidate.labels.end() || (!value.empty() && label->second != value)) continue;
@@ -188,11 +189,13 @@ std::string FormatRetention(const RetentionPolicy& policy) {
   return absl::StrJoin(words, " ");
 }
 
-RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot) {
+RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot, const SnapshotsInUse& in_use) {
+  auto user = in_use.find(snapshot.id());
   return {.id = snapshot.id(),
           .session = snapshot.session(),
           .point = absl::FromUnixNanos(snapshot.point_unix_ns()),
-          .labels = {snapshot.labels().begin(), snapshot.labels().end()}};
+          .labels = {snapshot.labels().begin(), snapshot.labels().end()},
+          .in_use = user == in_use.end() ? "" : user->second};
 }
 
 absl::StatusOr<std::vector<RetentionVerdict>> DecideRetention(absl::Span<const RetentionCandidate> candidates,

@@ -20,6 +20,7 @@
 #include "absl/types/span.h"
 #include "base/status.h"
 #include "proto/manifest.pb.h"
+#include "snapshot/snapshots_in_use.h"
 #include "store/maintenance.h"
 
 namespace still::snapshot {
@@ -54,9 +55,10 @@ struct RetentionCandidate {
   std::string session;
   absl::Time point;
   std::map<std::string, std::string> labels;
+  std::string in_use;  // Not empty: by whom, and so it is kept (snapshots_in_use.h).
 };
 
-RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot);
+RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot, const SnapshotsInUse& in_use);
 
 struct RetentionVerdict {
   std::string id;
@@ -65,8 +67,9 @@ struct RetentionVerdict {
   std::vector<std::string> reasons;
 };
 
-// Held snapshots are kept whatever the policy says. In the order of `candidates`, whose ids must differ. INVALID_ARGUMENT for a policy that ParseRetention() would
-// refuse. Snapshots whose point lies after `now` (a clock that was set back) are kept and do not count.
+// Held snapshots, and those in use, are kept whatever the policy says. In the order of `candidates`, whose ids must
+// differ. INVALID_ARGUMENT for a policy that ParseRetention() would refuse. Snapshots whose point lies after `now` (a
+// clock that was set back) are kept and do not count.
 absl::StatusOr<std::vector<RetentionVerdict>> DecideRetention(absl::Span<const RetentionCandidate> candidates,
                                                               const RetentionPolicy& policy, absl::Time now,
                                                               absl::TimeZone zone);

@@ -57,6 +57,12 @@ class Lazy(unittest.TestCase):
     def trouble(self, name):
         return self.host.session(name)["disk_trouble"]
 
+    def assert_in_use(self, name):
+        """Without its snapshot the disk server would not start again, and the guest be held for good."""
+        refused = self.host.run("forget", "point")
+        self.assertEqual(refused.returncode, 5, refused.stderr)
+        self.assertIn(f"session {name} reads its disks from it", refused.stderr)
+
     def read_anew(self, name):
         return self.host.guest(name, "sh", "-c", f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
 
@@ -97,6 +103,7 @@ class LazyStart(Lazy):
     def test_cold_boots_over_the_repository_and_in_the_end_needs_it_no_more(self):
         self.restore("cold", "--cold", "--no-hydrate")
         self.assertEqual(self.status("cold"), "lazy")
+        self.assert_in_use("cold")
         self.assertEqual(self.read_anew("cold"), self.sum)
         # A disk that the guest may only read is no less lazy.
         self.assertIn(self.extra_sum, self.host.guest("cold", "md5sum", "/dev/vdb"))
@@ -111,6 +118,8 @@ class LazyStart(Lazy):
         self.host.still("hydrate", "cold")
         wait_for(lambda: self.servers("cold") == [], "the disk server to end", 10)
         self.assertEqual(self.status("cold"), "running")
+        (free,) = self.host.json("forget", "point", "--dry-run")["decisions"]
+        self.assertFalse(free["keep"])
         repository = self.host.directory / "repo"
         repository.rename(self.host.directory / "away")
         self.addCleanup((self.host.directory / "away").rename, repository)

@@ -9,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "snapshot/retention.h"
+#include "snapshot/snapshots_in_use.h"
 #include "store/snapshot_reference.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
@@ -59,6 +60,7 @@ struct Decision {
 };
 
 absl::StatusOr<std::vector<Decision>> DecideByPolicy(const std::vector<Snapshot>& snapshots,
+                                                     const snapshot::SnapshotsInUse& in_use,
                                                      const ForgetArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(snapshot::RetentionPolicy policy, PolicyOf(arguments));
   std::vector<Decision> decisions;
@@ -66,7 +68,7 @@ absl::StatusOr<std::vector<Decision>> DecideByPolicy(const std::vector<Snapshot>
   for (const Snapshot& snapshot : snapshots) {
     if (!arguments.session.empty() && snapshot.session() != arguments.session) continue;
     decisions.push_back({.snapshot = &snapshot});
-    candidates.push_back(snapshot::CandidateOf(snapshot));
+    candidates.push_back(snapshot::CandidateOf(snapshot, in_use));
   }
   STILL_ASSIGN_OR_RETURN(std::vector<snapshot::RetentionVerdict> verdicts,
                          snapshot::DecideRetention(candidates, policy, absl::Now(), absl::LocalTimeZone()));
@@ -99,11 +101,12 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
     return absl::InvalidArgumentError("forget: --session goes with --keep-...");
   }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use, snapshot::FindSnapshotsInUse(context.sessions()));
   std::vector<Snapshot> snapshots;
   std::vector<Decision> decisions;
   if (arguments.has_policy()) {
     STILL_ASSIGN_OR_RETURN(snapshots, repository->ListSnapshots());
-    STILL_ASSIGN_OR_RETURN(decisions, DecideByPolicy(snapshots, arguments));
+    STILL_ASSIGN_OR_RETURN(decisions, DecideByPolicy(snapshots, in_use, arguments));
   } else {
     for (const std::string& reference : arguments.references) {
       STILL_ASSIGN_OR_RETURN(snapshots.emplace_back(), repository->FindSnapshot(reference));
@@ -112,6 +115,12 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
                                                         snapshots.back().name(), "\", give its whole name"));
     }
     for (const Snapshot& snapshot : snapshots) {
+      if (!arguments.dry_run) {
+        STILL_RETURN_IF_ERROR(snapshot::CheckNotInUse(in_use, snapshot.id(), snapshot.name()));
+      } else if (auto user = in_use.find(snapshot.id()); user != in_use.end()) {
+        decisions.push_back({.snapshot = &snapshot, .keep = true, .reasons = {user->second}});
+        continue;
+      }
       const bool held = snapshot.labels().contains(std::string(store::kHoldLabel));
       decisions.push_back(
           {.snapshot = &snapshot, .keep = held && arguments.dry_run, .reasons = {held ? "held" : "named"}});

@@ -56,6 +56,13 @@ TEST(RetentionTest, KeepsTheNewestOfEachPeriod) {
               UnorderedElementsAre("web 2026-11-21 11:00", "web 2025-12-31 08:00"));
 }
 
+TEST(RetentionTest, WhatIsInUseIsKeptAndCountsAsBefore) {
+  std::vector<RetentionCandidate> all = {At("2026-11-21 11:00"), At("2026-11-21 10:00"), At("2026-11-20 23:59")};
+  all[2].in_use = "session copy reads its disks from it";
+  EXPECT_THAT(Kept(all, {.last = 1}), UnorderedElementsAre(all[0].id, all[2].id));
+  EXPECT_THAT(DecideRetention(all, {.last = 1}, kNow, kUtc).value()[2].reasons, ElementsAre(all[2].in_use));
+}
+
 TEST(RetentionTest, EachSessionIsDecidedAlone) {
   std::vector<RetentionCandidate> all = {At("2026-11-21 11:00", "a"), At("2026-11-01 11:00", "b"),
                                          At("2026-11-02 11:00", "b")};
