@@ -162,6 +162,11 @@ class Host:
         return path
 
 
+def has_private_mounts():
+    """Whether root can keep mounts to itself: not in a chroot whose / is no mount point, where `still` refuses (exit code 5)."""
+    return subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
 def wait_for(condition, what, seconds):
     """Polls until the condition holds; gives what it returned. A command that fails meanwhile is tried again."""
     deadline = time.monotonic() + seconds
