@@ -24,6 +24,9 @@ namespace {
 // What an unprivileged process may ask of a pipe (/proc/sys/fs/pipe-max-size); requests are 28 bytes each.
 constexpr int kAnswerPipeBytes = 1 << 20;
 constexpr size_t kMoveBytes = 1 << 20;
+constexpr size_t kHoldBytes = 256 << 10;  // As much is read at once of what has to be held.
+// So long a drain in QEMU may wait for a client. A reader that keeps up empties the pipe more often.
+constexpr absl::Duration kPatience = absl::Milliseconds(100);
 
 absl::Status MakePipe(OwnedFd& read_end, OwnedFd& write_end) {
   int fds[2];
@@ -87,20 +90,27 @@ void NbdRelay::Await() const {
   std::vector<pollfd> fds = {{.fd = stop_.get(), .events = POLLIN, .revents = 0}};
   const bool room = connections_.size() < kMaxClients;
   if (room) fds.push_back({.fd = listening_.get(), .events = POLLIN, .revents = 0});
-  absl::Duration patience = absl::InfiniteDuration();
+  absl::Duration until = absl::InfiniteDuration();
   const absl::Duration now = Clock::Real().Monotonic();
   for (const auto& connection : connections_) {
     for (const Flow* flow : {&connection->requests, &connection->answers}) {
-      if (flow->in_pipe == 0) {
+      if (flow->empty()) {
         fds.push_back({.fd = flow->from, .events = POLLIN, .revents = 0});
       } else {
         fds.push_back({.fd = flow->to, .events = POLLOUT, .revents = 0});
       }
     }
     const Flow& answers = connection->answers;
-    if (answers.in_pipe == 0) continue;
-    patience = std::min(patience, std::max(answers.moved_at + options_.stall_limit - now, absl::ZeroDuration()));
+    if (answers.empty()) continue;
+    until = std::min(until, answers.moved_at + options_.stall_limit);
+    if (answers.ended) continue;
+    if (now < answers.emptied_at + kPatience) {
+      until = std::min(until, answers.emptied_at + kPatience);
+    } else {
+      fds.push_back({.fd = answers.from, .events = POLLIN, .revents = 0});
+    }
   }
+  const absl::Duration patience = std::max(until - now, absl::ZeroDuration());
   int wait_ms = patience == absl::InfiniteDuration() ? -1 : static_cast<int>(absl::ToInt64Milliseconds(patience)) + 1;
   ::poll(fds.data(), fds.size(), wait_ms);  // Whatever it says: the descriptors are asked one by one.
 }
@@ -128,7 +138,7 @@ absl::StatusOr<std::unique_ptr<NbdRelay::Connection>> NbdRelay::Connect(OwnedFd 
   connection->answers = {.from = server_fd, .to = client_fd};
   for (Flow* flow : {&connection->requests, &connection->answers}) {
     STILL_RETURN_IF_ERROR(MakePipe(flow->pipe_read, flow->pipe_write));
-    flow->moved_at = Clock::Real().Monotonic();
+    flow->moved_at = flow->emptied_at = Clock::Real().Monotonic();
   }
   // The default 64 KiB work too.
   (void)::fcntl(connection->answers.pipe_write.get(), F_SETPIPE_SZ, kAnswerPipeBytes);
@@ -136,34 +146,74 @@ absl::StatusOr<std::unique_ptr<NbdRelay::Connection>> NbdRelay::Connect(OwnedFd 
 }
 
 bool NbdRelay::Advance(Connection& connection) {
-  if (!Move(connection.requests) || !Move(connection.answers)) return false;
+  Flow& answers = connection.answers;
+  if (!Move(connection.requests) || !Move(answers)) return false;
+  Hold(answers);
   // A client that has gone needs no answers; a server that has gone may have said why.
-  if (connection.requests.ended || (connection.answers.ended && connection.answers.in_pipe == 0)) return false;
-  const Flow& answers = connection.answers;
-  if (answers.in_pipe == 0 || Clock::Real().Monotonic() - answers.moved_at < options_.stall_limit) return true;
-  absl::Status stalled = absl::DeadlineExceededError(absl::StrCat(
-      "a reader of the disks took nothing for ", absl::FormatDuration(options_.stall_limit), " and was cut off"));
-  LogWarning("a reader of the disks hangs", {{"error", stalled.ToString()}});
-  absl::MutexLock lock(&mutex_);
-  status_.Update(stalled);
-  return false;
+  if (connection.requests.ended || (answers.ended && answers.empty())) return false;
+  return !Hangs(answers);
 }
 
-// False when the taker is gone.
+bool NbdRelay::Hangs(const Flow& answers) {
+  absl::Status why;
+  if (answers.held.size() - answers.held_begin > kMaxHeldBytes) {
+    why = absl::ResourceExhaustedError(absl::StrCat("a reader of the disks asked for more than ", kMaxHeldBytes >> 20,
+                                                    " MiB at a time, did not take it, and was cut off"));
+  } else if (!answers.empty() && Clock::Real().Monotonic() - answers.moved_at >= options_.stall_limit) {
+    why = absl::DeadlineExceededError(absl::StrCat("a reader of the disks took nothing for ",
+                                                   absl::FormatDuration(options_.stall_limit), " and was cut off"));
+  } else {
+    return false;
+  }
+  LogWarning("a reader of the disks hangs", {{"error", why.ToString()}});
+  absl::MutexLock lock(&mutex_);
+  status_.Update(why);
+  return true;
+}
+
 bool NbdRelay::Move(Flow& flow) {
   // The pipe is only filled when empty: how much more a partly filled one takes depends on how its pages are cut.
-  if (flow.in_pipe == 0 && !flow.ended) {
+  if (flow.empty() && !flow.ended) {
     ssize_t got = Splice(flow.from, flow.pipe_write.get(), kMoveBytes);
     if (got == 0 || (got < 0 && errno != EAGAIN)) flow.ended = true;
     if (got > 0) flow.in_pipe = static_cast<size_t>(got);
+    flow.moved_at = flow.emptied_at = Clock::Real().Monotonic();
+  }
+  if (flow.in_pipe > 0) {
+    ssize_t put = Splice(flow.pipe_read.get(), flow.to, flow.in_pipe);
+    if (put < 0) return errno == EAGAIN;
+    flow.in_pipe -= static_cast<size_t>(put);
     flow.moved_at = Clock::Real().Monotonic();
   }
-  if (flow.in_pipe == 0) return true;
-  ssize_t put = Splice(flow.pipe_read.get(), flow.to, flow.in_pipe);
-  if (put < 0) return errno == EAGAIN;
-  flow.in_pipe -= static_cast<size_t>(put);
+  return flow.in_pipe > 0 || MoveHeld(flow);
+}
+
+bool NbdRelay::MoveHeld(Flow& flow) {
+  if (flow.held.empty()) return true;
+  const size_t left = flow.held.size() - flow.held_begin;
+  ssize_t put = ::send(flow.to, flow.held.data() + flow.held_begin, left, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (put < 0) return errno == EAGAIN || errno == EINTR;
+  flow.held_begin += static_cast<size_t>(put);
   flow.moved_at = Clock::Real().Monotonic();
+  // Given back in large pieces, so that a taker that never catches up costs a copy or two a byte.
+  if (flow.held_begin * 2 >= flow.held.size()) {
+    flow.held.erase(0, flow.held_begin);
+    flow.held_begin = 0;
+  }
   return true;
+}
+
+void NbdRelay::Hold(Flow& flow) {
+  if (flow.empty() || Clock::Real().Monotonic() - flow.emptied_at < kPatience) return;
+  while (!flow.ended && flow.held.size() - flow.held_begin <= kMaxHeldBytes) {
+    const size_t size = flow.held.size();
+    flow.held.resize(size + kHoldBytes);
+    ssize_t got = ::recv(flow.from, flow.held.data() + size, kHoldBytes, MSG_DONTWAIT);
+    const bool nothing_yet = got < 0 && (errno == EAGAIN || errno == EINTR);
+    flow.held.resize(size + static_cast<size_t>(std::max<ssize_t>(got, 0)));
+    if (nothing_yet) return;
+    flow.ended = got <= 0;
+  }
 }
 
 }  // namespace still::session

@@ -4,10 +4,11 @@
 // UNIX socket that was shut down poll(2) reports only the hang-up, which a waiting writer is not woken by, so neither
 // block-export-del nor nbd-server-stop ends it. The guest's writes do not wait for such a client, but whatever drains
 // block nodes does, with QEMU's global lock held: `stop`, moving the guest's device off the filter, a reset of the disk
-// controller by the guest. A *closed* peer does wake that writer, and the peer is ours.
+// controller by the guest. So what a client leaves lying for kPatience is taken off QEMU and held for it: a drain waits for
+// the reads that are under way and for no client. A *closed* peer does wake that writer, and the peer is ours.
 //
-// Data is moved with splice(2) and not copied; what waits for a client is bounded by two sockets and a pipe. One thread;
-// the public calls are thread-safe.
+// Data is moved with splice(2) and only copied when it has to be held; what is held for a client is what it has asked for
+// and not taken, and bounded. One thread; the public calls are thread-safe.
 #pragma once
 
 #include <memory>
@@ -27,6 +28,8 @@ class NbdRelay {
  public:
   // As many clients at once; more wait to be accepted.
   static constexpr int kMaxClients = 64;
+  // A client that has asked for more and takes none of it is cut off. Ours asks for 8 MiB at a time.
+  static constexpr size_t kMaxHeldBytes = 32 << 20;
 
   struct Options {
     std::string path;         // Where clients connect; made by Start, removed by the destructor.
@@ -39,7 +42,7 @@ class NbdRelay {
   // Cuts everybody off: QEMU has no client of ours any more when this returns.
   ~NbdRelay();
 
-  // DEADLINE_EXCEEDED once a client has been cut off because it stalled.
+  // DEADLINE_EXCEEDED once a client has been cut off because it stalled, RESOURCE_EXHAUSTED for what it had asked for.
   absl::Status status() const;
 
  private:
@@ -50,8 +53,13 @@ class NbdRelay {
     OwnedFd pipe_read;
     OwnedFd pipe_write;
     size_t in_pipe = 0;
-    bool ended = false;       // `from` gives no more.
-    absl::Duration moved_at;  // When `to` last took something, or there was nothing to take.
+    std::string held;           // What comes behind the pipe.
+    size_t held_begin = 0;      // The part of it before this has been taken.
+    bool ended = false;         // `from` gives no more.
+    absl::Duration moved_at;    // When `to` last took something, or there was nothing to take.
+    absl::Duration emptied_at;  // When there last was nothing to take.
+
+    bool empty() const { return in_pipe == 0 && held.empty(); }
   };
   struct Connection {
     OwnedFd client;
@@ -68,7 +76,13 @@ class NbdRelay {
   absl::StatusOr<std::unique_ptr<Connection>> Connect(OwnedFd client) const;
   // False when the connection is over.
   bool Advance(Connection& connection);
+  // False when the taker is gone.
   static bool Move(Flow& flow);
+  static bool MoveHeld(Flow& flow);
+  // Takes from the giver what the taker is too slow for.
+  static void Hold(Flow& flow);
+  // Whether the client is to be cut off; status() then says why.
+  bool Hangs(const Flow& answers);
 
   const Options options_;
   OwnedFd listening_;

@@ -54,7 +54,7 @@ absl::StatusOr<std::string> ReadOver(const PinnedDiskExport& disk, std::string b
 class HungReader {
  public:
   static absl::StatusOr<HungReader> Start(const PinnedDiskExport& disk) {
-    constexpr int kRequests = 16;  // More than all buffers between QEMU and us hold.
+    constexpr int kRequests = 6;  // Far more than sockets and pipe hold, and less than the relay does.
     HungReader reader;
     ::nbd_handle* nbd = reader.nbd_.get();
     reader.buffer_.resize(disk.size);
@@ -279,6 +279,8 @@ TEST_F(QemuCaptureTest, AReaderThatHangsHoldsNeitherTheGuestNorTheRelease) {
   auto hung = HungReader::Start((*exports)[1]);
   ASSERT_TRUE(hung.ok()) << hung.status();
   EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 2).ok()) << "the guest waits for the reader";
+  EXPECT_TRUE(StopAndContinue().ok()) << "a drain waits for the reader";
+  EXPECT_TRUE((*capture)->CheckPins().ok());
   absl::Status released = (*capture)->Release(false);
   EXPECT_TRUE(released.ok()) << released;
   EXPECT_TRUE(qemu_->Write(1, 0, ScriptedQemu::kDiskBytes, 3).ok());
