@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/unix_socket.h"
 #include "session/console.h"
 #include "session/guest/adopt_identity.h"
 #include "session/hypervisor/host_cpu.h"
@@ -20,6 +21,8 @@ namespace {
 
 constexpr absl::Duration kAgentCallTimeout = absl::Seconds(10);
 constexpr absl::Duration kThawTimeout = absl::Seconds(30);
+// Where the QEMU guest agent can be asked next: a frozen guest waits, and to be thawed by the other one does no harm.
+constexpr absl::Duration kAgentBeforeQga = absl::Seconds(5);
 // New SSH host keys of three kinds take a minute and a half on an emulated processor, and the guest's hooks come after.
 constexpr absl::Duration kAdoptTimeout = absl::Seconds(300);
 constexpr size_t kMaxPayloadBytes = 16 << 20;
@@ -82,6 +85,8 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   STILL_RETURN_IF_ERROR(session->StartVsock());
   STILL_RETURN_IF_ERROR(session->StartDiskServer(std::move(disk_secret)));
   STILL_ASSIGN_OR_RETURN(VmConfig vm_config, session->MakeVmConfig(std::move(ram)));
+  STILL_ASSIGN_OR_RETURN(OwnedFd qga_port, session->OpenQgaPort());
+  vm_config.qga_fd = qga_port.get();
   session->cmdline_ = vm_config.cmdline;
   STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
   session->FillMachine();
@@ -130,6 +135,13 @@ absl::Status Session::StartDiskServer(OwnedFd secret) {
                                                           .socket_path = JoinPath(directory_, kDiskServerSocket),
                                                           .secret = std::move(secret)}));
   return absl::OkStatus();
+}
+
+absl::StatusOr<OwnedFd> Session::OpenQgaPort() {
+  if (!config_.qga_port()) return OwnedFd();
+  STILL_ASSIGN_OR_RETURN(SocketPair port, MakeSocketPair());
+  qga_ = std::make_unique<QgaClient>(std::move(port.first));
+  return std::move(port.second);
 }
 
 absl::StatusOr<VmConfig> Session::MakeVmConfig(OwnedFd ram) {
@@ -273,16 +285,47 @@ absl::Status Session::RunRestored(absl::Duration agent_timeout, sessionpb::Launc
   STILL_RETURN_IF_ERROR(executor_.Run([this] { return vm_->Resume(); }));
   report.set_running_us(passed_us());
   if (!config_.has_identity() && !config_.restore().thaw()) return absl::OkStatus();
-  STILL_RETURN_IF_ERROR(WaitForAgent(agent_timeout));
-  report.set_agent_us(passed_us());
-  if (config_.has_identity()) {
-    STILL_RETURN_IF_ERROR(BecomeItself(report));
-  } else {
-    STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link_->Client(kAgentCallTimeout));
-    STILL_RETURN_IF_ERROR((*client).Thaw("", kThawTimeout).status());
+  if (!config_.has_identity()) return ThawAsSaved(agent_timeout, report);
+  if (absl::Status agent = WaitForAgent(agent_timeout); !agent.ok()) {
+    if (qga_ == nullptr || absl::IsAborted(agent)) return agent;
+    return Annotate(agent, "with --without-agent the QEMU guest agent thaws it, and it stays what its source was");
   }
+  report.set_agent_us(passed_us());
+  STILL_RETURN_IF_ERROR(BecomeItself(report));
   report.set_adopted_us(passed_us());
   return absl::OkStatus();
+}
+
+absl::Status Session::ThawAsSaved(absl::Duration agent_timeout, sessionpb::LaunchReport& report) {
+  absl::Status agent = WaitForAgent(qga_ == nullptr ? agent_timeout : std::min(agent_timeout, kAgentBeforeQga));
+  if (agent.ok()) agent = ThawThroughAgent(kThawTimeout).status();
+  if (agent.ok() || qga_ == nullptr || absl::IsAborted(agent)) return agent;
+  STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thawed, ThawThroughQga(agent, kThawTimeout));
+  report.add_warnings(
+      absl::StrCat("still-agent did not answer; the QEMU guest agent thawed ", thawed.thawed(), " file systems"));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<guestpb::ThawResponse> Session::Thaw(absl::Duration timeout) {
+  absl::StatusOr<guestpb::ThawResponse> thawed = ThawThroughAgent(timeout);
+  if (thawed.ok() || qga_ == nullptr) return thawed;
+  return ThawThroughQga(thawed.status(), timeout);
+}
+
+absl::StatusOr<guestpb::ThawResponse> Session::ThawThroughAgent(absl::Duration timeout) {
+  if (link_ == nullptr) return absl::FailedPreconditionError("the session has no vsock, so no agent to ask");
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client,
+                         link_->Client(qga_ == nullptr ? kAgentCallTimeout : kAgentBeforeQga));
+  return client->Thaw("", timeout);
+}
+
+absl::StatusOr<guestpb::ThawResponse> Session::ThawThroughQga(const absl::Status& agent, absl::Duration timeout) {
+  absl::StatusOr<uint32_t> thawed = qga_->Thaw(timeout);
+  if (!thawed.ok()) return Annotate(thawed.status(), agent.message());
+  guestpb::ThawResponse response;
+  response.set_thawed(*thawed);
+  response.set_cause(*thawed > 0 ? guestpb::REQUESTED : guestpb::NOT_FROZEN);
+  return response;
 }
 
 absl::Status Session::BecomeItself(sessionpb::LaunchReport& report) {

@@ -27,6 +27,7 @@
 #include "session/disk_keeper.h"
 #include "session/disk_server.h"
 #include "session/guest/guest_link.h"
+#include "session/guest/qga_client.h"
 #include "session/hypervisor/hypervisor.h"
 #include "session/vsock/vsock_host.h"
 
@@ -99,6 +100,10 @@ class Session {
   // frozen file systems or with its source's random numbers is never offered as running.
   absl::StatusOr<sessionpb::LaunchReport> Continue(absl::Duration agent_timeout);
 
+  // Thaws whatever is frozen in the guest: through still-agent, and where it does not, through the QEMU guest agent if
+  // the machine has a port to one.
+  absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout);
+
   // Copies what lazily restored disks still lack, in the background. No-op without such disks.
   void Hydrate(uint64_t bytes_per_second);
 
@@ -124,9 +129,16 @@ class Session {
   absl::Status StartVsock();
   absl::Status StartDiskServer(OwnedFd secret);
   absl::StatusOr<VmConfig> MakeVmConfig(OwnedFd ram);
+  // Gives the hypervisor's end of the port.
+  absl::StatusOr<OwnedFd> OpenQgaPort();
   void FillMachine();
   absl::Status RunRestored(absl::Duration agent_timeout, sessionpb::LaunchReport& report);
   absl::Status BecomeItself(sessionpb::LaunchReport& report);
+  // For a guest that stays what it was: nothing but its thaw is asked for.
+  absl::Status ThawAsSaved(absl::Duration agent_timeout, sessionpb::LaunchReport& report);
+  absl::StatusOr<guestpb::ThawResponse> ThawThroughAgent(absl::Duration timeout);
+  // `agent`: why that did not do it.
+  absl::StatusOr<guestpb::ThawResponse> ThawThroughQga(const absl::Status& agent, absl::Duration timeout);
   void WatchExit();
   void WatchTimeLimit();
   // Records an end unless there is one, and ends the VM.
@@ -144,6 +156,7 @@ class Session {
   SerialExecutor executor_{"session"};
   std::unique_ptr<VsockHost> vsock_;
   std::shared_ptr<GuestLink> link_;          // Shared with SessionClients.
+  std::unique_ptr<QgaClient> qga_;           // Null: the machine has no port to one.
   std::unique_ptr<DiskServer> disk_server_;  // Until disk_keeper_ has it.
   std::unique_ptr<Vm> vm_;
   absl::Mutex identity_mutex_;

@@ -17,6 +17,7 @@
 #include "base/random.h"
 #include "session/hypervisor/accelerator.h"
 #include "session/hypervisor/process/process_vm.h"
+#include "session/hypervisor/qemu/qemu_command.h"
 #include "session/hypervisor/qemu/qemu_vm.h"
 
 namespace still::session {
@@ -198,6 +199,7 @@ VmConfig PlannedVm(const manifestpb::Machine& machine, bool saved_memory) {
   for (const manifestpb::Disk& disk : machine.disks()) vm.disks.push_back({.name = disk.name()});
   for (const manifestpb::Nic& nic : machine.nics()) vm.nics.push_back({.name = nic.name(), .kind = nic.kind()});
   if (machine.vsock()) vm.vsock.emplace();
+  if (HasQgaPort({machine.devices().begin(), machine.devices().end()})) vm.qga_fd = 0;  // Any: nothing is started.
   vm.generation_id = "new";
   if (saved_memory) vm.incoming.emplace().generation_id = machine.generation_id();
   return vm;

@@ -35,6 +35,7 @@ constexpr int kStreamFd = 9;                       // One digit, as every shell 
 // Numbers that no machine of ours opens; replaced by names.
 constexpr int kQmpPlace = 1001;
 constexpr int kConsolePlace = 1002;
+constexpr int kQgaPlace = 1003;
 
 std::string FileOf(const Image& image) {
   return image.role() == Image::ROLE_DISK ? absl::StrCat(image.name(), ".raw") : image.name();
@@ -77,6 +78,7 @@ VmConfig MachineConfig(const manifestpb::Snapshot& snapshot) {
   for (const manifestpb::Nic& nic : machine.nics()) {
     vm.nics.push_back({.name = nic.name(), .mac = nic.mac(), .kind = nic.kind()});
   }
+  if (session::HasQgaPort({machine.devices().begin(), machine.devices().end()})) vm.qga_fd = kQgaPlace;
   return vm;
 }
 
@@ -100,6 +102,8 @@ absl::StatusOr<std::string> CommandText(VmConfig vm, const Machine* saved) {
       word = "socket,id=qmp,path=qmp.sock,server=on,wait=off";
     } else if (word == absl::StrCat("socket,id=console,fd=", kConsolePlace)) {
       word = "stdio,id=console,signal=off";
+    } else if (word == absl::StrCat("socket,id=qga,fd=", kQgaPlace)) {
+      word = "socket,id=qga,path=qga.sock,server=on,wait=off";
     } else if (word == "defer") {
       word = absl::StrCat("fd:", kStreamFd);
     } else if (!ram_place.empty()) {

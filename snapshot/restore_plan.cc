@@ -219,6 +219,7 @@ sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions
   config.set_vsock_backend(options.vsock_backend);
   manifestpb::Machine& machine = *config.mutable_machine();
   machine = plan.snapshot.machine();
+  config.set_qga_port(session::HasQgaPort({machine.devices().begin(), machine.devices().end()}));
   if (!plan.warm) MakeCold(plan, options, machine);
   if (options.trial) {
     for (manifestpb::Nic& nic : *machine.mutable_nics())

@@ -58,13 +58,8 @@ grpc::Status ControlService::Exec(grpc::ServerContext* context, const guestpb::E
 
 grpc::Status ControlService::Thaw(grpc::ServerContext*, const sessionpb::ThawRequest* request,
                                   guestpb::ThawResponse* response) {
-  if (session_.link() == nullptr) {
-    return ToGrpc(absl::FailedPreconditionError("the session has no vsock, so no agent to ask"));
-  }
-  absl::StatusOr<std::shared_ptr<GuestClient>> client = session_.link()->Client(kAgentTimeout);
-  if (!client.ok()) return ToGrpc(client.status());
   absl::Duration timeout = request->timeout_ms() > 0 ? absl::Milliseconds(request->timeout_ms()) : kDefaultThawTimeout;
-  absl::StatusOr<guestpb::ThawResponse> thaw = (*client)->Thaw("", timeout);
+  absl::StatusOr<guestpb::ThawResponse> thaw = session_.Thaw(timeout);
   if (!thaw.ok()) return ToGrpc(thaw.status());
   *response = *std::move(thaw);
   return grpc::Status::OK;

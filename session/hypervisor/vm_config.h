@@ -70,6 +70,9 @@ struct VmConfig {
   std::vector<DiskConfig> disks;
   std::vector<NicConfig> nics;
   std::optional<VsockAttachment> vsock;
+  // The hypervisor's end of a port to the guest's QEMU guest agent, inherited under this number, borrowed until Start
+  // returns. -1: the machine has none.
+  int qga_fd = -1;
   std::string generation_id;              // UUID for VMGenID, where firmware and guest can have it; empty: none.
   std::optional<IncomingState> incoming;  // The VM then starts paused and waits for Resume().
   // Of hypervisors that are not started but adopted (process/): their pid, and how long a capture may stop them.

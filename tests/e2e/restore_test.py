@@ -1,7 +1,10 @@
 """Restores: every fork a machine of its own, memory that is read once, generations, rollback, and what cannot work."""
 
 import os
+import re
+import shutil
 import signal
+import subprocess
 import time
 import unittest
 
@@ -24,10 +27,14 @@ class RestoreTest(unittest.TestCase):
         cls.host = Host()
         cls.addClassCleanup(cls.host.close)
         cls.disk = cls.host.disk("web", mib=64)
-        cls.host.boot("web", *cls.arguments, disks=[cls.disk], memory="128M")
+        cls.host.boot("web", *cls.arguments, disks=[cls.disk, *cls.more_disks()], memory="128M")
         wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
         cls.prepare()
         cls.point = cls.host.json("snapshot", "web", "--name", "point", "--quiesce", "require")
+
+    @classmethod
+    def more_disks(cls):
+        return []
 
     @classmethod
     def prepare(cls):
@@ -224,6 +231,41 @@ class Rollback(RestoreTest):
         self.host.still("restore", "safe", "--as", "safe")
         self.assert_works("safe")
         self.stop("safe")
+
+
+class QemuGuestAgent(RestoreTest):
+    """A machine with a port to Debian's own qemu-ga, and that in the guest: from a disk, with its libraries."""
+
+    arguments = ("--qga",)
+
+    @classmethod
+    def more_disks(cls):
+        tree = cls.host.directory / "qga"
+        tree.mkdir()
+        libraries = subprocess.run(["ldd", "/usr/sbin/qemu-ga"], check=True, capture_output=True, text=True).stdout
+        for path in ["/usr/sbin/qemu-ga", *re.findall(r"(/\S+) \(0x", libraries)]:
+            shutil.copy(path, tree)
+        disk = cls.host.directory / "qga.raw"
+        subprocess.run(["/sbin/mke2fs", "-q", "-t", "ext4", "-d", tree, disk, "32M"], check=True, capture_output=True)
+        return [f"{disk},ro"]
+
+    @classmethod
+    def prepare(cls):
+        cls.host.guest("web", "sh", "-c", "modprobe virtio_console && mkdir /qga && mount -o ro /dev/vdb /qga && "
+                       "/qga/ld-linux-x86-64.so.2 --library-path /qga /qga/qemu-ga --daemonize --method=virtio-serial "
+                       "--path=/dev/vport0p1 --statedir=/run --pidfile=/run/qga.pid")
+
+    def test_it_thaws_a_restored_guest_whose_agent_does_not_answer(self):
+        self.host.still("restore", "point", "--as", "copy")
+        self.assert_works("copy")
+        # Frozen, until somebody else thaws: the write waits for it, and the agent for the write.
+        script = "a=$(pidof still-agent); kill -STOP $a; fsfreeze --freeze /data; touch /data/thawed; kill -CONT $a"
+        self.host.guest("copy", "sh", "-c", f"setsid sh -c 'sleep 1; {script}' </dev/null >/dev/null 2>&1 &")
+        # The agent tells with every answer when it thawed; the QEMU guest agent knows no such thing.
+        wait_for(lambda: (t := self.host.json("thaw", "copy"))["thawed_at_ns"] == "0" and t["thawed"] == 1, "it", 120)
+        wait_for(lambda: self.host.guest("copy", "ls", "/data/thawed"), "the agent to go on", 60)
+        self.assert_works("copy")
+        self.stop("copy")
 
 
 class CannotWork(RestoreTest):

@@ -40,6 +40,7 @@ struct RunArguments {
   uint32_t vcpus = 1;
   std::string accelerator = "auto";
   std::string firmware;
+  bool qga = false;
   std::string cpu_model;
   std::string vsock = "auto";
   std::string port = "auto";
@@ -84,6 +85,7 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
     nic.set_mac(session::RandomMac());
     nic.set_kind("user");
   }
+  config.set_qga_port(arguments.qga);
   STILL_ASSIGN_OR_RETURN(SessionConfig::VsockBackend vsock, ParseVsock(arguments.vsock));
   config.set_vsock_backend(vsock);
   uint32_t port = 0;
@@ -281,6 +283,8 @@ void AddRun(CLI::App& app, Context& context) {
   run->add_option("--vsock", arguments->vsock, "auto, kernel, userspace or off")->capture_default_str();
   run->add_option("--vsock-port", arguments->port, "Port the guest's agent dials")->capture_default_str();
   run->add_flag("--net", arguments->network, "A network card behind the hypervisor's own NAT");
+  run->add_flag("--qga", arguments->qga,
+                "A port to the QEMU guest agent, which thaws where still-agent does not answer");
   run->add_flag("--no-agent", arguments->no_agent, "Do not wait for the guest's agent");
   run->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for it")->capture_default_str();
   run->add_option("--time-limit", arguments->time_limit, "End the session after this long (0: never)")

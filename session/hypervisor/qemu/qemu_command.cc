@@ -30,12 +30,15 @@ constexpr size_t kMaxSerial = 20;  // virtio specification 1.1, 5.2.6.1: VIRTIO_
 constexpr int kReconnectSeconds = 3;
 
 // PCI slots on the root bus. 0x00 is the host bridge, 0x1f the chipset.
+constexpr int kSerialSlot = 0x01;
 constexpr int kRngSlot = 0x02;
 constexpr int kVsockSlot = 0x03;
 constexpr int kFirstNicSlot = 0x04;
 constexpr int kFirstDiskSlot = 0x08;
 static_assert(kFirstNicSlot + static_cast<int>(kMaxNics) <= kFirstDiskSlot);
 static_assert(kFirstDiskSlot + static_cast<int>(kMaxDisks) <= 0x1f);
+
+constexpr char kQgaPort[] = "virtserialport";
 
 // In QEMU's key=value lists a comma in a value is doubled.
 std::string Escaped(const std::string& value) { return absl::StrReplaceAll(value, {{",", ",,"}}); }
@@ -146,7 +149,18 @@ void AddNic(const NicConfig& nic, size_t index, std::vector<std::string>& argv) 
   argv.insert(argv.end(), {"-netdev", netdev, "-device", device});
 }
 
+// The name is the one that qemu-ga looks for. Port 0 is kept for consoles; a guest prepares queues for every port.
+void AddQgaPort(int fd, std::vector<std::string>& argv) {
+  argv.insert(argv.end(), {"-chardev", absl::StrCat("socket,id=qga,fd=", fd)});
+  argv.insert(argv.end(), {"-device", absl::StrFormat("virtio-serial-pci,id=serial,max_ports=2,bus=pcie.0,addr=0x%x",
+                                                      kSerialSlot)});
+  argv.insert(argv.end(), {"-device", absl::StrCat(kQgaPort,
+                                                   ",id=qga-port,bus=serial.0,nr=1,chardev=qga,"
+                                                   "name=org.qemu.guest_agent.0")});
+}
+
 void AddDevices(const VmConfig& config, int directory, std::vector<std::string>& argv) {
+  if (config.qga_fd >= 0) AddQgaPort(config.qga_fd, argv);
   argv.insert(argv.end(), {"-device", absl::StrFormat("virtio-rng-pci,id=rng,bus=pcie.0,addr=0x%x", kRngSlot)});
   if (config.vsock.has_value()) {
     // seqpacket=off: the kernel's and the user-space back end must look the same to a guest that moves between them.
@@ -262,6 +276,10 @@ std::string CpuModelOf(const VmConfig& config) {
 bool HasGenerationId(const VmConfig& config) {
   if (config.generation_id.empty()) return false;
   return config.incoming.has_value() ? config.incoming->generation_id : FirmwareOf(config) != "qboot";
+}
+
+bool HasQgaPort(const std::vector<std::string>& devices) {
+  return std::find(devices.begin(), devices.end(), kQgaPort) != devices.end();
 }
 
 std::string NetworkBackend(const std::string& kind) { return kind == "none" ? "hubport" : "user"; }

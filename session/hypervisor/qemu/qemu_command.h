@@ -38,6 +38,8 @@ absl::Status CheckVmConfig(const VmConfig& config);
 std::string FirmwareOf(const VmConfig& config);
 std::string MachineTypeOf(const VmConfig& config);
 std::string CpuModelOf(const VmConfig& config);
+// True when `devices`, as DevicesOf gives them, have a port to the guest's QEMU guest agent.
+bool HasQgaPort(const std::vector<std::string>& devices);
 // Whether the machine has a VMGenID device. A new one has it where its firmware survives it: qboot stops at the ACPI
 // loader command with which the guest tells QEMU where the id lies. A saved one is started as it was.
 bool HasGenerationId(const VmConfig& config);

@@ -234,6 +234,7 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
                                 [](const DiskConfig& disk) { return !disk.backing_export.empty(); });
   if (lazy) launch.process.inherited_fds.push_back(directory.get());
   if (config.incoming.has_value()) launch.process.inherited_fds.push_back(config.incoming->ram.get());
+  if (config.qga_fd >= 0) launch.process.inherited_fds.push_back(config.qga_fd);
   if (config.vsock.has_value()) {
     std::vector<int>& fds = launch.process.inherited_fds;
     if (config.vsock->vhost_fd >= 0) fds.push_back(config.vsock->vhost_fd);

@@ -111,6 +111,20 @@ TEST(QemuCommand, DevicesAreToldWithTheirPlaces) {
   EXPECT_THAT(DevicesOf(config), Contains("vmgenid"));
 }
 
+TEST(QemuCommand, APortToTheQemuGuestAgentIsThereWhereItIsAskedFor) {
+  VmConfig config = KernelVm();
+  const std::string without = absl::StrJoin(Command(config), " ");
+  EXPECT_THAT(without, Not(HasSubstr("virtserialport")));
+  EXPECT_FALSE(HasQgaPort(DevicesOf(config)));
+  config.qga_fd = 9;
+  const std::string with = absl::StrJoin(Command(config), " ");
+  EXPECT_THAT(with, HasSubstr("socket,id=qga,fd=9"));
+  EXPECT_THAT(with, HasSubstr("chardev=qga,name=org.qemu.guest_agent.0"));
+  EXPECT_TRUE(HasQgaPort(DevicesOf(config)));
+  EXPECT_THAT(DevicesOf(config), Contains("virtio-serial-pci@0x1"));
+  EXPECT_THAT(DevicesOf(config), Contains("virtio-blk-pci@0x8"));
+}
+
 TEST(QemuCommand, AnIsolatedCardHasTheBackEndOfAnUnrestrictedOneAndReachesNothing) {
   VmConfig config = KernelVm();
   config.nics.push_back({.name = "net0", .kind = "user"});

@@ -76,6 +76,13 @@ TEST(MachineScriptTest, SaysWhatTheHostMustHaveForAVsockDevice) {
   EXPECT_THAT(*MachineScript(snapshot), AllOf(HasSubstr("modprobe vhost_vsock"), HasSubstr("'vhost-vsock-pci,")));
 }
 
+TEST(MachineScriptTest, AMachineSavedWithAPortToTheQemuGuestAgentHasIt) {
+  manifestpb::Snapshot snapshot = Snapshot(/*memory=*/true);
+  EXPECT_THAT(*MachineScript(snapshot), Not(HasSubstr("virtserialport")));
+  snapshot.mutable_machine()->add_devices("virtserialport");
+  EXPECT_THAT(*MachineScript(snapshot), AllOf(HasSubstr("'virtserialport,"), HasSubstr("id=qga,path=qga.sock")));
+}
+
 TEST(MachineScriptTest, WithoutMemoryItOnlyBoots) {
   EXPECT_THAT(*MachineScript(Snapshot(/*memory=*/false)), AllOf(Not(HasSubstr("incoming")), Not(HasSubstr("started"))));
   EXPECT_TRUE(absl::IsFailedPrecondition(MachineScript(manifestpb::Snapshot()).status()));
