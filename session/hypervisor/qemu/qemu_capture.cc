@@ -61,6 +61,7 @@ class QemuCapture : public VmCapture {
   }
   absl::StatusOr<PauseReport> SaveInBackground();
   absl::StatusOr<PauseReport> SaveStopped(PausedVm& paused);
+  absl::Status AwaitEarlierMigration();
   absl::Status PrepareMemory(OwnedFd memory_sink);
   void Note(const QmpEvent& event);
   absl::Status NextEvent(absl::Duration timeout);
@@ -102,7 +103,24 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
                          .filters_before_pause = background_ || !options_.memory});
 }
 
+// A migration that has ended is there until QEMU's main loop has cleaned up behind it, and "migrate" would fail in the pause
+// ("duplicate yank instance"): seen with a capture right after one that was abandoned.
+absl::Status QemuCapture::AwaitEarlierMigration() {
+  const absl::Duration deadline = Clock::Real().Monotonic() + kCommandDeadline;
+  for (;;) {
+    STILL_ASSIGN_OR_RETURN(json instances, qmp().Execute("query-yank", json::object(), kCommandDeadline));
+    const bool there = std::any_of(instances.begin(), instances.end(),
+                                   [](const json& instance) { return TextAt(instance, "type") == "migration"; });
+    if (!there) return absl::OkStatus();
+    if (Clock::Real().Monotonic() >= deadline) {
+      return absl::FailedPreconditionError("the hypervisor is still ending an earlier memory stream; try again");
+    }
+    Clock::Real().Sleep(kTick);
+  }
+}
+
 absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {
+  STILL_RETURN_IF_ERROR(AwaitEarlierMigration());
   STILL_RETURN_IF_ERROR(SetMigrationCapability(qmp(), "background-snapshot", background_));
   STILL_RETURN_IF_ERROR(qmp().Run("migrate-set-parameters", {{"max-bandwidth", kNoBandwidthLimit}}, kCommandDeadline));
   STILL_ASSIGN_OR_RETURN(relay_, MemoryRelay::Start(std::move(memory_sink),
