@@ -127,7 +127,7 @@ absl::StatusOr<manifestpb::Snapshot> ImportFile(store::Repository& repository, c
                                                                      ? " begins like a qcow2 image; say --format qcow2"
                                                                      : " is not a qcow2 image; say --format raw"));
   }
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::SnapshotWriter> writer, repository.BeginSnapshot({}));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::SnapshotWriter> writer, repository.BeginSnapshot());
   manifestpb::Snapshot manifest;
   Image& kept = *manifest.add_images();
   kept.set_name(kImportedDisk);

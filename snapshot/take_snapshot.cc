@@ -109,7 +109,7 @@ absl::Status SnapshotRun::Prepare() {
     }
   }
   parent_ = FindParent(all, session_.config.id());
-  STILL_ASSIGN_OR_RETURN(writer_, repository_.BeginSnapshot({}));
+  STILL_ASSIGN_OR_RETURN(writer_, repository_.BeginSnapshot());
   manifest_.set_name(options_.name);
   manifest_.set_session(session_.name);
   manifest_.set_session_id(session_.config.id());

@@ -13,6 +13,11 @@ constexpr size_t kConfigSize = 64;
 constexpr size_t kIdSize = 16;
 constexpr size_t kIdSecretSize = 32;
 
+// One that a newer version of this program knows only says how that would store: no reason to refuse.
+Compression CompressionOf(uint8_t stored) {
+  return stored <= static_cast<uint8_t>(Compression::kSmall) ? static_cast<Compression>(stored) : Compression::kDefault;
+}
+
 }  // namespace
 
 std::string RepositoryConfig::hex_id() const { return absl::BytesToHexString(id); }
@@ -22,7 +27,8 @@ std::string EncodeConfig(const RepositoryConfig& config) {
   std::string payload;
   AppendInt<uint16_t>(payload, kFormatVersion);
   payload.push_back(config.encrypted ? 1 : 0);
-  payload.append(5, '\0');
+  payload.push_back(static_cast<char>(config.compression));
+  payload.append(4, '\0');
   AppendInt<int64_t>(payload, absl::ToUnixNanos(config.created));
   payload += config.id;
   payload.append(config.id_secret.view().data(), config.id_secret.size());
@@ -41,8 +47,11 @@ absl::StatusOr<RepositoryConfig> ParseConfig(absl::string_view object) {
                                                       kFormatVersion, ": use a newer version"));
   }
   const auto encrypted = reader.Int<uint8_t>();
-  reader.Bytes(5);
-  RepositoryConfig config = {.encrypted = encrypted != 0, .created = absl::FromUnixNanos(reader.Int<int64_t>())};
+  const auto compression = reader.Int<uint8_t>();
+  reader.Bytes(4);
+  RepositoryConfig config = {.encrypted = encrypted != 0,
+                             .compression = CompressionOf(compression),
+                             .created = absl::FromUnixNanos(reader.Int<int64_t>())};
   config.id = std::string(reader.Bytes(kIdSize));
   absl::string_view secret = reader.Bytes(kIdSecretSize);
   if (!reader.AtEnd() || version != kFormatVersion || encrypted > 1) {

@@ -7,6 +7,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "store/block/compression.h"
 #include "store/crypto/secret.h"
 
 namespace still::store {
@@ -16,6 +17,7 @@ inline constexpr uint16_t kFormatVersion = 1;
 
 struct RepositoryConfig {
   bool encrypted = false;
+  Compression compression = Compression::kDefault;
   absl::Time created;
   std::string id;         // 16 bytes.
   SecretBytes id_secret;  // 32 bytes when not encrypted, else empty.

@@ -68,8 +68,10 @@ absl::Status Repository::Init(const RepositoryOptions& options) {
   }
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<DirectoryObjectStore> objects, OpenObjects(options));
   Clock& clock = options.clock != nullptr ? *options.clock : Clock::Real();
-  RepositoryConfig config = {
-      .encrypted = !options.credentials.empty(), .created = clock.Now(), .id = std::string(kIdBytes, '\0')};
+  RepositoryConfig config = {.encrypted = !options.credentials.empty(),
+                             .compression = options.compression,
+                             .created = clock.Now(),
+                             .id = std::string(kIdBytes, '\0')};
   RandomBytes(config.id.data(), config.id.size());
   if (config.encrypted) {
     STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> stale_keys, objects->List("keys/"));
@@ -121,9 +123,9 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   return std::make_unique<RepositoryImpl>(std::move(state), options.key_cost);
 }
 
-absl::StatusOr<std::unique_ptr<SnapshotWriter>> RepositoryImpl::BeginSnapshot(const SnapshotOptions& options) {
+absl::StatusOr<std::unique_ptr<SnapshotWriter>> RepositoryImpl::BeginSnapshot() {
   STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldShared("capture"));
-  return SnapshotWriterImpl::Begin(*state_, options, std::move(lease));
+  return SnapshotWriterImpl::Begin(*state_, std::move(lease));
 }
 
 absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() {

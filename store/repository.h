@@ -1,7 +1,7 @@
 // Repository: the store of snapshots (docs/format/repository.md). What the rest of the project uses of store/.
 //
 //   STILL_ASSIGN_OR_RETURN(auto repository, Repository::Open({.path = "/srv/vm.still"}));
-//   STILL_ASSIGN_OR_RETURN(auto snapshot, repository->BeginSnapshot({}));
+//   STILL_ASSIGN_OR_RETURN(auto snapshot, repository->BeginSnapshot());
 //   STILL_ASSIGN_OR_RETURN(auto image,
 //                          snapshot->BeginImage({.name = "vda", .role = manifest::Image::ROLE_DISK, .size = n}));
 //   STILL_RETURN_IF_ERROR(image->Write(0, bytes));  // Any order; what is never written is zero.
@@ -28,6 +28,7 @@
 #include "base/file_system.h"
 #include "base/status.h"
 #include "proto/manifest.pb.h"
+#include "store/block/compression.h"
 #include "store/crypto/key_ring.h"
 #include "store/drill_record.h"
 #include "store/image/image_reader.h"
@@ -49,7 +50,8 @@ struct RepositoryOptions {
   Credentials credentials;  // Empty: a repository without encryption; one with encryption then does not open.
   // Threads that hash, compress and decompress; 0: one for each CPU.
   int workers = 0;
-  KeyCost key_cost;  // Of keys that are made: what guessing a passphrase costs.
+  Compression compression = Compression::kDefault;  // For Init: of all that will be stored.
+  KeyCost key_cost;                                 // Of keys that are made: what guessing a passphrase costs.
   // Empty: beside the objects, or with encryption in this host's cache (docs/format/catalog.md).
   std::string catalog_path;
   // For Open: write the catalog anew from packs and manifests alone, also when it is too damaged to be opened.
@@ -57,10 +59,6 @@ struct RepositoryOptions {
   // Seams for tests; must outlive the repository.
   FileSystem* file_system = nullptr;  // nullptr: the machine's. With another one, `path` must exist in it.
   Clock* clock = nullptr;
-};
-
-struct SnapshotOptions {
-  int compression_level = 1;  // zstd; -7 to 19.
 };
 
 struct RepositoryStats {
@@ -98,8 +96,9 @@ class Repository {
 
   virtual const std::string& id() const = 0;  // 32 hex digits.
   virtual bool encrypted() const = 0;
+  virtual Compression compression() const = 0;
 
-  virtual absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot(const SnapshotOptions& options) = 0;
+  virtual absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot() = 0;
 
   // Oldest point first.
   virtual absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() = 0;

@@ -20,7 +20,8 @@ class RepositoryImpl final : public Repository {
 
   const std::string& id() const override { return id_; }
   bool encrypted() const override { return state_->config.encrypted; }
-  absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot(const SnapshotOptions& options) override;
+  Compression compression() const override { return state_->config.compression; }
+  absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot() override;
   absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() override;
   absl::StatusOr<manifest::Snapshot> FindSnapshot(absl::string_view reference) override;
   absl::StatusOr<std::unique_ptr<ImageReader>> OpenImage(const manifest::Snapshot& snapshot,

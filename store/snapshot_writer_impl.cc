@@ -68,22 +68,21 @@ absl::StatusOr<std::unique_ptr<BlockIndex>> MakeIndex(RepositoryState& state) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SnapshotWriter>> SnapshotWriterImpl::Begin(RepositoryState& state,
-                                                                          const SnapshotOptions& options,
                                                                           std::shared_ptr<Lease> lease) {
   // Packs of captures that were interrupted, or are under way elsewhere, are as good as any.
   STILL_RETURN_IF_ERROR(state.SyncCatalog());
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<BlockIndex> index, MakeIndex(state));
-  return std::unique_ptr<SnapshotWriter>(new SnapshotWriterImpl(state, options, std::move(lease), std::move(index)));
+  return std::unique_ptr<SnapshotWriter>(new SnapshotWriterImpl(state, std::move(lease), std::move(index)));
 }
 
-SnapshotWriterImpl::SnapshotWriterImpl(RepositoryState& state, const SnapshotOptions& options,
-                                       std::shared_ptr<Lease> lease, std::unique_ptr<BlockIndex> index)
+SnapshotWriterImpl::SnapshotWriterImpl(RepositoryState& state, std::shared_ptr<Lease> lease,
+                                       std::unique_ptr<BlockIndex> index)
     : state_(state),
       lease_(std::move(lease)),
       throttle_(kBuffersUnderWay),
-      tree_(state.packs, options.compression_level),
+      tree_(state.packs, state.config.compression),
       blocks_(std::move(index), state.packs, state.pool, throttle_,
-              {.compression_level = options.compression_level,
+              {.compression = state.config.compression,
                .clock = &state.clock,
                .on_published =
                    [this](const PackSummary& pack) {

@@ -18,8 +18,7 @@ namespace still::store {
 class SnapshotWriterImpl final : public SnapshotWriter {
  public:
   // `lease`: kept until the writer goes.
-  static absl::StatusOr<std::unique_ptr<SnapshotWriter>> Begin(RepositoryState& state, const SnapshotOptions& options,
-                                                               std::shared_ptr<Lease> lease);
+  static absl::StatusOr<std::unique_ptr<SnapshotWriter>> Begin(RepositoryState& state, std::shared_ptr<Lease> lease);
   ~SnapshotWriterImpl() override;
 
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginImage(const ImageOptions& options) override;
@@ -34,8 +33,7 @@ class SnapshotWriterImpl final : public SnapshotWriter {
     bool is_finished = false;
   };
 
-  SnapshotWriterImpl(RepositoryState& state, const SnapshotOptions& options, std::shared_ptr<Lease> lease,
-                     std::unique_ptr<BlockIndex> index);
+  SnapshotWriterImpl(RepositoryState& state, std::shared_ptr<Lease> lease, std::unique_ptr<BlockIndex> index);
   absl::Status PublishPacks();
   absl::Status FillIn(manifest::Snapshot& snapshot) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status PutRows(const manifest::Snapshot& snapshot);

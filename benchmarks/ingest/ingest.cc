@@ -5,7 +5,7 @@
 //   still-ingest export REPOSITORY NAME FILE
 //   still-ingest stats REPOSITORY
 //
-// STILL_INGEST_PASSPHRASE encrypts, STILL_INGEST_LEVEL is zstd's level. One line of JSON on stdout: CPU and wall seconds, peak memory, bytes.
+// STILL_INGEST_PASSPHRASE encrypts, STILL_INGEST_COMPRESSION (for init) is fast or small. One line of JSON on stdout: CPU and wall seconds, peak memory, bytes.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -25,6 +25,10 @@ namespace {
 RepositoryOptions OptionsFor(const std::string& path) {
   RepositoryOptions options = {.path = path};
   if (const char* passphrase = std::getenv("STILL_INGEST_PASSPHRASE")) options.credentials.passphrase = passphrase;
+  const char* compression = std::getenv("STILL_INGEST_COMPRESSION");
+  const absl::string_view wanted = compression != nullptr ? compression : "";
+  if (wanted == "fast") options.compression = Compression::kFast;
+  if (wanted == "small") options.compression = Compression::kSmall;
   return options;
 }
 
@@ -39,9 +43,7 @@ absl::Status Import(Repository& repository, const std::string& name, const std::
     options.parent_root = base.images(0).root();
     options.parent_size = base.images(0).size();
   }
-  SnapshotOptions how;
-  if (const char* level = std::getenv("STILL_INGEST_LEVEL")) how.compression_level = std::atoi(level);
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<SnapshotWriter> snapshot, repository.BeginSnapshot(how));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<SnapshotWriter> snapshot, repository.BeginSnapshot());
   {
     STILL_ASSIGN_OR_RETURN(std::unique_ptr<ImageWriter> image, snapshot->BeginImage(options));
     STILL_RETURN_IF_ERROR(image->WriteFromFile(fd.get(), 0, 0, size));

@@ -9,6 +9,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "base/status.h"
+#include "store/block/compression.h"
 #include "store/crypto/repository_keys.h"
 
 typedef struct ZSTD_CCtx_s ZSTD_CCtx;
@@ -54,13 +55,12 @@ absl::StatusOr<FrameHeader> ParseFrameHeader(FrameKind kind, absl::string_view h
 // Encodes and decodes frames. Not thread-safe: one per thread, because it owns the compression contexts.
 class FrameCodec {
  public:
-  // `level`: zstd's.
-  explicit FrameCodec(int level = 1);
+  explicit FrameCodec(Compression compression = Compression::kDefault);
   ~FrameCodec();
   FrameCodec(const FrameCodec&) = delete;
   FrameCodec& operator=(const FrameCodec&) = delete;
 
-  void set_level(int level);
+  void set_compression(Compression compression);
 
   // Appends the frame to `out`. `compress`: only kept if it makes the payload smaller.
   void Encode(FrameKind kind, FrameSeal seal, bool compress, absl::string_view payload, std::string& out);
@@ -70,10 +70,10 @@ class FrameCodec {
   absl::StatusOr<std::string> Decode(FrameKind kind, FrameSeal seal, absl::string_view frame);
 
  private:
-  void ApplyLevel(int level);
+  void ApplyCompression(Compression compression);
   absl::Status Decompress(absl::string_view stored, absl::Span<char> out);
 
-  int level_ = 0;
+  Compression compression_;
   ZSTD_CCtx* compressor_;
   ZSTD_DCtx* decompressor_;
   std::string inner_;  // Compressed but not encrypted: on the way in or out.

@@ -21,7 +21,7 @@ constexpr int kBuffersUnderWay = 64;
 class Rewriter {
  public:
   Rewriter(RepositoryState& state, const LiveData& live, const RewritePlan& plan)
-      : state_(state), live_(live), plan_(plan), tree_(state.packs, 1) {}
+      : state_(state), live_(live), plan_(plan), tree_(state.packs, state.config.compression) {}
 
   absl::StatusOr<RewriteResult> Run() {
     STILL_RETURN_IF_ERROR(ChooseCreated());
@@ -49,7 +49,8 @@ class Rewriter {
     if (plan_.data_packs.empty()) return absl::OkStatus();
     Throttle throttle(kBuffersUnderWay);
     DataWriter writer(state_.packs, state_.pool, throttle,
-                      {.clock = &state_.clock,
+                      {.compression = state_.config.compression,
+                       .clock = &state_.clock,
                        .on_published =
                            [this](const PackSummary& pack) {
                              absl::MutexLock lock(&mutex_);

@@ -125,7 +125,7 @@ void DataWriter::EndGroup() {
 void DataWriter::CompressGroup(Group& group, Scratch& scratch) {
   OpenData& pack = *group.pack;
   if (status().ok()) {
-    scratch.codec.set_level(options_.compression_level);
+    scratch.codec.set_compression(options_.compression);
     const FrameSeal seal = {.keys = packs_.keys(), .object = pack.writer->object(), .position = group.number};
     scratch.io.clear();
     scratch.codec.Encode(FrameKind::kGroup, seal, true, {group.data.get(), group.size}, scratch.io);

@@ -41,7 +41,7 @@ class Throttle {
 class DataWriter {
  public:
   struct Options {
-    int compression_level = 1;
+    Compression compression = Compression::kDefault;
     Clock* clock = nullptr;
     // Called when a pack is durable, by the publishing thread. An error fails the writer.
     std::function<absl::Status(const PackSummary&)> on_published;

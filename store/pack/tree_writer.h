@@ -20,7 +20,7 @@ namespace still::store {
 
 class TreeWriter {
  public:
-  TreeWriter(PackSet& packs, int compression_level) : packs_(packs), codec_(compression_level) {}
+  TreeWriter(PackSet& packs, Compression compression) : packs_(packs), codec_(compression) {}
 
   // `created`: of a pack that this begins. A node that was added before is not stored again.
   absl::Status Add(const NodeId& id, absl::string_view encoded, absl::Time created) ABSL_LOCKS_EXCLUDED(mutex_);

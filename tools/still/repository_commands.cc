@@ -3,10 +3,12 @@
 
 #include <iostream>
 #include <memory>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/check.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "tools/still/command_tree.h"
@@ -19,7 +21,27 @@ namespace {
 struct InitArguments {
   bool encrypt = false;
   bool no_encryption = false;
+  std::string compression = "default";
 };
+
+constexpr std::pair<const char*, store::Compression> kCompressions[] = {{"default", store::Compression::kDefault},
+                                                                        {"fast", store::Compression::kFast},
+                                                                        {"small", store::Compression::kSmall}};
+
+// Of a name that was checked.
+store::Compression CompressionNamed(const std::string& wanted) {
+  for (const auto& [name, compression] : kCompressions) {
+    if (wanted == name) return compression;
+  }
+  STILL_CHECK(false);
+}
+
+std::string NameOf(store::Compression wanted) {
+  for (const auto& [name, compression] : kCompressions) {
+    if (wanted == compression) return name;
+  }
+  STILL_CHECK(false);
+}
 
 absl::StatusOr<store::Credentials> InitCredentials(const Context& context, const InitArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(store::Credentials credentials, context.GivenCredentials());
@@ -40,12 +62,16 @@ absl::Status Init(Context& context, const InitArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(store::Credentials credentials, InitCredentials(context, arguments));
   bool encrypted = !credentials.empty();
   STILL_RETURN_IF_ERROR(MakeDirectories(context.state_directory()));
-  STILL_RETURN_IF_ERROR(store::Repository::Init({.path = context.repository_path(), .credentials = credentials}));
-  context.Print({{"repository", context.repository_path()}, {"encrypted", encrypted}}, [&] {
-    std::cout << (encrypted ? "encrypted repository " : "repository WITHOUT encryption ") << context.repository_path()
-              << " made\n";
-    if (encrypted) std::cout << "Without its passphrase or key file nothing in it can ever be read again.\n";
-  });
+  STILL_RETURN_IF_ERROR(store::Repository::Init({.path = context.repository_path(),
+                                                 .credentials = credentials,
+                                                 .compression = CompressionNamed(arguments.compression)}));
+  context.Print(
+      {{"repository", context.repository_path()}, {"encrypted", encrypted}, {"compression", arguments.compression}},
+      [&] {
+        std::cout << (encrypted ? "encrypted repository " : "repository WITHOUT encryption ")
+                  << context.repository_path() << " made\n";
+        if (encrypted) std::cout << "Without its passphrase or key file nothing in it can ever be read again.\n";
+      });
   return absl::OkStatus();
 }
 
@@ -143,6 +169,7 @@ absl::Status Stats(Context& context) {
   }
   context.Print({{"repository", context.repository_path()},
                  {"encrypted", repository->encrypted()},
+                 {"compression", NameOf(repository->compression())},
                  {"snapshots", stats.snapshots},
                  {"packs", stats.packs},
                  {"stored_bytes", stats.stored_bytes},
@@ -152,6 +179,7 @@ absl::Status Stats(Context& context) {
                 [&] {
                   std::cout << FormatTable({{"repository", context.repository_path()},
                                             {"encrypted", repository->encrypted() ? "yes" : "no"},
+                                            {"compression", NameOf(repository->compression())},
                                             {"snapshots", absl::StrCat(stats.snapshots)},
                                             {"images hold", FormatBytes(logical)},
                                             {"stored", FormatBytes(stats.stored_bytes)},
@@ -227,6 +255,10 @@ void AddRepositoryCommands(CLI::App& app, Context& context) {
   CLI::App* init = context.AddCommand(app, "init", "Make a repository, encrypted unless refused",
                                       [=](Context& c) { return Init(c, *init_arguments); });
   init->add_flag("--no-encryption", init_arguments->no_encryption, "Store everything readable");
+  init->add_option("--compression", init_arguments->compression,
+                   "fast: least processor time; small: fewest bytes, for four times the time")
+      ->check(CLI::IsMember({"fast", "default", "small"}))
+      ->capture_default_str();
 
   auto verify_arguments = std::make_shared<VerifyArguments>();
   CLI::App* verify = context.AddCommand(app, "verify", "Check that every snapshot is whole",

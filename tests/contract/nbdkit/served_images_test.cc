@@ -19,7 +19,7 @@ class ServedImagesTest : public ::testing::Test {
     ASSERT_TRUE(Store("two", {"ram", "vda", "vdb"}).ok());
   }
   absl::Status Store(const std::string& name, const std::vector<std::string>& images) {
-    STILL_ASSIGN_OR_RETURN(auto writer, repository_->BeginSnapshot({}));
+    STILL_ASSIGN_OR_RETURN(auto writer, repository_->BeginSnapshot());
     for (const std::string& image : images) {
       auto role = image == "ram" ? store::manifest::Image::ROLE_RAM : store::manifest::Image::ROLE_DISK;
       STILL_ASSIGN_OR_RETURN(auto out, writer->BeginImage({.name = image, .role = role, .size = 4096}));

@@ -93,6 +93,15 @@ class Forget(Repository):
         self.assertEqual(len(self.names()), 5)
 
 
+class Init(Repository):
+    def test_the_compression_is_chosen_once_and_shown(self):
+        self.run_still("init", "--no-encryption", "--compression", "tiny", code=USAGE)
+        self.assertEqual(self.run_still("init", "--no-encryption", "--compression", "small")["compression"], "small")
+        self.store("a.img", "one")
+        self.assertEqual(self.run_still("stats")["compression"], "small")
+        self.assertTrue(self.run_still("verify", "--read-data")["ok"])
+
+
 class Damage(Repository):
     def test_a_catalog_that_does_not_open_is_rebuilt(self):
         self.run_still("init", "--no-encryption")

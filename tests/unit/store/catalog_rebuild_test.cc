@@ -103,7 +103,7 @@ TEST_P(CatalogRebuildTest, HasTheSameRowsAfterEveryKindOfOperation) {
   Store("", MakeImage(3, kMiB));
   Compare("capture without a name");
   {
-    auto snapshot = repository_->BeginSnapshot({}).value();
+    auto snapshot = repository_->BeginSnapshot().value();
     auto image = snapshot->BeginImage({.name = "vda", .size = kMiB}).value();
     ASSERT_TRUE(image->Write(0, MakeImage(4, kMiB)).ok());
     ASSERT_TRUE(image->Finish().ok());
@@ -155,8 +155,8 @@ TEST(CatalogTest, TwoSnapshotsOfOneNameAreBothListedByWhoeverOpensNext) {
   options.catalog_path = JoinPath(directory.path(), "b.db");
   auto second = MustOpen(options);
   // Each has a catalog of its own, as two hosts with an encrypted repository do, and both begin before either commits.
-  auto one = first->BeginSnapshot({}).value();
-  auto two = second->BeginSnapshot({}).value();
+  auto one = first->BeginSnapshot().value();
+  auto two = second->BeginSnapshot().value();
   for (auto* snapshot : {one.get(), two.get()}) {
     auto image = snapshot->BeginImage({.name = "vda", .size = kMiB}).value();
     ASSERT_TRUE(image->Write(0, MakeImage(snapshot == one.get() ? 6 : 7, kMiB)).ok());

@@ -168,8 +168,8 @@ TEST_P(DamageTest, RepairTakesALostBlockFromAnotherPackThatHasIt) {
   auto repository = MustMake(options_);
   {
     // Two captures at once do not see each other's blocks.
-    auto first = repository->BeginSnapshot({}).value();
-    auto second = repository->BeginSnapshot({}).value();
+    auto first = repository->BeginSnapshot().value();
+    auto second = repository->BeginSnapshot().value();
     for (auto* snapshot : {first.get(), second.get()}) {
       auto image = snapshot->BeginImage({.name = "vda", .size = content.size()}).value();
       ASSERT_TRUE(image->Write(0, content).ok());

@@ -81,6 +81,20 @@ TEST(FormatTest, AConfigOfANewerFormatIsRefusedInWords) {
   EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("format 2"));
 }
 
+TEST(FormatTest, AConfigKeepsTheCompressionAndTakesOneItDoesNotKnowForTheDefault) {
+  RepositoryConfig config = {
+      .compression = Compression::kSmall, .created = absl::UnixEpoch(), .id = std::string(16, 'i')};
+  config.id_secret = SecretBytes::Copy(std::string(32, 's'));
+  const std::string object = EncodeConfig(config);
+  EXPECT_EQ(Hex(object.substr(kFrameHeaderSize, 8)), "0100000200000000");
+  EXPECT_EQ(ParseConfig(object)->compression, Compression::kSmall);
+  std::string newer(object.substr(kFrameHeaderSize));
+  newer[3] = 77;
+  std::string frame;
+  FrameCodec().Encode(FrameKind::kConfig, {}, false, newer, frame);
+  EXPECT_EQ(ParseConfig(frame)->compression, Compression::kDefault);
+}
+
 TEST(FormatTest, TreesAreAsLowAsTheyCanBe) {
   EXPECT_EQ(TreeShape(0).leaves, 0);
   EXPECT_EQ(TreeShape(1).height, 0);

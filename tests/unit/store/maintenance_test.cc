@@ -286,7 +286,7 @@ TEST_F(MaintenanceTest, ACaptureThatRunsKeepsWhatItFoundBeforeThePrune) {
   auto repository = MustMake(Options());
   const std::string one = StoreImage(*repository, "one", content).value();
   auto other = MustOpen(Options());
-  auto snapshot = other->BeginSnapshot({}).value();
+  auto snapshot = other->BeginSnapshot().value();
   auto image = snapshot->BeginImage({.name = "vda", .size = content.size()}).value();
   ASSERT_TRUE(image->Write(0, content).ok());
   ASSERT_TRUE(image->Finish().ok());

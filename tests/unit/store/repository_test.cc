@@ -36,6 +36,27 @@ TEST_F(RepositoryTest, WhatIsStoredComesBackAlsoAfterReopening) {
   EXPECT_EQ(LoadImage(*repository, "latest").value(), content);
 }
 
+TEST_F(RepositoryTest, ARepositoryKeepsItsCompression) {
+  // A program, as most of what disks hold: this one.
+  std::string content(4 * kMiB, '\0');
+  auto program = OpenFile("/proc/self/exe", O_RDONLY);
+  ASSERT_TRUE(program.ok()) << program.status();
+  ASSERT_TRUE(PReadExactly(program->get(), content.data(), content.size(), 0, "this program").ok());
+  auto stored = [&](Compression compression) -> uint64_t {
+    TemporaryDirectory directory;
+    const RepositoryOptions options = {.path = directory.path(), .workers = 2, .compression = compression};
+    MustMake(options).reset();
+    auto repository = MustOpen({.path = directory.path(), .workers = 2});
+    EXPECT_EQ(repository->compression(), compression);
+    EXPECT_TRUE(StoreImage(*repository, "one", content).ok());
+    EXPECT_TRUE(LoadImage(*repository, "one").value() == content);
+    return repository->Stats()->stored_bytes;
+  };
+  const uint64_t by_default = stored(Compression::kDefault);
+  EXPECT_GT(stored(Compression::kFast), by_default);
+  EXPECT_LT(stored(Compression::kSmall), by_default);
+}
+
 TEST_F(RepositoryTest, AnEmptyImageAndOneOfZerosTakeNoPacks) {
   auto repository = MustMake(Options());
   ASSERT_TRUE(StoreImage(*repository, "empty", "").ok());
@@ -49,7 +70,7 @@ TEST_F(RepositoryTest, WritesInAnyOrderAndTwiceGiveTheLastContent) {
   const std::string content = MakeImage(2, 4 * kMiB + 100);
   const std::string other = MakeImage(3, content.size());
   auto repository = MustMake(Options());
-  auto snapshot = repository->BeginSnapshot({}).value();
+  auto snapshot = repository->BeginSnapshot().value();
   {
     auto image = snapshot->BeginImage({.name = "ram", .size = content.size()}).value();
     std::vector<size_t> order;
@@ -94,7 +115,7 @@ TEST_F(RepositoryTest, KeptRangesComeFromTheParent) {
   auto repository = MustMake(Options());
   ASSERT_TRUE(StoreImage(*repository, "base", base).ok());
   const manifest::Image parent = ImageOf(*repository, "base");
-  auto snapshot = repository->BeginSnapshot({}).value();
+  auto snapshot = repository->BeginSnapshot().value();
   {
     auto image =
         snapshot
@@ -134,7 +155,7 @@ TEST_F(RepositoryTest, AFileIsReadByTheWorkersAndItsHolesAreNot) {
   const uint64_t size = 64 * kMiB + content.size();
   ASSERT_TRUE(PWriteAll(fd.get(), content.data(), content.size(), 64 * kMiB, "image").ok());
   auto repository = MustMake(Options());
-  auto snapshot = repository->BeginSnapshot({}).value();
+  auto snapshot = repository->BeginSnapshot().value();
   {
     auto image = snapshot->BeginImage({.name = "vda", .size = size}).value();
     EXPECT_EQ(image->WriteFromFile(fd.get(), kBlockBytes, 0, size).code(), absl::StatusCode::kOutOfRange);
@@ -165,7 +186,7 @@ TEST_F(RepositoryTest, AFileIsReadByTheWorkersAndItsHolesAreNot) {
 TEST_F(RepositoryTest, ANameIsTakenOnlyOnceAndTheLoserMayChooseAnother) {
   auto repository = MustMake(Options());
   ASSERT_TRUE(StoreImage(*repository, "name", MakeImage(10, kMiB)).ok());
-  auto snapshot = repository->BeginSnapshot({}).value();
+  auto snapshot = repository->BeginSnapshot().value();
   {
     auto image = snapshot->BeginImage({.name = "vda", .size = kMiB}).value();
     ASSERT_TRUE(image->Write(0, MakeImage(11, kMiB)).ok());
@@ -181,13 +202,13 @@ TEST_F(RepositoryTest, AnInterruptedCaptureDoesNotStoreItsBlocksAgain) {
   const std::string content = MakeImage(12, 48 * kMiB);
   auto repository = MustMake(Options());
   {
-    auto snapshot = repository->BeginSnapshot({}).value();
+    auto snapshot = repository->BeginSnapshot().value();
     auto image = snapshot->BeginImage({.name = "vda", .size = content.size()}).value();
     ASSERT_TRUE(image->Write(0, content).ok());
   }
   EXPECT_TRUE(repository->ListSnapshots()->empty());
   repository = MustOpen(Options());
-  auto snapshot = repository->BeginSnapshot({}).value();
+  auto snapshot = repository->BeginSnapshot().value();
   auto image = snapshot->BeginImage({.name = "vda", .size = content.size()}).value();
   ASSERT_TRUE(image->Write(0, content).ok());
   ASSERT_TRUE(image->Finish().ok());
@@ -266,7 +287,7 @@ TEST_F(RepositoryTest, InitRefusesWhatIsNotEmptyAndOpenWhatIsNoRepository) {
 
 TEST_F(RepositoryTest, BadRequestsAreRefused) {
   auto repository = MustMake(Options());
-  auto snapshot = repository->BeginSnapshot({}).value();
+  auto snapshot = repository->BeginSnapshot().value();
   EXPECT_TRUE(absl::IsInvalidArgument(snapshot->BeginImage({.name = "../x", .size = 1}).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(snapshot->BeginImage({.name = "a", .size = 1ull << 51}).status()));
   auto image = snapshot->BeginImage({.name = "vda", .size = 3 * kBlockBytes + 10}).value();

@@ -84,7 +84,7 @@ inline manifest::Snapshot Manifest(const std::string& name) {
 // Stores one image "vda" as the snapshot `name`; gives the snapshot's id.
 inline absl::StatusOr<std::string> StoreImage(Repository& repository, const std::string& name,
                                               absl::string_view content, const manifest::Image* parent = nullptr) {
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<SnapshotWriter> snapshot, repository.BeginSnapshot({}));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<SnapshotWriter> snapshot, repository.BeginSnapshot());
   ImageOptions options = {.name = "vda", .size = content.size()};
   if (parent != nullptr) {
     options.parent_root = parent->root();
