@@ -10,14 +10,20 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "store/block/bytes.h"
+#include "store/block/x86_filter.h"
 
 namespace still::store {
 namespace {
 
 constexpr char kMagic[] = "SPF1";
 constexpr uint8_t kVersion = 1;
+constexpr uint8_t kFilteredVersion = 2;
 constexpr uint8_t kCompressed = 1;
 constexpr uint8_t kEncrypted = 2;
+constexpr uint8_t kFiltered = 4;
+// A payload is code when the filter changes one address in so many bytes. With fewer, what it changes by accident in
+// other data costs more than it gains (measured in groups of disk images and RAM).
+constexpr size_t kBytesPerAddress = 128;
 constexpr size_t kChecksumAt = 24;
 constexpr size_t kMaxDataFrame = 256 * 1024 + 64;
 constexpr size_t kMaxOtherFrame = 16 * 1024 * 1024;
@@ -67,17 +73,21 @@ absl::StatusOr<FrameHeader> ParseFrameHeader(FrameKind kind, absl::string_view h
   if (header[4] != static_cast<char>(kind)) {
     return Damaged(absl::StrCat("of kind ", static_cast<int>(header[4]), " instead of ", static_cast<int>(kind)));
   }
-  if (static_cast<uint8_t>(header[5]) > kVersion) {
+  if (static_cast<uint8_t>(header[5]) > (kind == FrameKind::kGroup ? kFilteredVersion : kVersion)) {
     return absl::FailedPreconditionError("frame: written by a newer version of this program; update it");
   }
   auto flags = static_cast<uint8_t>(header[6]);
-  if (header[5] != kVersion || (flags & ~(kCompressed | kEncrypted)) != 0 || header[7] != 0 ||
+  const bool filtered = header[5] == kFilteredVersion;
+  const uint8_t always = filtered ? kCompressed | kFiltered : 0;
+  const uint8_t allowed = always | kCompressed | kEncrypted;
+  if (header[5] == 0 || (flags & always) != always || (flags & ~allowed) != 0 || header[7] != 0 ||
       LoadInt<uint32_t>(header.data() + 20) != 0) {
     return Damaged("impossible header");
   }
   FrameHeader parsed = {.kind = kind,
                         .compressed = (flags & kCompressed) != 0,
                         .encrypted = (flags & kEncrypted) != 0,
+                        .filtered = filtered,
                         .stored_size = LoadInt<uint32_t>(header.data() + 8),
                         .plain_size = LoadInt<uint32_t>(header.data() + 12),
                         .position = LoadInt<uint32_t>(header.data() + 16)};
@@ -131,6 +141,19 @@ void FrameCodec::ApplyCompression(Compression compression) {
   }
 }
 
+FrameCodec::Compressed FrameCodec::Compress(FrameKind kind, absl::string_view payload, char* to) {
+  bool filtered = false;
+  if (kind == FrameKind::kGroup) {
+    filtered_.assign(payload.data(), payload.size());
+    filtered = ApplyX86Filter(absl::MakeSpan(filtered_)) * kBytesPerAddress >= payload.size();
+  }
+  const char* from = filtered ? filtered_.data() : payload.data();
+  // No room for more than one byte less: zstd then gives up where it would not pay.
+  const size_t size = ZSTD_compress2(compressor_, to, payload.size() - 1, from, payload.size());
+  if (ZSTD_isError(size)) return {};
+  return {.bytes = {to, size}, .filtered = filtered};
+}
+
 void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::string_view payload, std::string& out) {
   STILL_CHECK(payload.size() <= MaxPlainSize(kind));
   const bool encrypt = seal.keys != nullptr;
@@ -139,21 +162,20 @@ void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::str
   out.resize(begin + kFrameHeaderSize + payload.size() + extra);
   char* header = out.data() + begin;
   char* body = header + kFrameHeaderSize;
-  absl::string_view stored = payload;
+  Compressed compressed;
   if (compress && !payload.empty()) {
     if (encrypt) inner_.resize(std::max(inner_.size(), payload.size()));
-    char* to = encrypt ? inner_.data() : body;
-    // No room for more than one byte less: zstd then gives up where it would not pay.
-    size_t size = ZSTD_compress2(compressor_, to, payload.size() - 1, payload.data(), payload.size());
-    if (!ZSTD_isError(size)) stored = {to, size};
+    compressed = Compress(kind, payload, encrypt ? inner_.data() : body);
   }
-  const bool compressed = stored.data() != payload.data();
+  const bool is_compressed = !compressed.bytes.empty();
+  const absl::string_view stored = is_compressed ? compressed.bytes : payload;
   const auto stored_size = static_cast<uint32_t>(stored.size() + extra);
   const auto plain_size = static_cast<uint32_t>(payload.size());
   std::memcpy(header, kMagic, 4);
   header[4] = static_cast<char>(kind);
-  header[5] = kVersion;
-  header[6] = static_cast<char>((compressed ? kCompressed : 0) | (encrypt ? kEncrypted : 0));
+  header[5] = static_cast<char>(compressed.filtered ? kFilteredVersion : kVersion);
+  header[6] = static_cast<char>((is_compressed ? kCompressed : 0) | (encrypt ? kEncrypted : 0) |
+                                (compressed.filtered ? kFiltered : 0));
   header[7] = 0;
   std::memcpy(header + 8, &stored_size, sizeof(stored_size));
   std::memcpy(header + 12, &plain_size, sizeof(plain_size));
@@ -162,7 +184,7 @@ void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::str
   if (encrypt) {
     seal.keys->Seal(SealedKindOf(kind), AssociatedData({header, kChecksumAt}, seal), stored,
                     absl::MakeSpan(body, stored_size));
-  } else if (!compressed) {
+  } else if (!is_compressed) {
     stored.copy(body, stored.size());
   }
   out.resize(begin + kFrameHeaderSize + stored_size);
@@ -188,8 +210,12 @@ absl::Status FrameCodec::Decode(FrameKind kind, FrameSeal seal, absl::string_vie
     if (!header.compressed) return absl::OkStatus();
     stored = {opened.data(), opened.size()};
   }
-  if (header.compressed) return Decompress(stored, out);
-  stored.copy(out.data(), out.size());
+  if (!header.compressed) {
+    stored.copy(out.data(), out.size());
+    return absl::OkStatus();
+  }
+  STILL_RETURN_IF_ERROR(Decompress(stored, out));
+  if (header.filtered) UndoX86Filter(out);
   return absl::OkStatus();
 }
 

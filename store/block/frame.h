@@ -42,6 +42,7 @@ struct FrameHeader {
   FrameKind kind;
   bool compressed = false;
   bool encrypted = false;
+  bool filtered = false;
   uint32_t stored_size = 0;  // Bytes after the header.
   uint32_t plain_size = 0;
   uint32_t position = 0;
@@ -70,13 +71,22 @@ class FrameCodec {
   absl::StatusOr<std::string> Decode(FrameKind kind, FrameSeal seal, absl::string_view frame);
 
  private:
+  // What is stored instead of a payload; `bytes` is empty if that would not be smaller.
+  struct Compressed {
+    absl::string_view bytes;
+    bool filtered = false;
+  };
+
   void ApplyCompression(Compression compression);
+  // Into `to`, which has room for the payload.
+  Compressed Compress(FrameKind kind, absl::string_view payload, char* to);
   absl::Status Decompress(absl::string_view stored, absl::Span<char> out);
 
   Compression compression_;
   ZSTD_CCtx* compressor_;
   ZSTD_DCtx* decompressor_;
-  std::string inner_;  // Compressed but not encrypted: on the way in or out.
+  std::string inner_;     // Compressed but not encrypted: on the way in or out.
+  std::string filtered_;  // Filtered but not compressed.
 };
 
 }  // namespace still::store
