@@ -19,7 +19,7 @@ namespace {
 using nlohmann::json;
 
 // An answer that we ask for has some hundred bytes.
-constexpr size_t kMaxAnswer = 4096;
+constexpr size_t kMaxAnswerLine = 4096;
 // What may lie in the port from before: a guest that sends more than this is not one that answers.
 constexpr size_t kMaxStale = 64 << 10;
 constexpr size_t kMaxQuoted = 200;
@@ -75,12 +75,12 @@ absl::StatusOr<std::string> QgaClient::ReadLine(absl::Duration deadline) {
       if (const size_t last = line.rfind(kDelimiter); last != std::string::npos) line.erase(0, last + 1);
       return line;
     }
-    if (received_.size() > kMaxAnswer) {
+    if (received_.size() > kMaxAnswerLine) {
       return absl::UnavailableError("the QEMU guest agent: a line of its has no end");
     }
     absl::Status readable = WaitReadable(channel_.get(), deadline - Clock::Real().Monotonic(), "its answer");
     if (!readable.ok()) return absl::UnavailableError("no QEMU guest agent answers in the guest");
-    char buffer[kMaxAnswer];
+    char buffer[kMaxAnswerLine];
     const ssize_t got = ::recv(channel_.get(), buffer, sizeof buffer, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
     if (got <= 0) return absl::UnavailableError("the QEMU guest agent's port is closed");
