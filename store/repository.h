@@ -117,6 +117,7 @@ class Repository {
   // Reads nothing of images: use Verify to know that they are whole.
   virtual absl::StatusOr<RepositoryStats> Stats() = 0;
   virtual absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) = 0;
+  // FAILED_PRECONDITION where a newer version wrote part of it: then nothing is touched.
   virtual absl::StatusOr<RepairReport> Repair(const RepairOptions& options) = 0;
   // Removes snapshots by id: all, or none if there is an error that is found before. FAILED_PRECONDITION if one is held
   // (label "hold"). Space comes back with Prune.

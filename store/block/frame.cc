@@ -61,6 +61,10 @@ uint64_t Checksum(absl::string_view frame) {
   return XXH3_64bits_digest(&state);
 }
 
+bool ChecksumMatches(absl::string_view frame) {
+  return Checksum(frame) == LoadInt<uint64_t>(frame.data() + kChecksumAt);
+}
+
 }  // namespace
 
 size_t MaxPlainSize(FrameKind kind) {
@@ -98,6 +102,12 @@ absl::StatusOr<FrameHeader> ParseFrameHeader(FrameKind kind, absl::string_view h
     return Damaged("impossible size");
   }
   return parsed;
+}
+
+absl::StatusOr<FrameHeader> ParseHeaderOfFrame(FrameKind kind, absl::string_view frame) {
+  auto header = ParseFrameHeader(kind, frame);
+  if (absl::IsFailedPrecondition(header.status()) && !ChecksumMatches(frame)) return Damaged("checksum does not match");
+  return header;
 }
 
 FrameCodec::FrameCodec(Compression compression) : compressor_(ZSTD_createCCtx()), decompressor_(ZSTD_createDCtx()) {
@@ -193,11 +203,11 @@ void FrameCodec::Encode(FrameKind kind, FrameSeal seal, bool compress, absl::str
 }
 
 absl::Status FrameCodec::Decode(FrameKind kind, FrameSeal seal, absl::string_view frame, absl::Span<char> out) {
-  STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(kind, frame));
+  STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseHeaderOfFrame(kind, frame));
   if (frame.size() != kFrameHeaderSize + header.stored_size) return Damaged("not as long as its header says");
   if (header.position != seal.position) return Damaged("not where it belongs");
   if (out.size() != header.plain_size) return Damaged("not of the size that was expected");
-  if (Checksum(frame) != LoadInt<uint64_t>(frame.data() + kChecksumAt)) return Damaged("checksum does not match");
+  if (!ChecksumMatches(frame)) return Damaged("checksum does not match");
   if (header.encrypted != (seal.keys != nullptr)) {
     return Damaged(header.encrypted ? "encrypted in a repository without encryption" : "not encrypted");
   }
@@ -220,7 +230,7 @@ absl::Status FrameCodec::Decode(FrameKind kind, FrameSeal seal, absl::string_vie
 }
 
 absl::StatusOr<std::string> FrameCodec::Decode(FrameKind kind, FrameSeal seal, absl::string_view frame) {
-  STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(kind, frame));
+  STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseHeaderOfFrame(kind, frame));
   // Not before it is known that the frame really is that long: a header alone must not make us allocate.
   if (frame.size() != kFrameHeaderSize + header.stored_size) return Damaged("not as long as its header says");
   std::string out(header.plain_size, '\0');

@@ -52,6 +52,8 @@ struct FrameHeader {
 size_t MaxPlainSize(FrameKind kind);
 // Checks everything that can be checked without the payload. DATA_LOSS; FAILED_PRECONDITION for a newer version.
 absl::StatusOr<FrameHeader> ParseFrameHeader(FrameKind kind, absl::string_view header);
+// The same of a whole frame. A newer version is believed if the checksum matches: else a bit flipped, and it is DATA_LOSS.
+absl::StatusOr<FrameHeader> ParseHeaderOfFrame(FrameKind kind, absl::string_view frame);
 
 // Encodes and decodes frames. Not thread-safe: one per thread, because it owns the compression contexts.
 class FrameCodec {
@@ -66,7 +68,7 @@ class FrameCodec {
   // Appends the frame to `out`. `compress`: only kept if it makes the payload smaller.
   void Encode(FrameKind kind, FrameSeal seal, bool compress, absl::string_view payload, std::string& out);
   // `frame` is exactly one frame. Fills `out`, which must have the header's plain_size bytes. DATA_LOSS if anything at
-  // all is wrong with it; then `out` must not be used.
+  // all is wrong with it, FAILED_PRECONDITION if a newer version wrote it; then `out` must not be used.
   absl::Status Decode(FrameKind kind, FrameSeal seal, absl::string_view frame, absl::Span<char> out);
   absl::StatusOr<std::string> Decode(FrameKind kind, FrameSeal seal, absl::string_view frame);
 

@@ -123,7 +123,7 @@ absl::StatusOr<std::shared_ptr<const FrameBytes>> PackSet::ReadFrame(const OpenP
   STILL_RETURN_IF_ERROR(objects_.GetRange(pack.object, place.offset, absl::MakeSpan(scratch.io).first(place.size)));
   absl::string_view stored(scratch.io.data(), place.size);
   auto decode = [&]() -> absl::StatusOr<std::shared_ptr<const FrameBytes>> {
-    STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(kind, stored));
+    STILL_ASSIGN_OR_RETURN(FrameHeader header, ParseHeaderOfFrame(kind, stored));
     if (is_data && header.plain_size != pack.footer.BlocksIn(frame) * kBlockSize) {
       return absl::DataLossError("frame: does not hold the blocks that the footer says");
     }

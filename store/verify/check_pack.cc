@@ -8,11 +8,9 @@
 namespace still::store {
 namespace {
 
-std::string Message(const absl::Status& status) { return std::string(status.message()); }
-
 uint64_t CheckGroup(RepositoryState& state, const OpenPack& pack, uint32_t frame, Damage& damage, Scratch& scratch) {
   auto bytes = state.packs.ReadFrame(pack, frame, scratch);
-  if (!bytes.ok()) damage.AddProblem(Message(bytes.status()));
+  if (!bytes.ok()) damage.AddProblem(bytes.status());
   const uint32_t blocks = pack.footer.BlocksIn(frame);
   std::array<BlockId, kBlocksPerGroup> ids;
   if (bytes.ok()) scratch.hasher.Blocks((*bytes)->data.get(), absl::MakeSpan(ids).first(blocks));
@@ -31,7 +29,7 @@ void CheckNodeFrame(RepositoryState& state, const OpenPack& pack, uint32_t frame
   // What the nodes say is checked by those who use them; one that nobody uses may say what it likes.
   auto bytes = state.packs.ReadFrame(pack, frame, scratch);
   if (bytes.ok()) return;
-  damage.AddProblem(Message(bytes.status()));
+  damage.AddProblem(bytes.status());
   damage.AddPack(pack.name);
 }
 
@@ -41,7 +39,7 @@ uint64_t CheckPack(RepositoryState& state, const PackName& name, bool read_data,
   auto pack = state.packs.Load(state.packs.Add(name), scratch);
   if (absl::IsNotFound(pack.status())) return 0;
   if (!pack.ok()) {
-    damage.AddProblem(Message(pack.status()));
+    damage.AddProblem(pack.status());
     damage.AddPack(name);
     return 0;
   }

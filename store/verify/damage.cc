@@ -11,6 +11,17 @@ void Damage::AddProblem(const std::string& problem) {
   if (std::find(problems_.begin(), problems_.end(), problem) == problems_.end()) problems_.push_back(problem);
 }
 
+void Damage::AddProblem(const absl::Status& status) {
+  AddProblem(std::string(status.message()));
+  absl::MutexLock lock(&mutex_);
+  has_newer_ |= absl::IsFailedPrecondition(status);
+}
+
+bool Damage::has_newer() const {
+  absl::MutexLock lock(&mutex_);
+  return has_newer_;
+}
+
 void Damage::AddNode(const NodeId& id) {
   absl::MutexLock lock(&mutex_);
   nodes_.insert(id);

@@ -33,6 +33,10 @@ class Repairer {
     // A footer or node in the cache must not hide that it is gone from the disk: everything is read anew.
     STILL_ASSIGN_OR_RETURN(VerifyReport before, VerifyRepository(state_, AllData(), damage_));
     if (before.ok()) return std::move(report_);
+    if (damage_.has_newer()) {
+      return absl::FailedPreconditionError(
+          "repair: a newer version of this program wrote part of it, which this one would take for damaged; update it");
+    }
     for (const PackName& pack : damage_.packs()) {
       Act(absl::StrCat(PackObject(pack), ": keep what is whole, set the rest aside"));
     }

@@ -59,7 +59,7 @@ class LeafChecker {
       status = pack.status();
     }
     damage_.AddPack(name);
-    damage_.AddProblem(std::string(status.message()));
+    damage_.AddProblem(status);
     return nullptr;
   }
 
@@ -96,7 +96,7 @@ class Verification {
     STILL_ASSIGN_OR_RETURN(snapshots_, ReadAllManifests(state_, &broken_manifests));
     for (const auto& [name, status] : broken_manifests) {
       damage_.AddObject(name);
-      damage_.AddProblem(std::string(status.message()));
+      damage_.AddProblem(status);
     }
     report_.snapshots = snapshots_.size();
     STILL_RETURN_IF_ERROR(CheckNotes());
@@ -105,7 +105,7 @@ class Verification {
     report_.nodes = tree_.inner.size() + tree_.leaves.size();
     for (const auto& [id, status] : tree_.broken) {
       damage_.AddNode(id);
-      damage_.AddProblem(std::string(status.message()));
+      damage_.AddProblem(status);
     }
     STILL_RETURN_IF_ERROR(ChoosePacks());
     total_ = tree_.leaves.size() + packs_.size() * kPackWeight;
@@ -139,7 +139,7 @@ class Verification {
   void JudgeNote(const std::string& object, const absl::Status& status) {
     if (status.ok() || absl::IsNotFound(status)) return;
     damage_.AddObject(object);
-    damage_.AddProblem(std::string(status.message()));
+    damage_.AddProblem(status);
   }
 
   // Each slot is a way in that somebody relies on.
@@ -179,7 +179,7 @@ class Verification {
       absl::Status status = checker.Check(tree_.leaves[i], scratch);
       if (!status.ok()) {
         damage_.AddNode(tree_.leaves[i]);
-        damage_.AddProblem(std::string(status.message()));
+        damage_.AddProblem(status);
       }
       Advance(1);
       return absl::OkStatus();

@@ -2,7 +2,9 @@
 // healed is.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -11,6 +13,8 @@
 namespace still::store {
 namespace {
 
+using ::testing::Contains;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
@@ -111,6 +115,29 @@ TEST_P(DamageTest, AFlippedBitInAnyKindOfObjectIsFoundAndNeverServed) {
     }
   }
   EXPECT_THAT(Problems(*MustOpen(options_)), IsEmpty());
+}
+
+TEST_P(DamageTest, WhatANewerVersionWroteIsNotTakenForDamaged) {
+  auto repository = MustMake(options_);
+  ASSERT_TRUE(StoreImage(*repository, "one", MakeImage(4, kMiB)).ok());
+  const std::string pack = LargestPack();
+  FlipBit(pack, 5);
+  EXPECT_TRUE(absl::IsDataLoss(LoadImage(*repository, "one").status())) << "an accident does not pass for a version";
+  FlipBit(pack, 5);
+
+  std::string bytes(std::filesystem::file_size(pack), '\0');
+  std::ifstream(pack, std::ios::binary).read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  uint32_t stored_size;
+  std::memcpy(&stored_size, &bytes[8], sizeof(stored_size));
+  bytes[5] = 99;
+  const std::string checked = bytes.substr(0, 24) + bytes.substr(32, stored_size);
+  const uint64_t checksum = XXH3_64bits(checked.data(), checked.size());
+  std::memcpy(&bytes[24], &checksum, sizeof(checksum));
+  std::ofstream(pack, std::ios::binary) << bytes;
+  EXPECT_TRUE(absl::IsFailedPrecondition(LoadImage(*repository, "one").status()));
+  EXPECT_THAT(Problems(*repository), Contains(HasSubstr("newer version")));
+  EXPECT_TRUE(absl::IsFailedPrecondition(repository->Repair({}).status()));
+  EXPECT_THAT(Files("quarantine"), IsEmpty());
 }
 
 TEST_P(DamageTest, ADamagedHoldStillHoldsUntilItIsSetAside) {
