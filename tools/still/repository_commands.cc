@@ -19,7 +19,6 @@ namespace still::cli {
 namespace {
 
 struct InitArguments {
-  bool encrypt = false;
   bool no_encryption = false;
   std::string compression = "default";
 };
