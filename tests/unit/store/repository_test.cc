@@ -38,7 +38,7 @@ TEST_F(RepositoryTest, WhatIsStoredComesBackAlsoAfterReopening) {
 
 TEST_F(RepositoryTest, ARepositoryKeepsItsCompression) {
   // A program, as most of what disks hold: this one.
-  std::string content(4 * kMiB, '\0');
+  std::string content(std::min<uint64_t>(4 * kMiB, FileSize("/proc/self/exe").value()), '\0');
   auto program = OpenFile("/proc/self/exe", O_RDONLY);
   ASSERT_TRUE(program.ok()) << program.status();
   ASSERT_TRUE(PReadExactly(program->get(), content.data(), content.size(), 0, "this program").ok());
