@@ -100,6 +100,10 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   }
   if (!object.ok()) return object.status();
   auto config = ParseConfig(*object);
+  if (absl::IsDataLoss(config.status())) {
+    return absl::DataLossError(absl::StrCat(options.path, "/", kConfigObject, ": ", config.status().message(),
+                                            "; put a copy of that file in its place, it has never changed"));
+  }
   if (!config.ok()) return Annotate(config.status(), options.path);
   std::optional<RepositoryKeys> keys;
   if (config->encrypted) {
