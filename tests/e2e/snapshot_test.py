@@ -1,5 +1,6 @@
 """Snapshots and restores of a real VM: what they promise, and what they say when they cannot."""
 
+import ctypes
 import subprocess
 import unittest
 
@@ -140,6 +141,12 @@ class Restore(VmTest):
         subprocess.run(["cmp", raw, again], check=True)
 
 
+def xxh3(data):
+    function = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
+    function.argtypes, function.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_uint64
+    return function(data, len(data)).to_bytes(8, "little")
+
+
 class BadInput(VmTest):
     def test_every_mistake_gets_one_line_and_its_exit_code(self):
         missing = self.host.directory / "missing"
@@ -185,11 +192,12 @@ class BadInput(VmTest):
         config = next(p for p in (self.host.directory / "repo").iterdir() if p.name == "config")
         content = config.read_bytes()
         self.addCleanup(config.write_bytes, content)
-        # docs/format/repository.md, frame header: byte 5 is the version of what the frame holds.
-        config.write_bytes(content[:5] + bytes([99]) + content[6:])
-        result = self.host.run("list")
-        self.assertEqual(result.returncode, 5, result.stderr)
-        self.assertIn("newer", result.stderr)
+        # docs/format/repository.md, frame header: byte 5 is the version of what the frame holds, 24 to 31 are the checksum.
+        newer = content[:5] + bytes([99]) + content[6:]
+        config.write_bytes(newer)
+        self.assert_fails(8, "checksum does not match; put a copy", "list")
+        config.write_bytes(newer[:24] + xxh3(newer[:24] + newer[32:]) + newer[32:])
+        self.assert_fails(5, "newer", "list")
 
 
 if __name__ == "__main__":
