@@ -92,7 +92,7 @@ class WithoutUserfaultfd(unittest.TestCase):
             elif pathlib.Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1":
                 self.skipTest("every user may use userfaultfd here")
             host.environment["STILL_USERFAULTFD_DEVICE"] = "/dev/null"
-            host.boot("web", memory="128M")
+            host.boot("web", memory="160M")
             capabilities = host.session("web")["capabilities"]
             self.assertFalse(capabilities.get("background_memory", False))
             self.assertIn("not permitted", capabilities["background_memory_reason"])

@@ -27,7 +27,7 @@ class RestoreTest(unittest.TestCase):
         cls.host = Host()
         cls.addClassCleanup(cls.host.close)
         cls.disk = cls.host.disk("web", mib=64)
-        cls.host.boot("web", *cls.arguments, disks=[cls.disk, *cls.more_disks()], memory="128M")
+        cls.host.boot("web", *cls.arguments, disks=[cls.disk, *cls.more_disks()], memory="160M")
         wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
         cls.prepare()
         cls.point = cls.host.json("snapshot", "web", "--name", "point", "--quiesce", "require")
@@ -186,7 +186,7 @@ class Rollback(RestoreTest):
         self.host.still("stop", "web")
         self.assertTrue(self.host.check_disk(self.disk)["clean"])
         self.host.still("rm", "web")
-        self.host.boot("web", disks=[self.disk], memory="128M")
+        self.host.boot("web", disks=[self.disk], memory="160M")
         self.assertFalse(self.has_file("web"))
 
     def test_a_rollback_that_fails_leaves_the_session_as_it_was(self):
@@ -226,7 +226,7 @@ class Rollback(RestoreTest):
         self.assertEqual(sorted(p.name for p in self.disk.parent.glob("web.raw*")), ["web.raw"])
         self.assertEqual([p.name for p in (self.host.state / "sessions").iterdir()], ["web"])
         self.host.still("rm", "web")
-        self.host.boot("web", disks=[self.disk], memory="128M")
+        self.host.boot("web", disks=[self.disk], memory="160M")
         self.assertTrue(self.has_file("web"), "the old disk")
         self.host.still("restore", "safe", "--as", "safe")
         self.assert_works("safe")

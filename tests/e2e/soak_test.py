@@ -38,7 +38,7 @@ class Soak(unittest.TestCase):
         self.host = Host()
         self.addCleanup(self.host.close)
         for name in MACHINES:
-            self.host.boot(name, memory="128M")
+            self.host.boot(name, memory="160M")
         self.host.still("schedule", "add", "often", "--session", "*", "--every", f"{EVERY}s", "--disk-only",
                         "--keep", "last=5", "--retries", "1")
         added = int(self.host.json("schedule", "show", "often")["schedule"]["counted_from_unix_ns"]) / 1e9
