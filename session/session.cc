@@ -12,7 +12,6 @@
 #include "base/log.h"
 #include "base/unix_socket.h"
 #include "session/console.h"
-#include "session/guest/adopt_identity.h"
 #include "session/hypervisor/host_cpu.h"
 #include "session/session_config.h"
 
@@ -20,11 +19,6 @@ namespace still::session {
 namespace {
 
 constexpr absl::Duration kAgentCallTimeout = absl::Seconds(10);
-constexpr absl::Duration kThawTimeout = absl::Seconds(30);
-// Where the QEMU guest agent can be asked next: a frozen guest waits, and to be thawed by the other one does no harm.
-constexpr absl::Duration kAgentBeforeQga = absl::Seconds(5);
-// New SSH host keys of three kinds take a minute and a half on an emulated processor, and the guest's hooks come after.
-constexpr absl::Duration kAdoptTimeout = absl::Seconds(300);
 constexpr size_t kMaxPayloadBytes = 16 << 20;
 constexpr size_t kMaxStderrBytes = 1 << 20;
 
@@ -138,10 +132,15 @@ absl::Status Session::StartDiskServer(OwnedFd secret) {
 }
 
 absl::StatusOr<OwnedFd> Session::OpenQgaPort() {
-  if (!config_.qga_port()) return OwnedFd();
-  STILL_ASSIGN_OR_RETURN(SocketPair port, MakeSocketPair());
-  qga_ = std::make_unique<QgaClient>(std::move(port.first));
-  return std::move(port.second);
+  std::unique_ptr<QgaClient> qga;
+  OwnedFd hypervisors_end;
+  if (config_.qga_port()) {
+    STILL_ASSIGN_OR_RETURN(SocketPair port, MakeSocketPair());
+    qga = std::make_unique<QgaClient>(std::move(port.first));
+    hypervisors_end = std::move(port.second);
+  }
+  guest_thaw_.emplace(link_, std::move(qga));
+  return hypervisors_end;
 }
 
 absl::StatusOr<VmConfig> Session::MakeVmConfig(OwnedFd ram) {
@@ -270,153 +269,18 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
   }
 }
 
-absl::StatusOr<sessionpb::LaunchReport> Session::Continue(absl::Duration agent_timeout) {
-  sessionpb::LaunchReport report;
-  absl::Status status = RunRestored(agent_timeout, report);
-  if (status.ok()) return report;
-  Stop();
-  return Annotate(status, "go on as a restored session");
-}
-
-absl::Status Session::RunRestored(absl::Duration agent_timeout, sessionpb::LaunchReport& report) {
-  auto passed_us = [this] {
-    return static_cast<uint64_t>(absl::ToInt64Microseconds(clock_.Monotonic() - started_monotonic_));
-  };
-  STILL_RETURN_IF_ERROR(executor_.Run([this] { return vm_->Resume(); }));
-  report.set_running_us(passed_us());
-  if (!config_.has_identity() && !config_.restore().thaw()) return absl::OkStatus();
-  if (!config_.has_identity()) return ThawAsSaved(agent_timeout, report);
-  if (absl::Status agent = WaitForAgent(agent_timeout); !agent.ok()) {
-    if (qga_ == nullptr || absl::IsAborted(agent)) return agent;
-    return Annotate(agent, "with --without-agent the QEMU guest agent thaws it, and it stays what its source was");
-  }
-  report.set_agent_us(passed_us());
-  STILL_RETURN_IF_ERROR(BecomeItself(report));
-  report.set_adopted_us(passed_us());
-  return absl::OkStatus();
-}
-
-absl::Status Session::ThawAsSaved(absl::Duration agent_timeout, sessionpb::LaunchReport& report) {
-  absl::Status agent = WaitForAgent(qga_ == nullptr ? agent_timeout : std::min(agent_timeout, kAgentBeforeQga));
-  if (agent.ok()) agent = ThawThroughAgent(kThawTimeout).status();
-  if (agent.ok() || qga_ == nullptr || absl::IsAborted(agent)) return agent;
-  STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thawed, ThawThroughQga(agent, kThawTimeout));
-  report.add_warnings(
-      absl::StrCat("still-agent did not answer; the QEMU guest agent thawed ", thawed.thawed(), " file systems"));
-  return absl::OkStatus();
-}
-
-absl::StatusOr<guestpb::ThawResponse> Session::Thaw(absl::Duration timeout) {
-  absl::StatusOr<guestpb::ThawResponse> thawed = ThawThroughAgent(timeout);
-  if (thawed.ok() || qga_ == nullptr) return thawed;
-  return ThawThroughQga(thawed.status(), timeout);
-}
-
-absl::StatusOr<guestpb::ThawResponse> Session::ThawThroughAgent(absl::Duration timeout) {
-  if (link_ == nullptr) return absl::FailedPreconditionError("the session has no vsock, so no agent to ask");
-  STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client,
-                         link_->Client(qga_ == nullptr ? kAgentCallTimeout : kAgentBeforeQga));
-  return client->Thaw("", timeout);
-}
-
-absl::StatusOr<guestpb::ThawResponse> Session::ThawThroughQga(const absl::Status& agent, absl::Duration timeout) {
-  absl::StatusOr<uint32_t> thawed = qga_->Thaw(timeout);
-  if (!thawed.ok()) return Annotate(thawed.status(), agent.message());
-  guestpb::ThawResponse response;
-  response.set_thawed(*thawed);
-  response.set_cause(*thawed > 0 ? guestpb::REQUESTED : guestpb::NOT_FROZEN);
-  return response;
-}
-
-absl::Status Session::BecomeItself(sessionpb::LaunchReport& report) {
-  STILL_ASSIGN_OR_RETURN(guestpb::AdoptIdentityResponse adopted,
-                         AdoptIdentity(*link_, config_.identity(), kAdoptTimeout));
-  for (std::string& step : FailedSteps(adopted)) report.add_warnings(std::move(step));
-  if (MayUseNetwork(adopted)) {
-    for (const manifestpb::Nic& nic : config_.machine().nics()) {
-      STILL_RETURN_IF_ERROR(executor_.Run([&] { return vm_->SetLink(nic.name(), true); }));
-    }
-  } else {
-    report.add_warnings("the network stays down: on it this machine would have its source's addresses");
-  }
+void Session::SetIdentity(guestpb::AdoptIdentityResponse identity) {
   absl::MutexLock lock(&identity_mutex_);
-  identity_ = std::move(adopted);
-  return absl::OkStatus();
+  identity_ = std::move(identity);
 }
 
-void Session::DescribeLazyDisks(sessionpb::DescribeResponse& out) {
-  if (disk_keeper_ == nullptr) return;
-  out.set_disk_trouble(disk_keeper_->trouble());
-  absl::StatusOr<std::vector<LazyDiskState>> states = vm_->lazy_disks()->Query();
-  if (!states.ok()) {
-    // Nobody may take a VM that does not answer for one that needs the repository no more.
-    for (const sessionpb::DiskFile& disk : config_.disks()) {
-      if (!disk.backing_export().empty()) out.add_lazy_disks()->set_name(disk.name());
-    }
-    return;
-  }
-  for (const LazyDiskState& state : *states) {
-    if (state.complete) continue;
-    sessionpb::LazyDisk& disk = *out.add_lazy_disks();
-    disk.set_name(state.name);
-    disk.set_size(state.size);
-    disk.set_hydrated(state.hydrated);
-    disk.set_hydrating(state.hydrating);
-  }
+std::optional<guestpb::AdoptIdentityResponse> Session::identity() const {
+  absl::MutexLock lock(&identity_mutex_);
+  return identity_;
 }
 
 void Session::Hydrate(uint64_t bytes_per_second) {
   if (disk_keeper_ != nullptr) disk_keeper_->Hydrate(bytes_per_second);
-}
-
-sessionpb::DescribeResponse Session::Describe() {
-  sessionpb::DescribeResponse out;
-  out.set_name(config_.name());
-  out.set_id(config_.id());
-  *out.mutable_machine() = machine();
-  const VmDescription& description = vm_->description();
-  out.set_hypervisor(absl::StrCat(description.hypervisor, " ", description.version));
-  out.set_accelerator(description.accelerator);
-  out.set_pid(description.pid);
-  out.mutable_hypervisor_command()->Assign(description.command.begin(), description.command.end());
-  out.set_cmdline(cmdline_);
-  out.set_console_log(JoinPath(directory_, "console.log"));
-  out.set_started_unix_ns(absl::ToUnixNanos(started_));
-  out.set_restored_from(config_.origin_snapshot());
-  {
-    absl::MutexLock lock(&identity_mutex_);
-    if (identity_.has_value()) *out.mutable_identity() = *identity_;
-  }
-  const Capabilities& capabilities = vm_->capabilities();
-  out.mutable_capabilities()->set_memory(capabilities.memory);
-  out.mutable_capabilities()->set_background_memory(capabilities.background_memory);
-  out.mutable_capabilities()->set_background_memory_reason(capabilities.background_memory_reason);
-  out.mutable_capabilities()->set_disk_pin(capabilities.disk_pin);
-  out.mutable_capabilities()->set_incremental_disk(capabilities.incremental_disk);
-  out.set_vsock_backend("off");
-  if (link_ != nullptr) {
-    out.set_vsock_port(link_->vsock().port());
-    out.set_guest_cid(link_->vsock().guest_cid());
-    out.set_vsock_backend(std::string(link_->vsock().backend()));
-  }
-  if (std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration())) {
-    out.set_state(sessionpb::DescribeResponse::ENDED);
-    *out.mutable_end() = *end;
-    return out;
-  }
-  DescribeLazyDisks(out);
-  absl::StatusOr<bool> paused = vm_->IsPaused();
-  out.set_state(paused.ok() && *paused ? sessionpb::DescribeResponse::PAUSED : sessionpb::DescribeResponse::RUNNING);
-  if (link_ == nullptr || !link_->ever_connected()) return out;
-  absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(absl::Seconds(1));
-  if (!client.ok()) return out;
-  out.mutable_agent()->set_connected(true);
-  out.mutable_agent()->set_version((*client)->init().agent_version());
-  out.mutable_agent()->set_hostname((*client)->init().hostname());
-  if (auto quiesce = (*client)->QuiesceStatus(absl::Seconds(2)); quiesce.ok()) {
-    out.mutable_agent()->set_quiesce_state(quiesce->state());
-  }
-  return out;
 }
 
 }  // namespace still::session

@@ -27,7 +27,7 @@
 #include "session/disk_keeper.h"
 #include "session/disk_server.h"
 #include "session/guest/guest_link.h"
-#include "session/guest/qga_client.h"
+#include "session/guest/guest_thaw.h"
 #include "session/hypervisor/hypervisor.h"
 #include "session/vsock/vsock_host.h"
 
@@ -71,7 +71,8 @@ struct StartOptions {
 
 class Session {
  public:
-  // Returns once the VM has been asked to start; the boot goes on. A restored VM is left paused: see Continue().
+  // Returns once the VM has been asked to start; the boot goes on. A restored VM is left paused: see
+  // restore_launch.h.
   // INVALID_ARGUMENT for a configuration that can never work; other errors name what is missing.
   static absl::StatusOr<std::unique_ptr<Session>> Start(const sessionpb::SessionConfig& config, StartOptions options);
   ~Session();
@@ -95,27 +96,24 @@ class Session {
 
   // Waits until the agent answers. FAILED_PRECONDITION without vsock, ABORTED when the session ends first.
   absl::Status WaitForAgent(absl::Duration timeout);
-  // Of a restored session (saved memory, or disks that another one booted too), once: runs the VM, waits for the agent,
-  // has it adopt its identity, which thaws, then brings the network up. An error has stopped the session: a VM with
-  // frozen file systems or with its source's random numbers is never offered as running.
-  absl::StatusOr<sessionpb::LaunchReport> Continue(absl::Duration agent_timeout);
-
-  // Thaws whatever is frozen in the guest: through still-agent, and where it does not, through the QEMU guest agent if
-  // the machine has a port to one.
-  absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout);
-
   // Copies what lazily restored disks still lack, in the background. No-op without such disks.
   void Hydrate(uint64_t bytes_per_second);
 
-  sessionpb::DescribeResponse Describe();
-
-  // For the control service, which runs captures. The VM stays valid as long as the session.
+  // For the launch of a restored session, for its description, and for captures. All of it stays valid as long as the
+  // session.
   Vm& vm() { return *vm_; }
-  GuestLink* link() const { return link_.get(); }
+  GuestLink* link() const { return link_.get(); }  // Null: vsock is off.
+  GuestThaw& guest_thaw() { return *guest_thaw_; }
+  DiskKeeper* disk_keeper() const { return disk_keeper_.get(); }  // Null without lazily restored disks.
   SerialExecutor& executor() { return executor_; }
   // As a snapshot of this moment would have to remember it.
   manifestpb::Machine machine() const;
   const std::string& directory() const { return directory_; }
+  absl::Time started() const { return started_; }
+  absl::Duration Age() const { return clock_.Monotonic() - started_monotonic_; }
+  // What the agent of a restored session says that it became; nothing before.
+  void SetIdentity(guestpb::AdoptIdentityResponse identity);
+  std::optional<guestpb::AdoptIdentityResponse> identity() const;
 
  private:
   // The end and who waits for it; shared with stop handles, which may outlive the session.
@@ -129,20 +127,12 @@ class Session {
   absl::Status StartVsock();
   absl::Status StartDiskServer(OwnedFd secret);
   absl::StatusOr<VmConfig> MakeVmConfig(OwnedFd ram);
-  // Gives the hypervisor's end of the port.
+  // Gives the hypervisor's end of the port; invalid: there is none.
   absl::StatusOr<OwnedFd> OpenQgaPort();
   void FillMachine();
-  absl::Status RunRestored(absl::Duration agent_timeout, sessionpb::LaunchReport& report);
-  absl::Status BecomeItself(sessionpb::LaunchReport& report);
-  // For a guest that stays what it was: nothing but its thaw is asked for.
-  absl::Status ThawAsSaved(absl::Duration agent_timeout, sessionpb::LaunchReport& report);
-  absl::StatusOr<guestpb::ThawResponse> ThawThroughAgent(absl::Duration timeout);
-  // `agent`: why that did not do it.
-  absl::StatusOr<guestpb::ThawResponse> ThawThroughQga(const absl::Status& agent, absl::Duration timeout);
   void WatchExit();
   void WatchTimeLimit();
   // Records an end unless there is one, and ends the VM.
-  void DescribeLazyDisks(sessionpb::DescribeResponse& out);
   static void EndWith(End& end, SessionEnd how);
 
   sessionpb::SessionConfig config_;
@@ -156,10 +146,10 @@ class Session {
   SerialExecutor executor_{"session"};
   std::unique_ptr<VsockHost> vsock_;
   std::shared_ptr<GuestLink> link_;          // Shared with SessionClients.
-  std::unique_ptr<QgaClient> qga_;           // Null: the machine has no port to one.
+  std::optional<GuestThaw> guest_thaw_;      // Once the VM is being started.
   std::unique_ptr<DiskServer> disk_server_;  // Until disk_keeper_ has it.
   std::unique_ptr<Vm> vm_;
-  absl::Mutex identity_mutex_;
+  mutable absl::Mutex identity_mutex_;
   std::optional<guestpb::AdoptIdentityResponse> identity_ ABSL_GUARDED_BY(identity_mutex_);
   std::unique_ptr<DiskKeeper> disk_keeper_;  // Null without lazily restored disks.
   std::shared_ptr<End> end_ = std::make_shared<End>();

@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "session/control/control_service.h"
 #include "session/control/session_registry.h"
+#include "session/restore_launch.h"
 #include "session/session.h"
 
 namespace still {
@@ -70,7 +71,7 @@ class StopSignals {
 absl::StatusOr<sessionpb::LaunchReport> MakeReady(Session& session) {
   const sessionpb::SessionConfig& config = session.config();
   absl::Duration timeout = absl::Seconds(config.agent_deadline_s());
-  if (config.has_restore() || config.has_identity()) return session.Continue(timeout);
+  if (config.has_restore() || config.has_identity()) return session::LaunchRestored(session, timeout);
   if (config.agent_deadline_s() > 0) STILL_RETURN_IF_ERROR(session.WaitForAgent(timeout));
   return sessionpb::LaunchReport();
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "proto/grpc_status.h"
+#include "session/describe_session.h"
 
 namespace still::session {
 namespace {
@@ -20,7 +21,7 @@ constexpr absl::Duration kWaitSlice = absl::Milliseconds(200);
 
 grpc::Status ControlService::Describe(grpc::ServerContext*, const sessionpb::DescribeRequest*,
                                       sessionpb::DescribeResponse* response) {
-  *response = session_.Describe();
+  *response = DescribeSession(session_);
   response->set_active_capture(captures_.active());
   return grpc::Status::OK;
 }
@@ -59,7 +60,7 @@ grpc::Status ControlService::Exec(grpc::ServerContext* context, const guestpb::E
 grpc::Status ControlService::Thaw(grpc::ServerContext*, const sessionpb::ThawRequest* request,
                                   guestpb::ThawResponse* response) {
   absl::Duration timeout = request->timeout_ms() > 0 ? absl::Milliseconds(request->timeout_ms()) : kDefaultThawTimeout;
-  absl::StatusOr<guestpb::ThawResponse> thaw = session_.Thaw(timeout);
+  absl::StatusOr<guestpb::ThawResponse> thaw = session_.guest_thaw().Thaw(timeout);
   if (!thaw.ok()) return ToGrpc(thaw.status());
   *response = *std::move(thaw);
   return grpc::Status::OK;

@@ -9,7 +9,7 @@
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "session/session.h"
+#include "session/restore_launch.h"
 #include "tests/support/fake_vm.h"
 #include "tests/unit/session/fake_qga.h"
 
@@ -66,23 +66,23 @@ class QgaThawTest : public ::testing::Test {
 
 TEST_F(QgaThawTest, ThawsTheGuestAndSaysSo) {
   ASSERT_NO_FATAL_FAILURE(Start([](const std::string&) { return "{\"return\": 2}\n"; }));
-  absl::StatusOr<sessionpb::LaunchReport> report = session_->Continue(absl::Seconds(60));
+  absl::StatusOr<sessionpb::LaunchReport> report = LaunchRestored(*session_, absl::Seconds(60));
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_THAT(report->warnings(), ElementsAre(HasSubstr("the QEMU guest agent thawed 2 file systems")));
   // The operator's way out goes there, too.
-  EXPECT_EQ(session_->Thaw(absl::Seconds(60))->thawed(), 2u);
+  EXPECT_EQ(session_->guest_thaw().Thaw(absl::Seconds(60))->thawed(), 2u);
 }
 
 TEST_F(QgaThawTest, AGuestThatNobodyCouldThawIsNotOffered) {
   ASSERT_NO_FATAL_FAILURE(Start([](const std::string&) { return "{\"error\": {}}\n"; }));
-  const absl::Status failed = session_->Continue(absl::Seconds(60)).status();
+  const absl::Status failed = LaunchRestored(*session_, absl::Seconds(60)).status();
   EXPECT_THAT(failed.message(), HasSubstr("no agent: the QEMU guest agent does not thaw"));
   EXPECT_EQ(session_->Wait().kind(), SessionEnd::STOPPED);
 }
 
 TEST_F(QgaThawTest, AMachineWithoutThePortAsksNobody) {
   ASSERT_NO_FATAL_FAILURE(Start(nullptr));
-  EXPECT_EQ(session_->Continue(absl::Seconds(60)).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(LaunchRestored(*session_, absl::Seconds(60)).status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_FALSE(qga_.has_value());
 }
 
