@@ -203,7 +203,7 @@ TEST_P(VmContract, KillEndsIt) {
 }
 
 TEST_P(VmContract, AnIncrementalCaptureNamesEverythingThatChanged) {
-  if (!source_->vm().capabilities().incremental_disk) GTEST_SKIP() << "no bitmaps";
+  if (!source_->vm().capabilities().incremental_disk) return;  // Nothing is promised.
   std::vector<std::string> images;
   CaptureOptions options{.memory = false};
   // The second one is abandoned: the third must miss nothing of what it would have held.
