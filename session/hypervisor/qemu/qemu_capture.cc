@@ -25,6 +25,8 @@ constexpr uint64_t kNoBandwidthLimit = uint64_t{1} << 40;
 constexpr absl::Duration kSilenceLimit = absl::Seconds(10);
 // How often a wait looks for Cancel() and for progress.
 constexpr absl::Duration kTick = absl::Milliseconds(50);
+// How often QEMU is asked, inside the pause, whether the memory is write-protected.
+constexpr absl::Duration kProtectionTick = absl::Milliseconds(1);
 
 class QemuCapture : public VmCapture {
  public:
@@ -53,7 +55,7 @@ class QemuCapture : public VmCapture {
 
  private:
   // What is known of QEMU's migration, the writer of the memory stream.
-  enum class Migration { kNone, kActive, kCompleted, kFailed };
+  enum class Migration { kNone, kStarting, kActive, kCompleted, kFailed };
 
   QmpClient& qmp() { return *machine_->qmp; }
   absl::Status CheckCancelled() const {
@@ -67,10 +69,13 @@ class QemuCapture : public VmCapture {
   absl::Status NextEvent(absl::Duration timeout);
   absl::Status StartMigration();
   absl::Status AwaitWriteProtection();
+  absl::Status ContinueIfProtected();
   absl::Status AwaitMigration(absl::Duration stall_limit);
   absl::Status MigrationError();
   absl::Status StopMigration();
   PauseReport Report(const char* method);
+
+  bool migrating() const { return migration_ == Migration::kStarting || migration_ == Migration::kActive; }
 
   const std::shared_ptr<QemuMachine> machine_;  // Shared with the Vm, whose destruction this outlives safely.
   const CaptureOptions options_;
@@ -211,6 +216,7 @@ void QemuCapture::Note(const QmpEvent& event) {
     resumed_at_ = event.time;
   } else {
     std::string status = TextAt(event.data, "status");
+    if (status == "active") migration_ = Migration::kActive;
     if (status == "completed") migration_ = Migration::kCompleted;
     if (status == "failed" || status == "cancelled") migration_ = Migration::kFailed;
   }
@@ -225,21 +231,44 @@ absl::Status QemuCapture::NextEvent(absl::Duration timeout) {
 // One command: capabilities, parameters and the descriptor are set.
 absl::Status QemuCapture::StartMigration() {
   commands_.push_back("migrate");
-  migration_ = Migration::kActive;
+  migration_ = Migration::kStarting;
   sink_passed_ = false;  // The migration owns it now, and closes it in any case.
   absl::Status started = qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, options_.command_deadline);
   return Annotate(started, "save the memory");
 }
 
-// With background-snapshot QEMU resumes the VM itself, once all memory is write-protected.
+// Until QEMU 8.2 a background snapshot resumes the VM by itself once all memory is write-protected; since 9.0 a VM that was
+// stopped before stays stopped, and no event says that the protection stands. So QEMU is asked, and told to go on.
 absl::Status QemuCapture::AwaitWriteProtection() {
-  absl::Duration deadline = Clock::Real().Monotonic() + options_.command_deadline;
+  const absl::Duration deadline = Clock::Real().Monotonic() + options_.command_deadline;
+  bool protecting = false;  // Nothing is asked before the migration's own thread has begun.
   while (resumed_at_ == absl::InfinitePast()) {
-    absl::Duration left = deadline - Clock::Real().Monotonic();
-    if (absl::Status next = NextEvent(left); !next.ok()) return Annotate(next, "write-protect the memory");
+    absl::Status next = NextEvent(protecting ? kProtectionTick : deadline - Clock::Real().Monotonic());
+    const bool silent = next.code() == absl::StatusCode::kDeadlineExceeded;
+    if (!next.ok() && (!silent || Clock::Real().Monotonic() >= deadline)) {
+      return Annotate(next, "write-protect the memory");
+    }
     if (migration_ == Migration::kFailed) return Annotate(MigrationError(), "write-protect the memory");
+    protecting = protecting || migration_ != Migration::kStarting;
+    if (silent) STILL_RETURN_IF_ERROR(Annotate(ContinueIfProtected(), "write-protect the memory"));
   }
   return absl::OkStatus();
+}
+
+// The first page is written after the protection, never before it. QEMU's bottom half that restores the run state was
+// scheduled before that page, so it has run when the next command, query-status, is answered: a "cont" that it met would
+// leave the vcpus running in a VM that says it is paused.
+absl::Status QemuCapture::ContinueIfProtected() {
+  commands_.push_back("query-migrate");
+  STILL_ASSIGN_OR_RETURN(json state, qmp().Execute("query-migrate", json::object(), options_.command_deadline));
+  const json& ram = Member(state, "ram");
+  const bool pages = NumberAt(ram, "normal") > 0 || NumberAt(ram, "duplicate") > 0;
+  if (!pages) return absl::OkStatus();
+  commands_.push_back("query-status");
+  STILL_ASSIGN_OR_RETURN(bool paused, QueryPaused(qmp()));
+  if (!paused) return absl::OkStatus();  // It went on by itself: RESUME is on its way.
+  commands_.push_back("cont");
+  return ResumeVcpus(qmp());
 }
 
 absl::StatusOr<std::vector<PinnedDiskExport>> QemuCapture::ExportDisks() {
@@ -263,7 +292,7 @@ absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
   const absl::Duration silence_limit = std::max(2 * stall_limit, kSilenceLimit);
   absl::Duration moved_at = Clock::Real().Monotonic();
   uint64_t moved_bytes = 0;
-  while (migration_ == Migration::kActive) {
+  while (migrating()) {
     STILL_RETURN_IF_ERROR(relay_->status());
     absl::Duration now = Clock::Real().Monotonic();
     if (uint64_t bytes = relay_->bytes_read(); bytes != moved_bytes) {
@@ -299,7 +328,7 @@ absl::Status QemuCapture::StopMigration() {
   if (!background_) STILL_RETURN_IF_ERROR(qmp().Run("migrate_cancel", json::object(), kCommandDeadline));
   absl::Duration deadline = Clock::Real().Monotonic() + kCommandDeadline;
   uint64_t moved_bytes = 0;
-  while (migration_ == Migration::kActive) {
+  while (migrating()) {
     if (uint64_t bytes = relay_->bytes_read(); bytes != moved_bytes) {
       moved_bytes = bytes;
       deadline = Clock::Real().Monotonic() + kCommandDeadline;
@@ -316,7 +345,7 @@ absl::Status QemuCapture::StopMigration() {
 absl::Status QemuCapture::Release(bool committed) {
   if (std::exchange(released_, true)) return absl::OkStatus();
   absl::Status result;
-  if (migration_ == Migration::kActive) result = StopMigration();
+  if (migrating()) result = StopMigration();
   // Whoever held the guard has resumed; this is for a guard that could not.
   if (may_be_paused_) {
     absl::StatusOr<bool> paused = QueryPaused(qmp());

@@ -17,11 +17,6 @@ const json* FindBy(const json& list, const char* key, const std::string& value) 
   return found == list.end() ? nullptr : &*found;
 }
 
-uint64_t NumberAt(const json& object, const char* key) {
-  const json& value = Member(object, key);
-  return value.is_number_unsigned() ? value.get<uint64_t>() : 0;
-}
-
 }  // namespace
 
 std::string LazyBaseNode(size_t index) { return absl::StrCat(DiskNode(index), "-base"); }

@@ -5,6 +5,7 @@
 #include <libnbd.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
@@ -27,6 +28,8 @@ using session::PausedVm;
 using session::PauseReport;
 using session::PinnedDiskExport;
 using session::VmCapture;
+using ::testing::AnyOf;
+using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -208,7 +211,15 @@ TEST_F(QemuCaptureTest, TheseAndNoOtherCommandsAreSentInThePause) {
   report = Window(**capture);
   ASSERT_TRUE(report.ok()) << report.status();
   if (qemu_->machine()->capabilities.background_memory) {
-    EXPECT_THAT(report->commands, ElementsAre("stop", "qom-set", "qom-set", "migrate"));
+    // Then only the question whether the memory is protected, as often as it takes, and, for a QEMU that does not resume
+    // by itself (9.0 and newer), "cont".
+    ASSERT_GE(report->commands.size(), 4u);
+    const auto wait = report->commands.begin() + 4;
+    EXPECT_THAT(std::vector<std::string>(report->commands.begin(), wait),
+                ElementsAre("stop", "qom-set", "qom-set", "migrate"));
+    EXPECT_THAT(std::vector<std::string>(wait, report->commands.end()),
+                Each(AnyOf("query-migrate", "query-status", "cont")));
+    EXPECT_LE(std::count(wait, report->commands.end(), "cont"), 1);
   } else {
     EXPECT_THAT(report->commands, ElementsAre("stop", "migrate", "blockdev-add", "blockdev-add", "qom-set",
                                               "blockdev-add", "blockdev-add", "qom-set", "cont"));
