@@ -30,7 +30,8 @@ class HooksTest : public ::testing::Test {
   TempDir directory_;
   bool cancelled_ = false;
   HookPrograms hooks_{
-      HookDirectories{.own = directory_ / "own", .qemu = directory_ / "q.d", .qemu_single = directory_ / "q"}};
+      HookDirectories{.own = directory_ / "own",
+                      .qemu = {{directory_ / "q.d", directory_ / "q"}, {directory_ / "ga/q.d", directory_ / "ga/q"}}}};
 };
 
 TEST_F(HooksTest, OursComeFirstThenQemusEachByName) {
