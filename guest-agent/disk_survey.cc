@@ -206,7 +206,7 @@ class Looker {
       use->set_fs_type(mount.fs_type);
       use->set_detail(detail);
     }
-    if (state == pb::DiskUse::CLEAN) report_.watched[name] = device;
+    if (state == pb::DiskUse::CLEAN) report_.watched[device].insert(disk.name());
     for (const Swap& swap : swaps_) {
       if (swap.superblock != superblock) continue;
       pb::DiskUse* use = Add(pb::DiskUse::SWAP, pb::DiskUse::VOLATILE, name, disk);
@@ -227,7 +227,7 @@ class Looker {
       if (clean->second.empty()) return pb::DiskUse::CLEAN;
       detail = absl::StrCat("cannot freeze, and ", clean->second);
     } else if (facts_.foreign.contains(mount.device)) {
-      detail = "was frozen by somebody else, who may thaw it at any time";
+      detail = "is already frozen by somebody else, who may thaw it at any time";
     } else {
       detail = "was not frozen";
     }
@@ -242,7 +242,7 @@ class Looker {
       pb::DiskUse* use = Add(pb::DiskUse::CLAIMED, pb::DiskUse::NOT_COVERED, name, disk);
       if (use != nullptr) use->set_detail("is held by a part of the kernel that the agent does not know");
     } else {
-      report_.watched[name] = device;
+      report_.watched[device].insert(disk.name());
     }
   }
 

@@ -32,8 +32,8 @@ struct DiskFacts {
 struct DiskReport {
   std::vector<pb::Disk> disks;
   std::string unknown;
-  // Devices that nothing must write to before the thaw: CLEAN ones and unused ones. By name: "vda1".
-  std::map<std::string, DeviceId> watched;
+  // Devices that nothing must write to before the thaw, because they are CLEAN or unused, and the disks that they are on.
+  std::map<DeviceId, std::set<std::string>> watched;
 };
 
 // The seam for tests: everything that looks at this machine's disks.

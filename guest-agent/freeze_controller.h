@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -84,8 +85,8 @@ class FreezeController {
   struct Unfrozen;
   // A device that must not be written to before the thaw, and how often it had been.
   struct Watched {
-    std::string name;
     DeviceId device;
+    std::set<std::string> disks;
     uint64_t writes = 0;
   };
   // The steps of Quiesce (freeze_steps.cc), without the lock; they return as soon as the run is cancelled.
@@ -97,6 +98,7 @@ class FreezeController {
   // Empty: a file system that cannot freeze is clean, and its device had been written to `writes` times. Else why not.
   std::string WhyNotClean(const FrozenFileSystem& fs, const OpenForWriting& open, uint64_t& writes);
   absl::Status CheckCancelled(const Run& run) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The disks of those that have been written to since.
   std::vector<std::string> WrittenSince(const std::vector<Watched>& watched);
 
   void OnTimer();

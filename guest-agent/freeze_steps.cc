@@ -24,7 +24,6 @@ namespace {
 
 // The others stand still meanwhile; what was dirty was written back before the freeze.
 constexpr absl::Duration kCleanSyncLimit = absl::Seconds(2);
-constexpr size_t kMaxWritten = 256;
 
 // syncfs cannot be interrupted: one that hangs is left behind, and keeps the file system open.
 absl::Status SyncWithin(absl::Duration limit, const FrozenFileSystem& fs) {
@@ -187,11 +186,11 @@ void FreezeController::LookAtDisks(const OpenForWriting& open, const Unfrozen& u
   for (const FrozenFileSystem& fs : unfrozen.unable) facts.clean[fs.device] = WhyNotClean(fs, open, writes[fs.device]);
   DiskReport report = parts_.disks.Describe(facts);
   std::vector<Watched> watched;
-  for (const auto& [name, device] : report.watched) {
+  for (const auto& [device, disks] : report.watched) {
     auto counted = writes.find(device);
     std::optional<uint64_t> count =
         counted != writes.end() ? std::optional(counted->second) : parts_.disks.Writes(device);
-    if (count) watched.push_back({name, device, *count});
+    if (count) watched.push_back({device, disks, *count});
   }
   for (pb::Disk& disk : report.disks) *run.response.add_disks() = std::move(disk);
   run.response.set_disks_unknown(report.unknown);
@@ -216,12 +215,11 @@ std::string FreezeController::WhyNotClean(const FrozenFileSystem& fs, const Open
 }
 
 std::vector<std::string> FreezeController::WrittenSince(const std::vector<Watched>& watched) {
-  std::vector<std::string> written;
+  std::set<std::string> written;
   for (const Watched& one : watched) {
-    if (parts_.disks.Writes(one.device) != one.writes) written.push_back(one.name);
+    if (parts_.disks.Writes(one.device) != one.writes) written.insert(one.disks.begin(), one.disks.end());
   }
-  if (written.size() > kMaxWritten) written.resize(kMaxWritten);
-  return written;
+  return {written.begin(), written.end()};
 }
 
 }  // namespace still::agent

@@ -101,6 +101,7 @@ class FakeGuest : public Freezer, public Disks {
   int pinned = 0;
   std::vector<bool> quiet_changes;
   OpenForWriting open;
+  std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
   std::function<void(const std::string& mount_point)> before_freeze;  // On the freezing thread, without locks.
 
  private:
@@ -123,6 +124,7 @@ class FakeHandle : public FileSystemHandle {
  public:
   FakeHandle(FakeGuest& guest, std::string mount_point) : guest_(guest), mount_point_(std::move(mount_point)) {}
   absl::Status Sync() override {
+    if (guest_.on_sync) guest_.on_sync(mount_point_);
     absl::MutexLock lock(&guest_.mutex_);
     guest_.calls_.push_back("sync " + mount_point_);
     return absl::OkStatus();
@@ -151,7 +153,7 @@ inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
       use.set_state(pb::DiskUse::FROZEN);
     } else if (clean != facts.clean.end() && clean->second.empty()) {
       use.set_state(pb::DiskUse::CLEAN);
-      report.watched[mount.mount_point] = mount.device;
+      report.watched[mount.device].insert("vda");
     } else if (clean != facts.clean.end()) {
       use.set_state(pb::DiskUse::NOT_COVERED);
       use.set_detail(clean->second);
