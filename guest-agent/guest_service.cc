@@ -93,6 +93,7 @@ grpc::Status GuestService::Init(grpc::ServerContext* context, const pb::InitRequ
   absl::StripAsciiWhitespace(&boot_id);
   response->set_boot_id(boot_id);
   response->add_features("identity");
+  response->add_features("disks");
   response->set_quiesce_state(controller_.Status().state());
   LogInfo("host connected", {{"session", request->session()}, {"restore", request->restore_id()}});
   return grpc::Status::OK;

@@ -19,7 +19,7 @@ absl::Status ThawAsSaved(Session& session, absl::Duration agent_timeout, session
   GuestThaw& thaw = session.guest_thaw();
   absl::Status agent =
       session.WaitForAgent(thaw.has_qga() ? std::min(agent_timeout, GuestThaw::kAgentBeforeQga) : agent_timeout);
-  if (agent.ok()) agent = thaw.ThroughAgent(kThawTimeout).status();
+  if (agent.ok()) agent = thaw.ThroughAgent(kThawTimeout, "restore").status();
   if (agent.ok() || !thaw.has_qga() || absl::IsAborted(agent)) return agent;
   STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thawed, thaw.ThroughQga(agent, kThawTimeout));
   report.add_warnings(

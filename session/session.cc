@@ -176,6 +176,11 @@ void Session::FillMachine() {
   machine_.set_vsock_port(vsock_port().value_or(0));
   machine_.set_generation_id(description.generation_id);
   machine_.mutable_devices()->Assign(description.devices.begin(), description.devices.end());
+  for (int i = 0; i < machine_.disks_size(); ++i) {
+    const size_t index = static_cast<size_t>(i);
+    machine_.mutable_disks(i)->set_pci_address(
+        index < description.disk_addresses.size() ? description.disk_addresses[index] : "");
+  }
   machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
   machine_.clear_cpu_features();
   if (description.accelerator == "kvm") {

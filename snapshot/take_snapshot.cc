@@ -22,6 +22,9 @@
 namespace still::snapshot {
 namespace {
 
+// A commit waits so long for thaw hooks that still run. Nobody in the guest waits for it.
+constexpr absl::Duration kThawHooksPatience = absl::Seconds(3);
+
 using manifestpb::Image;
 
 // The newest earlier snapshot of the same session: what this one is compared with and, by its bitmaps, builds on.
@@ -70,6 +73,7 @@ class SnapshotRun {
   void Release();
 
   absl::Status Cause(const absl::Status& seen);
+  void KeepThawHooks();
   absl::Status StoreBootFiles();
   absl::Status DrainDisks();
   absl::Status StoreDeviceState(const std::string& content);
@@ -193,11 +197,23 @@ absl::Status SnapshotRun::Drain() {
 // Time bound:       that of the repository.
 absl::Status SnapshotRun::Commit() {
   Show("commit");
+  KeepThawHooks();
   manifest_.mutable_drain()->set_duration_us(
       static_cast<uint64_t>(absl::ToInt64Microseconds(Clock::Real().Monotonic() - drain_started_)));
   STILL_ASSIGN_OR_RETURN(std::string id, writer_->Commit(manifest_));
   STILL_ASSIGN_OR_RETURN(manifest_, repository_.FindSnapshot(id));
   return absl::OkStatus();
+}
+
+// Thaw hooks run on after the thaw; most have ended by now. Those that have not are kept as unfinished.
+void SnapshotRun::KeepThawHooks() {
+  auto& hooks = *manifest_.mutable_consistency()->mutable_hooks();
+  auto unfinished = [](const manifestpb::Consistency::Hook& hook) { return hook.unfinished(); };
+  if (std::none_of(hooks.begin(), hooks.end(), unfinished)) return;
+  std::optional<sessionpb::ThawHooks> told = stream_->WaitThawHooks(kThawHooksPatience);
+  if (!told.has_value()) return;
+  hooks.erase(std::remove_if(hooks.begin(), hooks.end(), unfinished), hooks.end());
+  hooks.MergeFrom(told->hooks());
 }
 
 // Needs:            a committed snapshot.

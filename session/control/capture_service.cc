@@ -1,5 +1,7 @@
 #include "session/control/capture_service.h"
 
+#include <algorithm>
+#include <atomic>
 #include <thread>
 #include <utility>
 
@@ -24,6 +26,9 @@ constexpr absl::Duration kSinkTimeout = absl::Seconds(10);
 // lost its capture (issue: a stuck drain is cancelled within a second).
 constexpr absl::Duration kMemoryStallLimit = absl::Seconds(1);
 constexpr absl::Duration kVanishedCheck = absl::Milliseconds(50);
+// How often the guest is asked whether its thaw hooks have ended, and how long it may take to answer.
+constexpr absl::Duration kMaxHooksPause = absl::Seconds(2);
+constexpr absl::Duration kHooksCallTimeout = absl::Seconds(1);
 constexpr absl::Duration kDefaultFreezeLease = absl::Seconds(10);
 constexpr absl::Duration kDefaultHookTimeout = absl::Seconds(10);
 
@@ -73,6 +78,8 @@ struct CaptureService::Active {
   std::unique_ptr<VmCapture> capture;
   EventSender* events;
   bool memory = false;
+  std::atomic<bool> in_window = true;
+  uint32_t pending_thaw_hooks = 0;
 
   absl::Mutex mutex;
   bool ended ABSL_GUARDED_BY(mutex) = false;  // EndCapture was called, or Abort.
@@ -103,6 +110,11 @@ std::string CaptureService::active() const {
   return active_ == nullptr ? "" : active_->id;
 }
 
+bool CaptureService::window_open() const {
+  absl::MutexLock lock(&mutex_);
+  return active_ != nullptr && active_->in_window;
+}
+
 absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb::BeginCaptureRequest& request,
                                    grpc::ServerWriter<sessionpb::CaptureEvent>& writer) {
   EventSender events(writer);
@@ -120,6 +132,7 @@ absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb
     active_ = active;
   }
   absl::Status status = Window(*active, request);
+  active->in_window = false;
   if (status.ok()) status = Drain(*active);
   if (!status.ok()) events.Send(FailureEvent(status));
   bool committed;
@@ -184,13 +197,16 @@ absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptur
   observer.cancelled = [&active] { return active.Vanished(); };
   STILL_RETURN_IF_ERROR(session_.executor().Run([&]() -> absl::Status {
     STILL_ASSIGN_OR_RETURN(active.capture, session_.vm().PrepareCapture(options, std::move(sink)));
-    CriticalWindow window(Clock::Real(), *active.capture, freezer,
-                          {.quiesce = request.quiesce(), .freeze = FreezeOptionsOf(request)}, observer);
+    CriticalWindow window(
+        Clock::Real(), *active.capture, freezer,
+        {.quiesce = request.quiesce(), .freeze = FreezeOptionsOf(request), .disks = session_.machine().disks()},
+        observer);
     STILL_ASSIGN_OR_RETURN(report, window.Run());
     STILL_ASSIGN_OR_RETURN(exports, active.capture->ExportDisks());
     return absl::OkStatus();
   }));
 
+  active.pending_thaw_hooks = report->pending_thaw_hooks;
   sessionpb::CaptureEvent event;
   sessionpb::CapturePinned& pinned = *event.mutable_pinned();
   *pinned.mutable_consistency() = std::move(report->consistency);
@@ -227,7 +243,14 @@ absl::Status CaptureService::Drain(Active& active) {
     if (!memory_done.HasBeenNotified()) active.capture->Cancel();
     memory_watcher.join();
   };
+  absl::Duration hooks_pause = kVanishedCheck;
+  absl::Duration hooks_next = Clock::Real().Monotonic();
   for (;;) {
+    if (active.pending_thaw_hooks > 0 && Clock::Real().Monotonic() >= hooks_next) {
+      if (TellThawHooks(active)) active.pending_thaw_hooks = 0;
+      hooks_pause = std::min(2 * hooks_pause, kMaxHooksPause);
+      hooks_next = Clock::Real().Monotonic() + hooks_pause;
+    }
     if (memory_done.HasBeenNotified() && !memory.ok()) return memory;
     STILL_RETURN_IF_ERROR(active.capture->CheckPins());
     if (session_.WaitFor(absl::ZeroDuration()).has_value()) {
@@ -238,6 +261,23 @@ absl::Status CaptureService::Drain(Active& active) {
     if (active.mutex.AwaitWithTimeout(absl::Condition(&ended), kVanishedCheck)) return absl::OkStatus();
     if (active.context->IsCancelled()) return absl::CancelledError("the caller of the capture has gone");
   }
+}
+
+bool CaptureService::TellThawHooks(Active& active) {
+  absl::StatusOr<std::shared_ptr<GuestClient>> client = session_.link()->Client(kHooksCallTimeout);
+  if (!client.ok()) return false;
+  absl::StatusOr<guestpb::QuiesceStatusResponse> status = (*client)->QuiesceStatus(kHooksCallTimeout);
+  if (!status.ok() || status->thaw_hooks_pending() > 0) return false;
+  sessionpb::CaptureEvent event;
+  for (const guestpb::HookResult& hook : status->thaw_hooks()) {
+    if (hook.exit_code() != 0) {
+      LogWarning("thaw hook failed", {{"hook", hook.path()}, {"exit", hook.exit_code()}, {"output", hook.output()}});
+    }
+    KeepHook(hook, *event.mutable_thaw_hooks()->add_hooks());
+    if (event.thaw_hooks().hooks_size() == kMaxHooksKept) break;
+  }
+  active.events->Send(std::move(event));
+  return true;
 }
 
 sessionpb::CaptureEvent CaptureService::FailureEvent(const absl::Status& status) {

@@ -35,6 +35,8 @@ class CaptureService {
   void Abort();
   // Empty when none is under way.
   std::string active() const;
+  // The window of one is open, or about to be: it has frozen the guest, and will thaw it by itself.
+  bool window_open() const;
 
  private:
   struct Active;
@@ -42,6 +44,8 @@ class CaptureService {
   absl::StatusOr<OwnedFd> AcceptMemorySink(Active& active);
   absl::Status Window(Active& active, const sessionpb::BeginCaptureRequest& request);
   absl::Status Drain(Active& active);
+  // Tells the caller of the thaw hooks once they have ended; true when there is no more to tell.
+  bool TellThawHooks(Active& active);
   sessionpb::CaptureEvent FailureEvent(const absl::Status& status);
 
   void DelayIfAsked(const std::string& step) const;

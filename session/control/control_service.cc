@@ -59,6 +59,12 @@ grpc::Status ControlService::Exec(grpc::ServerContext* context, const guestpb::E
 
 grpc::Status ControlService::Thaw(grpc::ServerContext*, const sessionpb::ThawRequest* request,
                                   guestpb::ThawResponse* response) {
+  if (captures_.window_open() && !request->force()) {
+    return ToGrpc(absl::FailedPreconditionError(absl::StrCat(
+        "a snapshot of ", session_.config().name(),
+        " is being taken: it thaws the guest by itself within seconds, and the guest does so if it cannot; "
+        "--force thaws now and may cost the snapshot its consistency label")));
+  }
   absl::Duration timeout = request->timeout_ms() > 0 ? absl::Milliseconds(request->timeout_ms()) : kDefaultThawTimeout;
   absl::StatusOr<guestpb::ThawResponse> thaw = session_.guest_thaw().Thaw(timeout);
   if (!thaw.ok()) return ToGrpc(thaw.status());

@@ -4,9 +4,12 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cerrno>
+#include <thread>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/memory/memory.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "base/nonblocking.h"
 #include "proto/grpc_status.h"
@@ -19,6 +22,7 @@ constexpr int kMaxAnswerBytes = 4 << 20;
 // What Exec may take beyond the program's own time limit: starting it, killing it, the way there and back.
 constexpr absl::Duration kExecMargin = absl::Seconds(15);
 constexpr uint32_t kDefaultExecTimeoutMs = 60'000;
+constexpr absl::Duration kCancelPoll = absl::Milliseconds(20);
 
 void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
@@ -66,29 +70,39 @@ absl::Status GuestClient::Shutdown(absl::Duration timeout) {
 }
 
 absl::StatusOr<guestpb::QuiesceResponse> GuestClient::Quiesce(const guestpb::QuiesceRequest& request,
-                                                              absl::Duration timeout) {
+                                                              absl::Duration timeout,
+                                                              const std::function<bool()>& cancelled) {
   grpc::ClientContext context;
   SetDeadline(context, timeout);
+  absl::Notification ended;
+  std::thread watch([&] {
+    while (!ended.WaitForNotificationWithTimeout(kCancelPoll)) {
+      if (cancelled()) context.TryCancel();
+    }
+  });
+  absl::Cleanup join = [&] {
+    ended.Notify();
+    watch.join();
+  };
   guestpb::QuiesceResponse response;
   STILL_RETURN_IF_ERROR(Result(stub_->Quiesce(&context, request, &response), "Quiesce"));
   return response;
 }
 
-absl::StatusOr<uint32_t> GuestClient::RenewQuiesce(const std::string& token, absl::Duration timeout) {
+absl::StatusOr<guestpb::RenewQuiesceResponse> GuestClient::RenewQuiesce(const std::string& token,
+                                                                        absl::Duration timeout) {
   grpc::ClientContext context;
   SetDeadline(context, timeout);
   guestpb::RenewQuiesceRequest request;
   request.set_token(token);
   guestpb::RenewQuiesceResponse response;
   STILL_RETURN_IF_ERROR(Result(stub_->RenewQuiesce(&context, request, &response), "RenewQuiesce"));
-  return response.remaining_ms();
+  return response;
 }
 
-absl::StatusOr<guestpb::ThawResponse> GuestClient::Thaw(const std::string& token, absl::Duration timeout) {
+absl::StatusOr<guestpb::ThawResponse> GuestClient::Thaw(const guestpb::ThawRequest& request, absl::Duration timeout) {
   grpc::ClientContext context;
   SetDeadline(context, timeout);
-  guestpb::ThawRequest request;
-  request.set_token(token);
   guestpb::ThawResponse response;
   STILL_RETURN_IF_ERROR(Result(stub_->Thaw(&context, request, &response), "Thaw"));
   return response;

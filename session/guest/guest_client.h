@@ -33,10 +33,11 @@ class GuestClient {
 
   absl::Status Ping(absl::Duration timeout);
   absl::Status Shutdown(absl::Duration timeout);
-  absl::StatusOr<guestpb::QuiesceResponse> Quiesce(const guestpb::QuiesceRequest& request, absl::Duration timeout);
-  // Milliseconds left.
-  absl::StatusOr<uint32_t> RenewQuiesce(const std::string& token, absl::Duration timeout);
-  absl::StatusOr<guestpb::ThawResponse> Thaw(const std::string& token, absl::Duration timeout);
+  // `cancelled` is asked every few milliseconds; when it is true the call ends with CANCELLED.
+  absl::StatusOr<guestpb::QuiesceResponse> Quiesce(const guestpb::QuiesceRequest& request, absl::Duration timeout,
+                                                   const std::function<bool()>& cancelled);
+  absl::StatusOr<guestpb::RenewQuiesceResponse> RenewQuiesce(const std::string& token, absl::Duration timeout);
+  absl::StatusOr<guestpb::ThawResponse> Thaw(const guestpb::ThawRequest& request, absl::Duration timeout);
   absl::StatusOr<guestpb::QuiesceStatusResponse> QuiesceStatus(absl::Duration timeout);
   absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(const guestpb::AdoptIdentityRequest& request,
                                                                absl::Duration timeout);

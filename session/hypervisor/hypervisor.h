@@ -43,6 +43,8 @@ struct VmDescription {
   std::string device_state_format;   // "qemu-migration-3"
   bool generation_id = false;        // Has a VMGenID device.
   std::vector<std::string> devices;  // What the guest has, with its place: "virtio-blk-pci@0x8".
+  // Where the guest sees each disk of the configuration, in its order: "0000:00:08.0". Empty: not known.
+  std::vector<std::string> disk_addresses;
   pid_t pid = -1;
   std::vector<std::string> command;
 };

@@ -71,7 +71,39 @@ grpc::Status FakeAgent::Init(grpc::ServerContext*, const guestpb::InitRequest*, 
 }
 
 grpc::Status FakeAgent::Ping(grpc::ServerContext*, const guestpb::PingRequest*, guestpb::PingResponse*) {
+  Note("Ping");
   return grpc::Status::OK;
+}
+
+grpc::Status FakeAgent::Quiesce(grpc::ServerContext*, const guestpb::QuiesceRequest*,
+                                guestpb::QuiesceResponse* response) {
+  Note("Quiesce");
+  response->add_frozen()->set_mount_point("/data");
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeAgent::RenewQuiesce(grpc::ServerContext*, const guestpb::RenewQuiesceRequest*,
+                                     guestpb::RenewQuiesceResponse* response) {
+  Note("RenewQuiesce");
+  response->set_remaining_ms(10'000);
+  response->set_boottime_ns(77'000'000'000);
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeAgent::Thaw(grpc::ServerContext*, const guestpb::ThawRequest* request,
+                             guestpb::ThawResponse* response) {
+  Note("Thaw");
+  return thaw == nullptr ? grpc::Status::OK : thaw(*request, response);
+}
+
+void FakeAgent::Note(const std::string& call) {
+  absl::MutexLock lock(&mutex_);
+  calls_.push_back(call);
+}
+
+std::vector<std::string> FakeAgent::calls() {
+  absl::MutexLock lock(&mutex_);
+  return calls_;
 }
 
 grpc::Status FakeAgent::AdoptIdentity(grpc::ServerContext*, const guestpb::AdoptIdentityRequest* request,

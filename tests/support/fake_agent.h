@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "proto/aliases.h"
 #include "proto/guest.grpc.pb.h"
 #include "session/vsock/vsock_host.h"
@@ -30,14 +32,29 @@ class FakeAgent : private guestpb::Guest::Service {
   // Set before the first connection.
   std::vector<std::string> features = {"identity"};
   std::function<grpc::Status(const guestpb::AdoptIdentityRequest&, guestpb::AdoptIdentityResponse*)> adopt;
+  // Answers Thaw; it succeeds where nothing is set. Quiesce and RenewQuiesce always do.
+  std::function<grpc::Status(const guestpb::ThawRequest&, guestpb::ThawResponse*)> thaw;
+
+  // The calls so far, but Init: "Ping", "Quiesce", ...
+  std::vector<std::string> calls();
 
  private:
   grpc::Status Init(grpc::ServerContext*, const guestpb::InitRequest* request,
                     guestpb::InitResponse* response) override;
   grpc::Status Ping(grpc::ServerContext*, const guestpb::PingRequest*, guestpb::PingResponse* response) override;
+  grpc::Status Quiesce(grpc::ServerContext*, const guestpb::QuiesceRequest* request,
+                       guestpb::QuiesceResponse* response) override;
+  grpc::Status RenewQuiesce(grpc::ServerContext*, const guestpb::RenewQuiesceRequest* request,
+                            guestpb::RenewQuiesceResponse* response) override;
+  grpc::Status Thaw(grpc::ServerContext*, const guestpb::ThawRequest* request,
+                    guestpb::ThawResponse* response) override;
   grpc::Status AdoptIdentity(grpc::ServerContext*, const guestpb::AdoptIdentityRequest* request,
                              guestpb::AdoptIdentityResponse* response) override;
 
+  void Note(const std::string& call);
+
+  absl::Mutex mutex_;
+  std::vector<std::string> calls_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -241,11 +241,13 @@ absl::Status Logs(Context& context, const std::string& name, bool own) {
   return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
 }
 
-absl::Status Thaw(Context& context, const std::string& name) {
+absl::Status Thaw(Context& context, const std::string& name, bool force) {
   STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
   grpc::ClientContext call;
+  sessionpb::ThawRequest request;
+  request.set_force(force);
   guestpb::ThawResponse response;
-  STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, {}, &response)));
+  STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, request, &response)));
   context.Print(ToJson(response), [&] {
     std::cout << (response.cause() == guestpb::NOT_FROZEN ? "nothing was frozen\n"
                                                           : absl::StrCat(response.thawed(), " file systems thawed\n"));
@@ -335,8 +337,10 @@ void AddSessionCommands(CLI::App& app, Context& context) {
                                         [=](Context& c) { return Resume(c, *name); });
   resume->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 
+  auto thaw_force = std::make_shared<bool>(false);
   CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
-                                      [=](Context& c) { return Thaw(c, *name); });
+                                      [=](Context& c) { return Thaw(c, *name, *thaw_force); });
+  thaw->add_flag("--force", *thaw_force, "Also while a snapshot is being taken, which may cost it its consistency label");
   thaw->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 }
 

@@ -131,25 +131,49 @@ absl::Status List(Context& context, const std::string& session) {
   return absl::OkStatus();
 }
 
+// "frozen ext4 / (vda1)"
+std::string UseText(const manifestpb::Consistency::Use& use) {
+  std::string text = use.kind() == "file system" ? absl::StrCat(use.state(), " ", use.fs_type()) : use.kind();
+  if (!use.name().empty()) absl::StrAppend(&text, " ", use.name());
+  return absl::StrCat(text, " (", use.device(), ")");
+}
+
+// One line: what makes the label true on this disk, or why it is not more.
+std::string ProofText(const manifestpb::Consistency::DiskProof& proof) {
+  if (!proof.covered()) return absl::StrCat("not more because ", proof.reason());
+  std::vector<std::string> uses;
+  for (const auto& use : proof.uses()) uses.push_back(UseText(use));
+  return uses.empty() ? "nothing wrote to it" : absl::StrJoin(uses, ", ");
+}
+
 void PrintConsistency(const manifestpb::Consistency& consistency) {
   std::cout << "\nconsistency: " << LevelName(consistency) << "\n";
   for (const std::string& reason : consistency.downgrades())
     std::cout << "  not more because: " << Printable(reason) << "\n";
+  for (const auto& proof : consistency.disks()) {
+    std::cout << "  disk " << Printable(proof.name()) << ": " << Printable(ProofText(proof)) << "\n";
+  }
   std::vector<std::vector<std::string>> rows;
   for (const auto& mount : consistency.frozen()) {
-    rows.push_back({"  frozen", mount.mount_point(), mount.fs_type(), FormatMicros(mount.freeze_us())});
+    const std::string where = mount.seen_by().empty() ? "" : absl::StrCat(", mounted by ", mount.seen_by());
+    rows.push_back(
+        {"  frozen", mount.mount_point(), mount.fs_type(), absl::StrCat(FormatMicros(mount.freeze_us()), where)});
   }
   for (const auto& mount : consistency.skipped()) {
     rows.push_back({"  skipped", mount.mount_point(), mount.fs_type(), mount.reason()});
   }
   for (const auto& hook : consistency.hooks()) {
     rows.push_back({"  hook", hook.path(), hook.verb(),
-                    absl::StrCat("exit ", hook.exit_code(), ", ", FormatMicros(hook.duration_us()))});
+                    hook.unfinished()
+                        ? "still ran when the snapshot was committed"
+                        : absl::StrCat("exit ", hook.exit_code(), ", ", FormatMicros(hook.duration_us()))});
   }
   std::cout << FormatTable(rows);
   if (consistency.frozen_size() > 0) {
     std::cout << "  thawed: " << consistency.thawed() << " of " << consistency.frozen_size() << ", "
-              << consistency.thaw_cause() << "\n";
+              << consistency.thaw_cause()
+              << (consistency.thawed_by().empty() ? "" : absl::StrCat(" by ", Printable(consistency.thawed_by())))
+              << "\n";
   }
 }
 
@@ -160,6 +184,7 @@ void PrintWindows(const manifestpb::Windows& windows) {
   std::vector<std::vector<std::string>> rows;
   for (const auto& phase : windows.phases()) rows.push_back({"  " + phase.name(), FormatMicros(phase.duration_us())});
   rows.push_back({"  (guest) write back", FormatMicros(windows.guest_presync_us())});
+  rows.push_back({"  (guest) hooks", FormatMicros(windows.guest_hooks_us())});
   rows.push_back({"  (guest) freeze", FormatMicros(windows.guest_freeze_us())});
   std::cout << FormatTable(rows);
 }

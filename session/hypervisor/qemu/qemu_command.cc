@@ -284,6 +284,14 @@ bool HasQgaPort(const std::vector<std::string>& devices) {
 
 std::string NetworkBackend(const std::string& kind) { return kind == "none" ? "hubport" : "user"; }
 
+std::vector<std::string> DiskAddressesOf(const VmConfig& config) {
+  std::vector<std::string> addresses;
+  for (size_t i = 0; i < config.disks.size(); ++i) {
+    addresses.push_back(absl::StrFormat("0000:00:%02x.0", kFirstDiskSlot + static_cast<int>(i)));
+  }
+  return addresses;
+}
+
 std::vector<std::string> DevicesOf(const VmConfig& config) {
   std::vector<std::string> argv;
   AddDevices(config, /*directory=*/-1, argv);

@@ -144,7 +144,8 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
                             .ram_block = kRamBlock,
                             .device_state_format = "qemu-migration-3",
                             .generation_id = HasGenerationId(config),
-                            .devices = DevicesOf(config)};
+                            .devices = DevicesOf(config),
+                            .disk_addresses = DiskAddressesOf(config)};
   STILL_ASSIGN_OR_RETURN(json version, qmp.Execute("query-version", json::object(), kCommandDeadline));
   const json& numbers = Member(version, "qemu");
   description.version = absl::StrCat(Member(numbers, "major").dump(), ".", Member(numbers, "minor").dump(), ".",
