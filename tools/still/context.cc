@@ -11,7 +11,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "schedule/stored_book.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/credentials.h"
 #include "tools/still/progress_bar.h"
 
 namespace still::cli {
@@ -69,11 +71,8 @@ void Context::AddOptions(CLI::App& app) {
 }
 
 absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
-  store::Credentials credentials;
-  credentials.passphrase = Environment("STILL_PASSPHRASE");
-  credentials.key_file = key_file_.empty() ? Environment("STILL_KEY_FILE") : key_file_;
-  if (!key_file_.empty()) credentials.passphrase.clear();
-  return credentials;
+  if (!key_file_.empty()) return store::Credentials{.key_file = key_file_};
+  return CredentialsOfEnvironment();
 }
 
 absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepositoryQuietly() const {
@@ -100,6 +99,10 @@ absl::StatusOr<RepositoryAccess> Context::OpenRepositoryWithAccess(store::Reposi
   if (!opened.ok()) return opened.status();
   access.repository = *std::move(opened);
   return access;
+}
+
+absl::StatusOr<std::unique_ptr<store::Book>> Context::OpenBook(const store::Repository& repository) const {
+  return schedule::OpenBook(state_, repository_, repository);
 }
 
 snapshot::ProgressSink Context::MakeProgress() {
