@@ -91,6 +91,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   {
     absl::MutexLock lock(&session->end_->mutex);
     session->end_->vm = session->vm_.get();
+    session->end_->link = session->link_.get();
   }
   session->exit_watcher_ = std::thread([s = session.get()] { s->WatchExit(); });
   if (config.time_limit_s() > 0)
@@ -106,6 +107,7 @@ Session::~Session() {
     if (time_limit_watcher_.joinable()) time_limit_watcher_.join();
     absl::MutexLock lock(&end_->mutex);
     end_->vm = nullptr;
+    end_->link = nullptr;
   }
   if (link_ != nullptr) link_->Shutdown();
 }
@@ -198,6 +200,7 @@ void Session::EndWith(End& end, SessionEnd how) {
   absl::MutexLock lock(&end.mutex);
   if (!end.end.has_value()) end.end = std::move(how);
   if (end.vm != nullptr) end.vm->Kill();
+  if (end.link != nullptr) end.link->Shutdown();
 }
 
 void Session::WatchExit() {
@@ -258,15 +261,19 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
     absl::StatusOr<std::shared_ptr<GuestClient>> client =
         link_->Client(std::clamp(left, absl::ZeroDuration(), absl::Seconds(1)));
     if (client.ok()) return absl::OkStatus();
-    if (std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration())) {
-      return absl::AbortedError(absl::StrCat("the session ended before its agent answered: ", DescribeEnd(*end), "; ",
-                                             DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
-    }
+    if (std::optional<absl::Status> ended = EndedError()) return Annotate(*ended, "before its agent answered");
     if (left <= absl::ZeroDuration()) {
       return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
                                                       "; ", DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
   }
+}
+
+std::optional<absl::Status> Session::EndedError() {
+  std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration());
+  if (!end.has_value()) return std::nullopt;
+  return absl::AbortedError(absl::StrCat("the session ended: ", DescribeEnd(*end), "; ",
+                                         DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
 }
 
 void Session::SetIdentity(guestpb::AdoptIdentityResponse identity) {

@@ -42,9 +42,9 @@ struct MemoryImage {
 absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const RestorePlan& plan,
                                        const RestoreOptions& options);
 
-// Starts the session whose files are complete.
+// Starts the session whose files are complete. `launch.timeout` is chosen here.
 absl::StatusOr<RestoredSession> LaunchRestored(const session::SessionRegistry& sessions,
-                                               const sessionpb::SessionConfig& config, const OwnedFd& memory,
-                                               const RestoreOptions& options, const OwnedFd& disk_secret = OwnedFd());
+                                               const sessionpb::SessionConfig& config, session::LaunchOptions launch,
+                                               const RestoreOptions& options);
 
 }  // namespace still::snapshot

@@ -47,6 +47,10 @@ class RollbackRun {
   bool OutsideDirectory(const sessionpb::DiskFile& disk) const {
     return !absl::StartsWith(disk.path(), directory_ + "/");
   }
+  session::LaunchOptions LaunchOf(const MemoryImage& memory) const {
+    return {.ram_fd = memory.fd.get(),
+            .on_step = [this](const std::string& step) { options_.progress({.stage = step}); }};
+  }
   // Those of the session's disks that keep their place.
   std::vector<const sessionpb::DiskFile*> KeptPlaces(const sessionpb::SessionConfig& next) const;
 
@@ -92,7 +96,7 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
 
 absl::Status RollbackRun::Check() {
   STILL_ASSIGN_OR_RETURN(entry_, sessions_.Find(options_.session));
-  if (!entry_.alive) {
+  if (!entry_.ready) {
     return absl::FailedPreconditionError(absl::StrCat("session ", options_.session,
                                                       " is not running; start the snapshot anew: still restore ",
                                                       options_.snapshot, " --as NAME"));
@@ -103,7 +107,7 @@ absl::Status RollbackRun::Check() {
               .cold = options_.cold,
               .without_agent = options_.without_agent,
               .vsock_backend = entry_.config.vsock_backend(),
-              .agent_timeout = options_.agent_timeout,
+              .patience = options_.patience,
               .hot = options_.hot,
               .progress = options_.progress};
   STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot found, repository_.FindSnapshot(options_.snapshot));
@@ -179,7 +183,7 @@ absl::StatusOr<RestoredSession> RollbackRun::Replace() {
     return FirstError(placed, Rename(before_, directory_));
   }
   options_.progress({.stage = "start"});
-  absl::StatusOr<RestoredSession> restored = LaunchRestored(sessions_, config_, memory_.fd, restore_);
+  absl::StatusOr<RestoredSession> restored = LaunchRestored(sessions_, config_, LaunchOf(memory_), restore_);
   if (restored.ok()) return restored;
   absl::Status back = Rename(directory_, staging_);
   if (back.ok()) back = Rename(before_, directory_);
@@ -227,7 +231,7 @@ absl::Status RollbackRun::StartSafety() {
     }
   }
   STILL_RETURN_IF_ERROR(disks.Swap());
-  STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, memory.fd, restore).status());
+  STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, LaunchOf(memory), restore).status());
   LogIfError(journal_.Started());
   return disks.Discard();
 }

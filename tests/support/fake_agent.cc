@@ -71,7 +71,7 @@ grpc::Status FakeAgent::Init(grpc::ServerContext*, const guestpb::InitRequest*, 
 }
 
 grpc::Status FakeAgent::Ping(grpc::ServerContext*, const guestpb::PingRequest*, guestpb::PingResponse*) {
-  return grpc::Status::OK;
+  return hangs ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "hangs") : grpc::Status::OK;
 }
 
 grpc::Status FakeAgent::AdoptIdentity(grpc::ServerContext*, const guestpb::AdoptIdentityRequest* request,
