@@ -58,9 +58,9 @@ absl::Status Run(Session& session, const std::function<void(const std::string& s
   report.set_running_us(passed_us());
   const sessionpb::SessionConfig& config = session.config();
   if (!config.has_identity() && !config.restore().thaw()) return absl::OkStatus();
-  const absl::Duration ready_by = session.Age() + (config.ready_deadline_s() > 0
-                                                       ? absl::Seconds(config.ready_deadline_s())
-                                                       : AgentTimeout(session) + kAdoptTimeout);
+  const absl::Duration ready_by =
+      session.Age() + (config.ready_deadline_s() > 0 ? absl::Seconds(config.ready_deadline_s())
+                                                     : AgentTimeout(session) + kAdoptTimeout);
   on_step("wait for the guest's agent");
   if (!config.has_identity()) return ThawAsSaved(session, report);
   if (absl::Status agent = session.WaitForAgent(AgentTimeout(session)); !agent.ok()) {

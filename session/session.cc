@@ -3,9 +3,11 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
@@ -42,6 +44,13 @@ std::string LazySource(const sessionpb::SessionConfig& config) {
   }
   return absl::StrCat(names.size() == 1 ? "disk " : "disks ", absl::StrJoin(names, ", "), " of snapshot ",
                       config.origin_snapshot());
+}
+
+// Early in its boot a guest calls it "tsc-early".
+manifestpb::Machine::ClockSource ClockSourceOf(const std::string& told) {
+  if (told.empty()) return manifestpb::Machine::CLOCK_SOURCE_UNKNOWN;
+  return absl::StartsWith(told, "tsc") ? manifestpb::Machine::CLOCK_SOURCE_TSC
+                                       : manifestpb::Machine::CLOCK_SOURCE_OTHER;
 }
 
 }  // namespace
@@ -83,6 +92,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   vm_config.qga_fd = qga_port.get();
   session->cmdline_ = vm_config.cmdline;
   STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
+  if (session->link_ != nullptr) session->link_->vsock().HypervisorStarted();
   session->FillMachine();
   if (session->disk_server_ != nullptr && session->vm_->lazy_disks() != nullptr) {
     session->disk_keeper_ =
@@ -179,15 +189,22 @@ void Session::FillMachine() {
   machine_.set_generation_id(description.generation_id);
   machine_.mutable_devices()->Assign(description.devices.begin(), description.devices.end());
   machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
+  machine_.mutable_guest_cpu_features()->Assign(description.cpu_features.begin(), description.cpu_features.end());
+  machine_.set_tsc_hz(description.tsc_hz);
+  // For readers of before guest_cpu_features, which compare the kernel's words. All of them where QEMU does not say which.
   machine_.clear_cpu_features();
-  if (description.accelerator == "kvm") {
-    for (std::string& feature : HostCpuFeatures()) machine_.add_cpu_features(std::move(feature));
+  if (description.accelerator != "kvm") return;
+  std::set<std::string> given;
+  for (const std::string& feature : description.cpu_features) given.insert(CpuWord(feature));
+  for (const std::string& flag : HostCpuFlags()) {
+    if (given.empty() || given.contains(CpuWord(flag))) machine_.add_cpu_features(flag);
   }
 }
 
 manifestpb::Machine Session::machine() const {
   manifestpb::Machine machine = machine_;
   machine.set_guest_agent(link_ == nullptr ? "" : link_->agent_version());
+  machine.set_clock_source(ClockSourceOf(link_ == nullptr ? "" : link_->clock_source()));
   return machine;
 }
 

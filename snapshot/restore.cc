@@ -99,7 +99,7 @@ class RestoreRun {
     STILL_ASSIGN_OR_RETURN(RestoredSession restored,
                            LaunchRestored(sessions_, configs_[index], std::move(launch), options_));
     Tell(index, "");
-    if (!plan_.note.empty()) restored.report.add_warnings(plan_.note);
+    for (const std::string& note : plan_.notes) restored.report.add_warnings(note);
     return restored;
   }
 

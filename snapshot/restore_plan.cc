@@ -173,9 +173,14 @@ absl::Status CheckHost(const RestoreOptions& options, const std::string& state_d
   if (machine.vsock()) host.vsock = session::FindVsock(session::BackendOf(options.vsock_backend));
   if (!plan.warm) return CheckCold(machine, host);
   if (machine.accelerator() == "kvm") {
-    host.cpu_features = session::HostCpuFeatures();
     host.kvm = session::ChooseAccelerator("kvm").ok();
+    host.cpu_flags = session::HostCpuFlags();
   }
+  if (host.kvm) {
+    STILL_ASSIGN_OR_RETURN(host.cpu, session::ProbeKvmCpu());
+    STILL_ASSIGN_OR_RETURN(host.tsc, session::QueryKvmTsc());
+  }
+  plan.notes = MachineNotes(machine, host);
   return CheckWarm(machine, host);
 }
 
@@ -206,7 +211,8 @@ absl::StatusOr<RestorePlan> PlanRestore(store::Repository& repository, const Res
   plan.agent = !options.without_agent && AgentOf(plan.snapshot) == AgentInImage::kPresent && machine.vsock() &&
                options.vsock_backend != sessionpb::SessionConfig::OFF;
   if (!plan.agent && !options.keep_identity) {
-    plan.note = "nobody in the guest gives it an identity of its own: names and keys are those of its source";
+    plan.notes.emplace_back(
+        "nobody in the guest gives it an identity of its own: names and keys are those of its source");
   }
   return plan;
 }

@@ -18,8 +18,8 @@ struct RestorePlan {
   bool warm = false;
   // The agent will be waited for, and asked to make the guest a machine of its own.
   bool agent = false;
-  std::string machine_type;  // Cold: the machine to boot; empty: the usual one.
-  std::string note;          // What an operator should know of the choice; usually empty.
+  std::string machine_type;        // Cold: the machine to boot; empty: the usual one.
+  std::vector<std::string> notes;  // What an operator should know of the choice; usually nothing.
 };
 
 // Errors as RestoreSnapshot has them, before anything was started or written. `state_directory`: where QEMU's facts are

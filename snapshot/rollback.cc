@@ -82,7 +82,7 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
   absl::StatusOr<RestoredSession> restored = Replace();
   if (restored.ok()) LogIfError(journal_.Started());
   if (!restored.ok()) return ComeBack(restored.status());
-  if (!plan_.note.empty()) restored->report.add_warnings(plan_.note);
+  for (const std::string& note : plan_.notes) restored->report.add_warnings(note);
   // From here on the session runs: what cannot be cleaned up is told, and no error.
   if (absl::Status discarded = FirstError(disks_.Discard(), RemoveTree(before_)); !discarded.ok()) {
     restored->report.add_warnings(absl::StrCat("not removed: ", discarded.message()));

@@ -43,6 +43,9 @@ struct VmDescription {
   std::string device_state_format;   // "qemu-migration-3"
   bool generation_id = false;        // Has a VMGenID device.
   std::vector<std::string> devices;  // What the guest has, with its place: "virtio-blk-pci@0x8".
+  // Where the guest is given the host's processor: as Machine.guest_cpu_features and tsc_hz in proto/manifest.proto.
+  std::vector<std::string> cpu_features;
+  uint64_t tsc_hz = 0;
   pid_t pid = -1;
   std::vector<std::string> command;
 };
