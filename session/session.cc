@@ -189,13 +189,13 @@ void Session::FillMachine() {
   machine_.set_generation_id(description.generation_id);
   machine_.mutable_devices()->Assign(description.devices.begin(), description.devices.end());
   machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
-  machine_.mutable_guest_cpu_features()->Assign(description.cpu_features.begin(), description.cpu_features.end());
-  machine_.set_tsc_hz(description.tsc_hz);
+  machine_.mutable_guest_cpu_features()->Assign(description.cpu.features.begin(), description.cpu.features.end());
+  machine_.set_tsc_hz(description.cpu.tsc_hz);
   // For readers of before guest_cpu_features, which compare the kernel's words. All of them where QEMU does not say which.
   machine_.clear_cpu_features();
   if (description.accelerator != "kvm") return;
   std::set<std::string> given;
-  for (const std::string& feature : description.cpu_features) given.insert(CpuWord(feature));
+  for (const std::string& feature : description.cpu.features) given.insert(CpuWord(feature));
   for (const std::string& flag : HostCpuFlags()) {
     if (given.empty() || given.contains(CpuWord(flag))) machine_.add_cpu_features(flag);
   }

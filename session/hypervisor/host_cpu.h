@@ -10,6 +10,12 @@
 
 namespace still::session {
 
+// What a guest was given: as Machine.guest_cpu_features and tsc_hz in proto/manifest.proto.
+struct GuestCpu {
+  std::vector<std::string> features;
+  uint64_t tsc_hz = 0;
+};
+
 // The "flags" of /proc/cpuinfo under `root` ("/" outside tests), sorted. Empty when they cannot be read. Some are the kernel's
 // own words, and guests are not given all of them: what they are given, QEMU knows (qemu/qemu_cpu.h).
 std::vector<std::string> HostCpuFlags(const std::string& root = "/");

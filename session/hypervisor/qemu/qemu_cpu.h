@@ -3,12 +3,11 @@
 // from guests.
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <string>
-#include <vector>
 
 #include "base/status.h"
+#include "session/hypervisor/host_cpu.h"
 #include "session/hypervisor/qemu/qmp_client.h"
 
 namespace still::session {
@@ -19,10 +18,6 @@ using CpuOffer = std::map<std::string, bool>;
 // Of this host under KVM: asks a QEMU without a machine, which takes some 100 ms.
 absl::StatusOr<CpuOffer> ProbeKvmCpu();
 
-struct GuestCpu {
-  std::vector<std::string> features;  // Sorted.
-  uint64_t tsc_hz = 0;                // Of its time stamp counter; 0: not known.
-};
 // Of a VM that runs under KVM with this model ("host", "EPYC,-avx2").
 absl::StatusOr<GuestCpu> QueryGuestCpu(QmpClient& qmp, const std::string& model);
 

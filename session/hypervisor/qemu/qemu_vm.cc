@@ -158,12 +158,8 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
   }
   if (config.accelerator == "kvm") {
     absl::StatusOr<GuestCpu> cpu = QueryGuestCpu(qmp, description.cpu_model);
-    if (cpu.ok()) {
-      description.cpu_features = std::move(cpu->features);
-      description.tsc_hz = cpu->tsc_hz;
-    } else {
-      LogWarning("not known what processor the guest was given", {{"error", cpu.status().ToString()}});
-    }
+    if (cpu.ok()) description.cpu = *std::move(cpu);
+    if (!cpu.ok()) LogWarning("not known what processor the guest has", {{"error", cpu.status().ToString()}});
   }
   return description;
 }
