@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/undo.h"
+#include "session/control/session_lock.h"
 #include "snapshot/disk_swap.h"
 #include "snapshot/restore_plan.h"
 #include "snapshot/rollback_journal.h"
@@ -47,9 +48,11 @@ class RollbackRun {
   bool OutsideDirectory(const sessionpb::DiskFile& disk) const {
     return !absl::StartsWith(disk.path(), directory_ + "/");
   }
-  session::LaunchOptions LaunchOf(const MemoryImage& memory) const {
-    return {.ram_fd = memory.fd.get(),
-            .on_step = [this](const std::string& step) { options_.progress({.stage = step}); }};
+  // `lock`: on the directory that the session is started in; invalid: taken then.
+  session::LaunchOptions LaunchOf(const MemoryImage& memory, const OwnedFd& lock) const {
+    return {.ram_fd = memory.fd.get(), .lock_fd = lock.get(), .on_step = [this](const std::string& step) {
+              options_.progress({.stage = step});
+            }};
   }
   // Those of the session's disks that keep their place.
   std::vector<const sessionpb::DiskFile*> KeptPlaces(const sessionpb::SessionConfig& next) const;
@@ -61,6 +64,8 @@ class RollbackRun {
   RestoreOptions restore_;
   session::SessionEntry entry_;
   std::string directory_;
+  OwnedFd lock_;          // On it, from the old session's end on.
+  OwnedFd staging_lock_;  // On the directory that takes its place.
   const std::string staging_ = journal_.staging();
   const std::string before_ = journal_.before();
   RestorePlan plan_;
@@ -79,6 +84,8 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
   options_.progress({.stage = "stop"});
   stopped_at_ = Clock::Real().Monotonic();
   STILL_RETURN_IF_ERROR(Annotate(sessions_.End(options_.session, kStopTimeout), "stop the session"));
+  // Nobody may take the directory for that of a session that has ended.
+  if (absl::StatusOr<OwnedFd> lock = session::LockSession(directory_); lock.ok()) lock_ = *std::move(lock);
   absl::StatusOr<RestoredSession> restored = Replace();
   if (restored.ok()) LogIfError(journal_.Started());
   if (!restored.ok()) return ComeBack(restored.status());
@@ -142,6 +149,7 @@ absl::Status RollbackRun::Stage() {
   // No session can be called so, and no list shows it.
   STILL_RETURN_IF_ERROR(MakeDirectories(staging_, 0700));
   undo_.Push("remove the staged session", [staging = staging_] { return RemoveTree(staging); });
+  STILL_ASSIGN_OR_RETURN(staging_lock_, session::LockSession(staging_));
   config_.set_time_limit_s(entry_.config.time_limit_s());
   if (plan_.warm) {
     STILL_ASSIGN_OR_RETURN(memory_, LoadMemory(repository_, plan_, restore_));
@@ -183,7 +191,8 @@ absl::StatusOr<RestoredSession> RollbackRun::Replace() {
     return FirstError(placed, Rename(before_, directory_));
   }
   options_.progress({.stage = "start"});
-  absl::StatusOr<RestoredSession> restored = LaunchRestored(sessions_, config_, LaunchOf(memory_), restore_);
+  absl::StatusOr<RestoredSession> restored =
+      LaunchRestored(sessions_, config_, LaunchOf(memory_, staging_lock_), restore_);
   if (restored.ok()) return restored;
   absl::Status back = Rename(directory_, staging_);
   if (back.ok()) back = Rename(before_, directory_);
@@ -231,7 +240,7 @@ absl::Status RollbackRun::StartSafety() {
     }
   }
   STILL_RETURN_IF_ERROR(disks.Swap());
-  STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, LaunchOf(memory), restore).status());
+  STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, LaunchOf(memory, lock_), restore).status());
   LogIfError(journal_.Started());
   return disks.Discard();
 }

@@ -12,27 +12,40 @@ HANG = "/etc/still/restore.d/hang"
 HOOK = f"mkdir -p {HANG.rpartition('/')[0]} && printf '#!/bin/sh\\necho IT HANGS >/dev/console\\nkillall -STOP still-agent\\n'"
 
 
+def is_alive(pid):
+    """Not for what has ended and was not yet reaped."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+def children(parent):
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(entry.name))
+        except OSError:  # It has ended meanwhile.
+            continue
+    return found
+
+
 class HangTest(unittest.TestCase):
     host: Host
+    begun: list
 
     def processes(self, name):
-        """Those that were told the session's directory: still-session and its hypervisor."""
-        directory = str(self.host.state / "sessions" / name).encode()
-        found = []
-        for entry in pathlib.Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and directory in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:  # It has ended meanwhile.
-                continue
-        return found
+        """The session's still-session and what it has started: its hypervisor."""
+        keeper = self.host.pids().get(name)
+        return [] if keeper is None else [keeper, *children(keeper)]
 
     def begin(self, name, *arguments):
         """The command, once its session has a hypervisor."""
         command = self.host.start(*arguments)
         self.addCleanup(command.communicate)
         self.addCleanup(command.kill)
-        wait_for(lambda: len(self.processes(name)) >= 2, "the hypervisor", 120)
+        self.begun = wait_for(lambda: (p := self.processes(name)) and len(p) > 1 and p, "the hypervisor", 120)
         return command
 
     def assert_refused(self, code, fragment, *arguments):
@@ -49,7 +62,7 @@ class HangTest(unittest.TestCase):
     def assert_ends_with_its_command(self, name, command, how):
         command.send_signal(how)
         command.communicate()
-        wait_for(lambda: not self.processes(name), "its processes to end", 60)
+        wait_for(lambda: not any(map(is_alive, self.begun)), "its processes to end", 60)
         wait_for(lambda: self.host.session(name)["status"] == "stopped", "its end to be known", 10)
         self.host.still("rm", name)
         self.assertIsNone(self.host.session(name))
@@ -71,7 +84,7 @@ class HangingRestore(HangTest):
         return command
 
     def assert_nothing_is_left(self):
-        self.assertEqual(self.processes("copy"), [])
+        self.assertNotIn("copy", self.host.pids())
         self.assertIsNone(self.host.session("copy"))
         self.assertFalse((self.host.state / "sessions/copy").exists())
 
