@@ -14,7 +14,7 @@ constexpr absl::Duration kThawTimeout = absl::Seconds(30);
 // For an identity, where the configuration sets no limit (proto/session.proto, ready_deadline_s).
 constexpr absl::Duration kAdoptTimeout = absl::Minutes(5);
 // A guest under load is silent for seconds; one that is silent for this long hangs.
-constexpr absl::Duration kSilence = absl::Seconds(30);
+constexpr absl::Duration kSilenceLimit = absl::Seconds(30);
 
 absl::Duration AgentTimeout(const Session& session) { return absl::Seconds(session.config().agent_deadline_s()); }
 
@@ -34,7 +34,7 @@ absl::Status ThawAsSaved(Session& session, sessionpb::LaunchReport& report) {
 
 absl::Status BecomeItself(Session& session, absl::Duration timeout, sessionpb::LaunchReport& report) {
   absl::StatusOr<guestpb::AdoptIdentityResponse> answer =
-      AdoptIdentity(*session.link(), session.config().identity(), {.timeout = timeout, .silence = kSilence});
+      AdoptIdentity(*session.link(), session.config().identity(), {.timeout = timeout, .silence = kSilenceLimit});
   if (!answer.ok()) {
     return Annotate(session.EndedError().value_or(answer.status()), "give the guest its own identity");
   }

@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t kEntropyBytes = 64;
 constexpr absl::Duration kRetryPause = absl::Milliseconds(50);
-constexpr absl::Duration kPingTimeout = absl::Seconds(2);
+constexpr absl::Duration kSignOfLifeTimeout = absl::Seconds(2);
 constexpr int kMaxStepsTold = 16;
 constexpr size_t kMaxStepText = 200;
 constexpr char kFeature[] = "identity";
@@ -46,7 +46,7 @@ bool HasFeature(const GuestClient& client) {
 // Fails once the agent has answered no Ping for `limit`: then it hangs, or its machine does.
 std::function<absl::Status()> SilenceWatch(GuestClient& client, absl::Duration limit) {
   return [&client, limit, heard = Clock::Real().Monotonic()]() mutable -> absl::Status {
-    if (client.Ping(std::min(limit, kPingTimeout)).ok()) heard = Clock::Real().Monotonic();
+    if (client.Ping(std::min(limit, kSignOfLifeTimeout)).ok()) heard = Clock::Real().Monotonic();
     if (Clock::Real().Monotonic() - heard < limit) return absl::OkStatus();
     return absl::DeadlineExceededError(
         absl::StrCat("the guest hangs: while it took its identity its agent gave no sign of "

@@ -14,13 +14,13 @@ namespace {
 
 using nlohmann::json;
 
-constexpr absl::Duration kAnswerTimeout = absl::Seconds(30);
+constexpr absl::Duration kCpuAnswerTimeout = absl::Seconds(30);
 
 // "static": every word is a feature and stands there once. The answer of type "full" adds second names of features, and
 // switches of QEMU's own ("migratable", "l3-cache") that say nothing about the processor.
 absl::StatusOr<CpuOffer> Expand(QmpClient& qmp, const std::string& model) {
   STILL_ASSIGN_OR_RETURN(json answer,
-                         qmp.Execute("query-cpu-model-expansion", CpuModelArguments(model), kAnswerTimeout));
+                         qmp.Execute("query-cpu-model-expansion", CpuModelArguments(model), kCpuAnswerTimeout));
   CpuOffer offer;
   const json& properties = Member(Member(answer, "model"), "props");
   if (!properties.is_object()) return absl::InternalError("QEMU does not say what its processors have");
@@ -32,11 +32,11 @@ absl::StatusOr<CpuOffer> Expand(QmpClient& qmp, const std::string& model) {
 
 // The first processor's; all have the same.
 absl::StatusOr<uint64_t> TscOf(QmpClient& qmp) {
-  STILL_ASSIGN_OR_RETURN(json cpus, qmp.Execute("query-cpus-fast", json::object(), kAnswerTimeout));
+  STILL_ASSIGN_OR_RETURN(json cpus, qmp.Execute("query-cpus-fast", json::object(), kCpuAnswerTimeout));
   if (!cpus.is_array() || cpus.empty()) return absl::InternalError("QEMU names no processor");
-  STILL_ASSIGN_OR_RETURN(
-      json hz,
-      qmp.Execute("qom-get", {{"path", TextAt(cpus[0], "qom-path")}, {"property", "tsc-frequency"}}, kAnswerTimeout));
+  STILL_ASSIGN_OR_RETURN(json hz,
+                         qmp.Execute("qom-get", {{"path", TextAt(cpus[0], "qom-path")}, {"property", "tsc-frequency"}},
+                                     kCpuAnswerTimeout));
   return hz.is_number_unsigned() ? hz.get<uint64_t>() : 0;
 }
 
@@ -83,7 +83,7 @@ absl::StatusOr<CpuOffer> ProbeKvmCpu() {
   socket.second.Reset();
   auto ask = [&]() -> absl::StatusOr<CpuOffer> {
     STILL_ASSIGN_OR_RETURN(std::unique_ptr<QmpClient> qmp,
-                           QmpClient::Connect(std::move(socket.first), {.handshake_deadline = kAnswerTimeout}));
+                           QmpClient::Connect(std::move(socket.first), {.handshake_deadline = kCpuAnswerTimeout}));
     return Expand(*qmp, "host");
   };
   absl::StatusOr<CpuOffer> offer = ask();
