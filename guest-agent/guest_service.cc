@@ -13,6 +13,7 @@
 namespace still::agent {
 namespace {
 
+constexpr char kClockSource[] = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 constexpr uint32_t kProtocolVersion = 1;
 constexpr size_t kMaxNameBytes = 64;
 constexpr size_t kMaxPingBytes = 4 << 10;
@@ -92,6 +93,9 @@ grpc::Status GuestService::Init(grpc::ServerContext* context, const pb::InitRequ
   std::string boot_id = ReadFile("/proc/sys/kernel/random/boot_id", 64).value_or("");
   absl::StripAsciiWhitespace(&boot_id);
   response->set_boot_id(boot_id);
+  std::string clock = ReadFile(kClockSource, 64).value_or("");
+  absl::StripAsciiWhitespace(&clock);
+  response->set_clock_source(clock);
   response->add_features("identity");
   response->add_features("disks");
   response->set_quiesce_state(controller_.Status().state());

@@ -114,7 +114,7 @@ absl::StatusOr<int> ProcessHost::HealSessions() {
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, registry_.List());
   int healed = 0;
   for (const session::SessionEntry& entry : entries) {
-    if (!entry.alive) continue;
+    if (!entry.ready) continue;
     absl::StatusOr<bool> status = HealSession(entry.name);
     if (!status.ok()) {
       LogError("session not healed", {{"session", entry.name}, {"error", status.status().ToString()}});

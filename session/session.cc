@@ -3,9 +3,11 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
@@ -42,6 +44,13 @@ std::string LazySource(const sessionpb::SessionConfig& config) {
   }
   return absl::StrCat(names.size() == 1 ? "disk " : "disks ", absl::StrJoin(names, ", "), " of snapshot ",
                       config.origin_snapshot());
+}
+
+// Early in its boot a guest calls it "tsc-early".
+manifestpb::Machine::ClockSource ClockSourceOf(const std::string& told) {
+  if (told.empty()) return manifestpb::Machine::CLOCK_SOURCE_UNKNOWN;
+  return absl::StartsWith(told, "tsc") ? manifestpb::Machine::CLOCK_SOURCE_TSC
+                                       : manifestpb::Machine::CLOCK_SOURCE_OTHER;
 }
 
 }  // namespace
@@ -83,6 +92,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   vm_config.qga_fd = qga_port.get();
   session->cmdline_ = vm_config.cmdline;
   STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
+  if (session->link_ != nullptr) session->link_->vsock().HypervisorStarted();
   session->FillMachine();
   if (session->disk_server_ != nullptr && session->vm_->lazy_disks() != nullptr) {
     session->disk_keeper_ =
@@ -91,6 +101,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   {
     absl::MutexLock lock(&session->end_->mutex);
     session->end_->vm = session->vm_.get();
+    session->end_->link = session->link_.get();
   }
   session->exit_watcher_ = std::thread([s = session.get()] { s->WatchExit(); });
   if (config.time_limit_s() > 0)
@@ -106,6 +117,7 @@ Session::~Session() {
     if (time_limit_watcher_.joinable()) time_limit_watcher_.join();
     absl::MutexLock lock(&end_->mutex);
     end_->vm = nullptr;
+    end_->link = nullptr;
   }
   if (link_ != nullptr) link_->Shutdown();
 }
@@ -182,15 +194,22 @@ void Session::FillMachine() {
         index < description.disk_addresses.size() ? description.disk_addresses[index] : "");
   }
   machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
+  machine_.mutable_guest_cpu_features()->Assign(description.cpu.features.begin(), description.cpu.features.end());
+  machine_.set_tsc_hz(description.cpu.tsc_hz);
+  // For readers of before guest_cpu_features, which compare the kernel's words. All of them where QEMU does not say which.
   machine_.clear_cpu_features();
-  if (description.accelerator == "kvm") {
-    for (std::string& feature : HostCpuFeatures()) machine_.add_cpu_features(std::move(feature));
+  if (description.accelerator != "kvm") return;
+  std::set<std::string> given;
+  for (const std::string& feature : description.cpu.features) given.insert(CpuWord(feature));
+  for (const std::string& flag : HostCpuFlags()) {
+    if (given.empty() || given.contains(CpuWord(flag))) machine_.add_cpu_features(flag);
   }
 }
 
 manifestpb::Machine Session::machine() const {
   manifestpb::Machine machine = machine_;
   machine.set_guest_agent(link_ == nullptr ? "" : link_->agent_version());
+  machine.set_clock_source(ClockSourceOf(link_ == nullptr ? "" : link_->clock_source()));
   return machine;
 }
 
@@ -203,6 +222,7 @@ void Session::EndWith(End& end, SessionEnd how) {
   absl::MutexLock lock(&end.mutex);
   if (!end.end.has_value()) end.end = std::move(how);
   if (end.vm != nullptr) end.vm->Kill();
+  if (end.link != nullptr) end.link->Shutdown();
 }
 
 void Session::WatchExit() {
@@ -263,15 +283,19 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
     absl::StatusOr<std::shared_ptr<GuestClient>> client =
         link_->Client(std::clamp(left, absl::ZeroDuration(), absl::Seconds(1)));
     if (client.ok()) return absl::OkStatus();
-    if (std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration())) {
-      return absl::AbortedError(absl::StrCat("the session ended before its agent answered: ", DescribeEnd(*end), "; ",
-                                             DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
-    }
+    if (std::optional<absl::Status> ended = EndedError()) return Annotate(*ended, "before its agent answered");
     if (left <= absl::ZeroDuration()) {
       return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
                                                       "; ", DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
   }
+}
+
+std::optional<absl::Status> Session::EndedError() {
+  std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration());
+  if (!end.has_value()) return std::nullopt;
+  return absl::AbortedError(absl::StrCat("the session ended: ", DescribeEnd(*end), "; ",
+                                         DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
 }
 
 void Session::SetIdentity(guestpb::AdoptIdentityResponse identity) {

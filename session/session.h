@@ -96,6 +96,8 @@ class Session {
 
   // Waits until the agent answers. FAILED_PRECONDITION without vsock, ABORTED when the session ends first.
   absl::Status WaitForAgent(absl::Duration timeout);
+  // What to tell whoever waited for the guest; nullopt: it lives.
+  std::optional<absl::Status> EndedError();
   // Copies what lazily restored disks still lack, in the background. No-op without such disks.
   void Hydrate(uint64_t bytes_per_second);
 
@@ -120,7 +122,9 @@ class Session {
   struct End {
     absl::Mutex mutex;
     std::optional<SessionEnd> end ABSL_GUARDED_BY(mutex);
-    Vm* vm ABSL_GUARDED_BY(mutex) = nullptr;  // Null when it must no longer be touched.
+    // Null when they must no longer be touched.
+    Vm* vm ABSL_GUARDED_BY(mutex) = nullptr;
+    GuestLink* link ABSL_GUARDED_BY(mutex) = nullptr;
   };
 
   Session(sessionpb::SessionConfig config, StartOptions options);
@@ -132,7 +136,7 @@ class Session {
   void FillMachine();
   void WatchExit();
   void WatchTimeLimit();
-  // Records an end unless there is one, and ends the VM.
+  // Records an end unless there is one, ends the VM, and whoever waits for its agent.
   static void EndWith(End& end, SessionEnd how);
 
   sessionpb::SessionConfig config_;

@@ -10,7 +10,6 @@
 #include "absl/strings/strip.h"
 #include "base/clock.h"
 #include "proto/grpc_status.h"
-#include "snapshot/restore.h"
 #include "snapshot/throw_away_session.h"
 
 namespace still::snapshot {
@@ -102,11 +101,11 @@ absl::Status Try(store::Repository& repository, const session::SessionRegistry& 
                                          .sessions = {drill.place},
                                          .cold = options.cold,
                                          .trial = true,
-                                         .agent_timeout = options.agent_timeout,
+                                         .patience = options.patience,
                                          .progress = options.progress})
                             .status());
   STILL_ASSIGN_OR_RETURN(auto session, sessions.Connect(drill.place));
-  STILL_RETURN_IF_ERROR(ExpectAgent(*session, options.agent_timeout));
+  STILL_RETURN_IF_ERROR(ExpectAgent(*session, options.patience.answer));
   drill.restored = Clock::Real().Monotonic() - begun;
   if (options.check.empty()) return absl::OkStatus();
   options.progress({.stage = "check"});

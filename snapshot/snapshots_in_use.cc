@@ -30,7 +30,9 @@ absl::StatusOr<SnapshotsInUse> FindSnapshotsInUse(const session::SessionRegistry
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
   std::map<std::string, std::vector<std::string>> readers;
   for (const session::SessionEntry& entry : entries) {
-    if (!entry.alive || !entry.config.has_disk_server() || !StillReads(sessions, entry.name, answer_timeout)) continue;
+    if (!entry.alive || !entry.config.has_disk_server()) continue;
+    // One that is just starting reads all of it.
+    if (entry.ready && !StillReads(sessions, entry.name, answer_timeout)) continue;
     readers[entry.config.origin_snapshot()].push_back(entry.name);
   }
   SnapshotsInUse in_use;

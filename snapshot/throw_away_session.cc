@@ -1,13 +1,10 @@
 #include "snapshot/throw_away_session.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/file.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,37 +12,20 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/random.h"
-#include "base/unix_socket.h"
 #include "session/control/session_process.h"
 
 namespace still::snapshot {
 namespace {
 
-// A session ends its hypervisor and its disk servers before it goes.
-constexpr absl::Duration kOrderlyEnd = absl::Seconds(30);
-constexpr absl::Duration kForcedEnd = absl::Seconds(10);
+constexpr absl::Duration kJanitorEnd = absl::Seconds(10);
 
 std::string LockDirectory(const session::SessionRegistry& sessions) { return JoinPath(sessions.root(), "throw-away"); }
 
-absl::Status Signal(int pidfd, int signal) {
-  if (::syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0) == 0 || errno == ESRCH) return absl::OkStatus();
-  return ErrnoStatus(errno, "signal to still-session");
-}
-
-absl::Status EndProcess(const std::string& directory) {
-  // Names of throw-away sessions are never used twice, so there is no other.
-  std::optional<OwnedFd> process = session::FindSessionProcess(directory);
-  if (!process.has_value()) return absl::OkStatus();
-  STILL_RETURN_IF_ERROR(Signal(process->get(), SIGTERM));
-  if (WaitReadable(process->get(), kOrderlyEnd, "the session's end").ok()) return absl::OkStatus();
-  LogWarning("session did not end when asked", {{"directory", directory}});
-  STILL_RETURN_IF_ERROR(Signal(process->get(), SIGKILL));
-  return WaitReadable(process->get(), kForcedEnd, "the session's end");
-}
-
 absl::Status EndAndRemove(const session::SessionRegistry& sessions, const std::string& name) {
   const std::string directory = sessions.Directory(name);
-  STILL_RETURN_IF_ERROR(Annotate(EndProcess(directory), name));
+  // Names of throw-away sessions are never used twice, so there is no other process.
+  absl::Status ended = session::EndSessionProcess(directory);
+  if (!ended.ok() && !absl::IsNotFound(ended)) return Annotate(ended, name);
   return RemoveTree(directory);
 }
 
@@ -96,7 +76,7 @@ absl::Status ThrowAwaySession::End() {
   STILL_RETURN_IF_ERROR(EndAndRemove(sessions_, name_));
   life_line_.Reset();
   // It finds nothing to do.
-  STILL_RETURN_IF_ERROR(janitor_.Wait(kForcedEnd).status());
+  STILL_RETURN_IF_ERROR(janitor_.Wait(kJanitorEnd).status());
   STILL_RETURN_IF_ERROR(RemoveFile(JoinPath(LockDirectory(sessions_), name_)));
   lock_.Reset();
   ended_ = true;

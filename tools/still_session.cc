@@ -17,6 +17,8 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "session/control/control_service.h"
+#include "session/control/launch_report.h"
+#include "session/control/session_lock.h"
 #include "session/control/session_registry.h"
 #include "session/restore_launch.h"
 #include "session/session.h"
@@ -29,22 +31,10 @@ using session::Session;
 struct Arguments {
   std::string directory;
   int report_fd = -1;
+  int lock_fd = -1;
   int ram_fd = -1;
   int disk_secret_fd = -1;
 };
-
-// Tells whoever started us, once, and closes the pipe. False: nobody waits any more.
-bool Report(OwnedFd& pipe, const absl::StatusOr<sessionpb::LaunchReport>& ready) {
-  if (!pipe.valid()) return true;
-  sessionpb::LaunchReport report = ready.ok() ? *ready : sessionpb::LaunchReport();
-  report.set_code(static_cast<int>(ready.status().code()));
-  report.set_message(ready.ok() ? "ready" : std::string(ready.status().message()));
-  std::string bytes = report.SerializeAsString();
-  absl::Status written = WriteAll(pipe.get(), bytes.data(), bytes.size(), "report pipe");
-  if (!written.ok()) LogWarning("nobody waits for this session any more", {{"error", written.ToString()}});
-  pipe.Reset();
-  return written.ok();
-}
 
 // SIGTERM and SIGINT stop the session. Blocked in every thread and taken by one, so that nothing runs in a handler.
 class StopSignals {
@@ -68,15 +58,26 @@ class StopSignals {
   sigset_t set_;
 };
 
-absl::StatusOr<sessionpb::LaunchReport> MakeReady(Session& session) {
+absl::StatusOr<sessionpb::LaunchReport> MakeReady(Session& session, session::LaunchReporter& reporter) {
   const sessionpb::SessionConfig& config = session.config();
-  absl::Duration timeout = absl::Seconds(config.agent_deadline_s());
-  if (config.has_restore() || config.has_identity()) return session::LaunchRestored(session, timeout);
-  if (config.agent_deadline_s() > 0) STILL_RETURN_IF_ERROR(session.WaitForAgent(timeout));
+  if (config.has_restore() || config.has_identity()) {
+    return session::LaunchRestored(session, [&reporter](const std::string& step) { reporter.Step(step); });
+  }
+  if (config.agent_deadline_s() > 0) {
+    reporter.Step("wait for the guest's agent");
+    STILL_RETURN_IF_ERROR(session.WaitForAgent(absl::Seconds(config.agent_deadline_s())));
+  }
   return sessionpb::LaunchReport();
 }
 
-absl::Status Run(const Arguments& arguments, OwnedFd& report) {
+// The lock that says that we work here, for as long as we live: inherited, or taken by one that was started by hand.
+absl::StatusOr<OwnedFd> HoldLock(const Arguments& arguments) {
+  if (arguments.lock_fd < 0) return session::LockSession(arguments.directory);
+  ::fcntl(arguments.lock_fd, F_SETFD, FD_CLOEXEC);
+  return OwnedFd(arguments.lock_fd);
+}
+
+absl::Status Run(const Arguments& arguments, session::LaunchReporter& reporter) {
   StopSignals signals;
   STILL_ASSIGN_OR_RETURN(sessionpb::SessionConfig config, session::ReadSessionConfig(arguments.directory));
   session::StartOptions options;
@@ -86,10 +87,11 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
   if (options.disk_secret.valid()) ::fcntl(options.disk_secret.get(), F_SETFD, FD_CLOEXEC);
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, Session::Start(config, std::move(options)));
   signals.Watch(session->stop_handle());
+  reporter.Watch(session->stop_handle());
 
   session::ControlService service(*session);
   if (const char* path = std::getenv("STILL_FAULT_FILE"); path != nullptr) service.captures().SetFaultFile(path);
-  absl::StatusOr<sessionpb::LaunchReport> ready = MakeReady(*session);
+  absl::StatusOr<sessionpb::LaunchReport> ready = MakeReady(*session, reporter);
   std::unique_ptr<grpc::Server> server;
   if (ready.ok()) {
     absl::StatusOr<std::unique_ptr<grpc::Server>> served =
@@ -102,9 +104,7 @@ absl::Status Run(const Arguments& arguments, OwnedFd& report) {
   }
   if (!ready.ok()) session->Stop();
   if (ready.ok() && config.disk_server().hydrate()) session->Hydrate(config.disk_server().hydrate_bytes_per_second());
-  // Whoever asked for this session was killed: it may have been half of something (a rollback, one of several), and nobody
-  // has been told that it runs.
-  if (!Report(report, ready)) session->Stop();
+  if (!reporter.Finish(ready)) session->Stop();
 
   session::SessionEnd end = session->Wait();
   LogInfo("session ended", {{"session", config.name()}, {"end", end.ShortDebugString()}});
@@ -123,7 +123,8 @@ int main(int argc, char** argv) {
   CLI::App app("Owns one VM of Stillpoint. Started by `still run` and `still restore`, not by hand.", "still-session");
   still::Arguments arguments;
   app.add_option("--directory", arguments.directory, "The session's directory, with its session.json")->required();
-  app.add_option("--report-fd", arguments.report_fd, "Descriptor for the report: ready, or the error");
+  app.add_option("--report-fd", arguments.report_fd, "Socket for the report: ready, or the error");
+  app.add_option("--lock-fd", arguments.lock_fd, "Descriptor that holds the directory's lock");
   app.add_option("--disk-secret-fd", arguments.disk_secret_fd, "Descriptor of what the disk server needs");
   app.add_option("--ram-fd", arguments.ram_fd, "Descriptor of the memory image to continue");
   CLI11_PARSE(app, argc, argv);
@@ -131,12 +132,13 @@ int main(int argc, char** argv) {
   ::signal(SIGPIPE, SIG_IGN);
   // The repository's, of whoever started us: the hypervisor, which serves the guest, must not inherit it.
   ::unsetenv("STILL_PASSPHRASE");
-  still::OwnedFd report(arguments.report_fd);
-  if (report.valid()) ::fcntl(report.get(), F_SETFD, FD_CLOEXEC);
-  absl::Status status = still::Run(arguments, report);
+  if (arguments.report_fd >= 0) ::fcntl(arguments.report_fd, F_SETFD, FD_CLOEXEC);
+  still::session::LaunchReporter reporter{still::OwnedFd(arguments.report_fd)};
+  absl::StatusOr<still::OwnedFd> lock = still::HoldLock(arguments);
+  absl::Status status = lock.ok() ? still::Run(arguments, reporter) : lock.status();
   if (!status.ok()) {
     still::LogError("session failed", {{"error", status.ToString()}});
-    still::Report(report, status);
+    reporter.Finish(status);
   }
   return still::ExitCode(status);
 }

@@ -1,6 +1,7 @@
 #include "session/guest/adopt_identity.h"
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <utility>
 
@@ -14,6 +15,7 @@ namespace {
 
 constexpr size_t kEntropyBytes = 64;
 constexpr absl::Duration kRetryPause = absl::Milliseconds(50);
+constexpr absl::Duration kSignOfLifeTimeout = absl::Seconds(2);
 constexpr int kMaxStepsTold = 16;
 constexpr size_t kMaxStepText = 200;
 constexpr char kFeature[] = "identity";
@@ -41,17 +43,32 @@ bool HasFeature(const GuestClient& client) {
   return std::find(features.begin(), features.end(), kFeature) != features.end();
 }
 
+// Fails once the agent has answered no Ping for `limit`: then it hangs, or its machine does.
+std::function<absl::Status()> SilenceWatch(GuestClient& client, absl::Duration limit) {
+  return [&client, limit, heard = Clock::Real().Monotonic()]() mutable -> absl::Status {
+    if (client.Ping(std::min(limit, kSignOfLifeTimeout)).ok()) heard = Clock::Real().Monotonic();
+    if (Clock::Real().Monotonic() - heard < limit) return absl::OkStatus();
+    return absl::DeadlineExceededError(
+        absl::StrCat("the guest hangs: while it took its identity its agent gave no sign of "
+                     "life for ",
+                     absl::FormatDuration(limit)));
+  };
+}
+
 }  // namespace
 
 absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(GuestLink& link, const sessionpb::NewIdentity& identity,
-                                                             absl::Duration timeout) {
-  const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+                                                             const AdoptLimits& limits) {
+  const absl::Duration deadline = Clock::Real().Monotonic() + limits.timeout;
+  const absl::Status too_slow = absl::DeadlineExceededError(
+      absl::StrCat("the guest had no identity of its own within ", absl::FormatDuration(limits.timeout)));
   guestpb::AdoptIdentityRequest request = RequestOf(identity);
-  absl::Status last = absl::DeadlineExceededError("no time left");
+  absl::Status last = too_slow;
   for (;;) {
     absl::Duration left = deadline - Clock::Real().Monotonic();
     if (left <= absl::ZeroDuration()) return last;
-    STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link.Client(left));
+    // A connection that breaks is dialled again at once.
+    STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link.Client(std::min(left, limits.silence)));
     if (!HasFeature(*client)) {
       return absl::FailedPreconditionError(absl::StrCat("the guest's agent (version ",
                                                         absl::CHexEscape(client->init().agent_version()),
@@ -59,7 +76,8 @@ absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(GuestLink& link, co
     }
     Freshen(request);
     absl::StatusOr<guestpb::AdoptIdentityResponse> response =
-        client->AdoptIdentity(request, deadline - Clock::Real().Monotonic());
+        client->AdoptIdentity(request, deadline - Clock::Real().Monotonic(), SilenceWatch(*client, limits.silence));
+    if (absl::IsDeadlineExceeded(response.status()) && Clock::Real().Monotonic() >= deadline) return too_slow;
     // A connection of the first instant after a restore may be reset (docs/vsock.md), and a file system may not be
     // thawed yet; the call is idempotent.
     if (response.ok() || !absl::IsUnavailable(response.status())) return response;

@@ -23,6 +23,7 @@ constexpr int kMaxAnswerBytes = 4 << 20;
 constexpr absl::Duration kExecMargin = absl::Seconds(15);
 constexpr uint32_t kDefaultExecTimeoutMs = 60'000;
 constexpr absl::Duration kCancelPoll = absl::Milliseconds(20);
+constexpr absl::Duration kWatchInterval = absl::Seconds(1);
 
 void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
@@ -117,11 +118,26 @@ absl::StatusOr<guestpb::QuiesceStatusResponse> GuestClient::QuiesceStatus(absl::
 }
 
 absl::StatusOr<guestpb::AdoptIdentityResponse> GuestClient::AdoptIdentity(const guestpb::AdoptIdentityRequest& request,
-                                                                          absl::Duration timeout) {
+                                                                          absl::Duration timeout,
+                                                                          const std::function<absl::Status()>& watch) {
   grpc::ClientContext context;
   SetDeadline(context, timeout);
   guestpb::AdoptIdentityResponse response;
-  STILL_RETURN_IF_ERROR(Result(stub_->AdoptIdentity(&context, request, &response), "AdoptIdentity"));
+  grpc::Status answer;
+  absl::Notification answered;
+  stub_->async()->AdoptIdentity(&context, &request, &response, [&](grpc::Status status) {
+    answer = std::move(status);
+    answered.Notify();
+  });
+  absl::Status watched;
+  while (!answered.WaitForNotificationWithTimeout(kWatchInterval)) {
+    watched = watch();
+    if (watched.ok()) continue;
+    context.TryCancel();
+    answered.WaitForNotification();
+  }
+  STILL_RETURN_IF_ERROR(watched);
+  STILL_RETURN_IF_ERROR(Result(answer, "AdoptIdentity"));
   return response;
 }
 

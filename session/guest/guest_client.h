@@ -39,8 +39,11 @@ class GuestClient {
   absl::StatusOr<guestpb::RenewQuiesceResponse> RenewQuiesce(const std::string& token, absl::Duration timeout);
   absl::StatusOr<guestpb::ThawResponse> Thaw(const guestpb::ThawRequest& request, absl::Duration timeout);
   absl::StatusOr<guestpb::QuiesceStatusResponse> QuiesceStatus(absl::Duration timeout);
+  // Takes minutes on a slow guest: `watch` is called about every second meanwhile, and may call the agent itself; an error
+  // of its cancels the call and is returned.
   absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(const guestpb::AdoptIdentityRequest& request,
-                                                               absl::Duration timeout);
+                                                               absl::Duration timeout,
+                                                               const std::function<absl::Status()>& watch);
 
   // `sink` gets each part as it comes and returns false to cancel (the program in the guest is then killed). The
   // returned exit is also passed to it. The time limit of the program is in the request; ours is that plus a margin.

@@ -54,6 +54,7 @@ void GuestLink::AcceptLoop() {
     if (shut_down_) return;
     client_ = *std::move(client);
     agent_version_ = client_->init().agent_version().substr(0, kMaxVersionBytes);
+    clock_source_ = client_->init().clock_source().substr(0, kMaxVersionBytes);
     ++connections_;
   }
 }
@@ -89,6 +90,11 @@ bool GuestLink::ever_connected() const {
 std::string GuestLink::agent_version() const {
   absl::MutexLock lock(&mutex_);
   return agent_version_;
+}
+
+std::string GuestLink::clock_source() const {
+  absl::MutexLock lock(&mutex_);
+  return clock_source_;
 }
 
 }  // namespace still::session

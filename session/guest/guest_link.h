@@ -33,6 +33,8 @@ class GuestLink {
   bool ever_connected() const;
   // Of the agent that said Init last; empty: none did.
   std::string agent_version() const;
+  // What the guest's kernel told the time by when its agent said Init; empty: not known.
+  std::string clock_source() const;
 
  private:
   void AcceptLoop();
@@ -43,6 +45,7 @@ class GuestLink {
   std::shared_ptr<GuestClient> client_ ABSL_GUARDED_BY(mutex_);
   uint64_t connections_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string agent_version_ ABSL_GUARDED_BY(mutex_);
+  std::string clock_source_ ABSL_GUARDED_BY(mutex_);
   bool shut_down_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };

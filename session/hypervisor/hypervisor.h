@@ -19,6 +19,7 @@
 #include "base/fd.h"
 #include "base/process.h"
 #include "base/status.h"
+#include "session/hypervisor/host_cpu.h"
 #include "session/hypervisor/vm_config.h"
 
 namespace still::session {
@@ -45,6 +46,7 @@ struct VmDescription {
   std::vector<std::string> devices;  // What the guest has, with its place: "virtio-blk-pci@0x8".
   // Where the guest sees each disk of the configuration, in its order: "0000:00:08.0". Empty: not known.
   std::vector<std::string> disk_addresses;
+  GuestCpu cpu;                      // Where the guest is given the host's processor (KVM).
   pid_t pid = -1;
   std::vector<std::string> command;
 };
@@ -171,8 +173,7 @@ class Vm {
   // Null when no disk was started with a backing export.
   virtual LazyDisks* lazy_disks() { return nullptr; }
   // Everything that can be done while the VM runs (fleecing files, NBD server, parameters, descriptors, priming), and
-  // the undo of all of it. `memory_sink`: a connected socket that will receive the memory stream; invalid without
-  // memory.
+  // the undo of all of it. `memory_sink`: a connected socket for the memory stream; invalid without memory.
   virtual absl::StatusOr<std::unique_ptr<VmCapture>> PrepareCapture(const CaptureOptions& options,
                                                                     OwnedFd memory_sink) = 0;
   // Asks the VM to end (by force, at once: the guest is not asked). Returns without waiting.
@@ -183,8 +184,7 @@ class Vm {
   virtual bool guest_shut_down() const = 0;
 };
 
-// Takes a memory stream apart: the main memory block as pages with their addresses, and the rest as bytes to keep
-// verbatim.
+// Takes a memory stream apart: the main memory block as pages with their addresses, the rest as bytes to keep verbatim.
 class MemoryStreamReceiver {
  public:
   virtual ~MemoryStreamReceiver() = default;

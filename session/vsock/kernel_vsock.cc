@@ -44,7 +44,7 @@ absl::StatusOr<OwnedFd> OpenDevice() {
   return ErrnoStatus(errno, absl::StrCat("open ", kDevice));
 }
 
-// Claims the CID for the device; it stays ours for as long as the device is open. The hypervisor claims it once more
+// Claims the CID for the device; it stays claimed for as long as the device is open, by whomever. The hypervisor claims it once more
 // on the same device, which the kernel allows (drivers/vhost/vsock.c).
 absl::StatusOr<uint32_t> ClaimCid(int device, uint32_t wanted) {
   for (int attempt = 0; attempt < kCidAttempts; ++attempt) {
@@ -76,6 +76,10 @@ class KernelVsock : public VsockHost {
     }
     return attachment;
   }
+
+  // The device holds the hypervisor's memory and its VM: with a descriptor of ours open, both would outlive it. The CID
+  // stays claimed by the hypervisor's.
+  void HypervisorStarted() override { device_.Reset(); }
 
   absl::StatusOr<OwnedFd> Accept(absl::Duration timeout) override {
     absl::Duration deadline = Clock::Real().Monotonic() + timeout;

@@ -51,6 +51,8 @@ class VsockHost {
   virtual uint32_t guest_cid() const = 0;
   virtual absl::string_view backend() const = 0;  // "kernel" or "userspace"
   virtual VsockAttachment attachment() const = 0;
+  // Once the hypervisor has its attachment: what was only held for it is closed. No attachment() afterwards.
+  virtual void HypervisorStarted() {}
 
   // The next connection that the guest made to port(). DEADLINE_EXCEEDED, or CANCELLED after Shutdown(). Connections of
   // other VMs (possible with the kernel's host-wide ports) are closed and never returned.

@@ -72,7 +72,7 @@ grpc::Status FakeAgent::Init(grpc::ServerContext*, const guestpb::InitRequest*, 
 
 grpc::Status FakeAgent::Ping(grpc::ServerContext*, const guestpb::PingRequest*, guestpb::PingResponse*) {
   Note("Ping");
-  return grpc::Status::OK;
+  return hangs ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "hangs") : grpc::Status::OK;
 }
 
 grpc::Status FakeAgent::Quiesce(grpc::ServerContext*, const guestpb::QuiesceRequest*,

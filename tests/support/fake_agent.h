@@ -8,6 +8,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -29,6 +30,8 @@ class FakeAgent : private guestpb::Guest::Service {
   // Every Accept on it is a new connection of this agent, up to `connections` of them. The agent must outlive it.
   std::unique_ptr<session::VsockHost> MakeVsock(int connections = 1);
 
+  // It hangs: Ping is not answered any more.
+  std::atomic<bool> hangs = false;
   // Set before the first connection.
   std::vector<std::string> features = {"identity"};
   std::function<grpc::Status(const guestpb::AdoptIdentityRequest&, guestpb::AdoptIdentityResponse*)> adopt;

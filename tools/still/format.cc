@@ -80,6 +80,13 @@ absl::StatusOr<absl::Duration> ParseDuration(const std::string& text) {
   return absl::InvalidArgumentError(absl::StrCat("duration \"", text, "\": write it like 30s or 5m"));
 }
 
+absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& patience) {
+  if (text.empty()) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDuration(text));
+  patience = {.answer = limit, .ready = limit};
+  return absl::OkStatus();
+}
+
 std::string Printable(const std::string& text) {
   std::string out = text;
   for (char& c : out) {

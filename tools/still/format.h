@@ -8,6 +8,7 @@
 
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "snapshot/restore.h"
 
 namespace google::protobuf {
 class Message;
@@ -27,6 +28,8 @@ std::string FormatUnixNanos(int64_t nanoseconds);
 absl::StatusOr<uint64_t> ParseBytes(const std::string& text);
 // "30s", "5m", "250ms"; a bare number is seconds.
 absl::StatusOr<absl::Duration> ParseDuration(const std::string& text);
+// --agent-timeout: bounds the answer and the identity alike. Empty: `patience` stays as it is.
+absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& patience);
 
 // A plain table for standard output as it is (table.h). A first row all in capitals is its heading.
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows);

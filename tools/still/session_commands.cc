@@ -16,6 +16,7 @@
 #include "base/random.h"
 #include "base/undo.h"
 #include "proto/grpc_status.h"
+#include "session/control/session_process.h"
 #include "session/session_config.h"
 #include "snapshot/rollback_journal.h"
 #include "tools/still/command_tree.h"
@@ -29,6 +30,9 @@ namespace still::cli {
 namespace {
 
 using sessionpb::SessionConfig;
+
+// From the end of a session's VM to the end of its process.
+constexpr absl::Duration kEndTimeout = absl::Seconds(30);
 
 struct RunArguments {
   std::string name;
@@ -107,26 +111,29 @@ absl::Status Run(Context& context, const RunArguments& arguments) {
   STILL_RETURN_IF_ERROR(session::ValidateConfig(config, /*has_ram=*/false));
   session::SessionRegistry sessions = context.sessions();
   snapshot::SweepRollbacks(sessions);
-  STILL_ASSIGN_OR_RETURN(std::string directory, sessions.Create(arguments.name));
+  STILL_ASSIGN_OR_RETURN(session::SessionPlace place, sessions.Create(arguments.name));
   UndoStack undo;
-  undo.Push("remove the session's directory", [directory] { return RemoveTree(directory); });
+  undo.Push("remove the session's directory", [&place] { return RemoveTree(place.directory); });
   snapshot::ProgressSink progress = context.MakeProgress();
-  progress({.stage = config.agent_deadline_s() > 0 ? "boot" : "start"});
-  auto launched = sessions.Launch(config, OwnedFd(), absl::Seconds(config.agent_deadline_s() + 60));
+  progress({.stage = "start"});
+  auto launched = sessions.Launch(config, {.timeout = absl::Seconds(config.agent_deadline_s() + 60),
+                                           .lock_fd = place.lock.get(),
+                                           .on_step = [&](const std::string& step) { progress({.stage = step}); }});
   context.ProgressDone();
   STILL_RETURN_IF_ERROR(launched.status());
   undo.Disarm();
-  context.Print({{"name", arguments.name}, {"id", config.id()}, {"directory", directory}},
+  context.Print({{"name", arguments.name}, {"id", config.id()}, {"directory", place.directory}},
                 [&] { std::cout << "session " << arguments.name << " is running\n"; });
   return absl::OkStatus();
 }
 
 std::string StateName(const session::SessionEntry& entry, const sessionpb::DescribeResponse* description) {
-  if (entry.alive && description != nullptr) {
+  if (entry.ready && description != nullptr) {
     return LazyDiskState(*description)
         .value_or(description->state() == sessionpb::DescribeResponse::PAUSED ? "paused" : "running");
   }
-  if (entry.alive) return "not answering";
+  if (entry.ready) return "not answering";
+  if (entry.alive) return entry.end.has_value() ? "ending" : "starting";
   return entry.end.has_value() ? session::DescribeEnd(*entry.end) : "gone";
 }
 
@@ -144,7 +151,7 @@ absl::Status Ps(Context& context) {
   for (const session::SessionEntry& entry : entries) {
     sessionpb::DescribeResponse description;
     bool described = false;
-    if (entry.alive) {
+    if (entry.ready) {
       grpc::ClientContext call;
       call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
       if (auto stub = sessions.Connect(entry.name); stub.ok()) {
@@ -174,14 +181,33 @@ absl::Status Ps(Context& context) {
   return absl::OkStatus();
 }
 
+// One that is not ready yet: nobody is there to be asked to power off.
+absl::Status StopStarting(const session::SessionRegistry& sessions, const session::SessionEntry& entry) {
+  absl::Status ended = session::EndSessionProcess(entry.directory);
+  if (absl::IsNotFound(ended) && sessions.Find(entry.name).value_or(entry).alive) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("session ", entry.name, " is still being made; end the command that makes it"));
+  }
+  return absl::IsNotFound(ended) ? absl::OkStatus() : ended;
+}
+
 absl::Status Stop(Context& context, const std::string& name, const std::string& grace_text, bool force) {
   STILL_ASSIGN_OR_RETURN(absl::Duration grace, ParseDuration(grace_text));
-  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
-  sessionpb::StopRequest request;
-  request.set_grace_ms(force ? 0 : static_cast<uint32_t>(absl::ToInt64Milliseconds(grace)));
-  grpc::ClientContext call;
+  const session::SessionRegistry sessions = context.sessions();
+  STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, sessions.Find(name));
   sessionpb::SessionEnd end;
-  STILL_RETURN_IF_ERROR(FromGrpc(stub->Stop(&call, request, &end)));
+  if (entry.alive && !entry.ready) {
+    STILL_RETURN_IF_ERROR(StopStarting(sessions, entry));
+    end.set_kind(sessionpb::SessionEnd::STOPPED);
+  } else {
+    STILL_ASSIGN_OR_RETURN(auto stub, sessions.Connect(name));
+    sessionpb::StopRequest request;
+    request.set_grace_ms(force ? 0 : static_cast<uint32_t>(absl::ToInt64Milliseconds(grace)));
+    grpc::ClientContext call;
+    STILL_RETURN_IF_ERROR(FromGrpc(stub->Stop(&call, request, &end)));
+  }
+  // Its process too: whoever stopped it may remove it, or start it again.
+  STILL_RETURN_IF_ERROR(sessions.AwaitGone(name, kEndTimeout));
   context.Print(ToJson(end), [&] { std::cout << "session " << name << " " << session::DescribeEnd(end) << "\n"; });
   return absl::OkStatus();
 }

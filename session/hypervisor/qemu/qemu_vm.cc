@@ -20,6 +20,7 @@
 #include "session/hypervisor/memory_ways.h"
 #include "session/hypervisor/qemu/qemu_capture.h"
 #include "session/hypervisor/qemu/qemu_command.h"
+#include "session/hypervisor/qemu/qemu_cpu.h"
 #include "session/hypervisor/qemu/qemu_lazy_disk.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
 #include "session/hypervisor/qemu/qemu_process.h"
@@ -155,6 +156,11 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
                          qmp.Execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, kCommandDeadline));
   if (type.is_string()) {
     description.machine_type = std::string(absl::StripSuffix(type.get<std::string>(), "-machine"));
+  }
+  if (config.accelerator == "kvm") {
+    absl::StatusOr<GuestCpu> cpu = QueryGuestCpu(qmp, description.cpu_model);
+    if (cpu.ok()) description.cpu = *std::move(cpu);
+    if (!cpu.ok()) LogWarning("not known what processor the guest has", {{"error", cpu.status().ToString()}});
   }
   return description;
 }

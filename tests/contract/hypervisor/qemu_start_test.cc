@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "session/hypervisor/qemu/qemu_vm.h"
 #include "tests/contract/hypervisor/counting_guest.h"
+#include "tests/support/test_accelerator.h"
 
 namespace still::testing {
 namespace {
@@ -28,7 +29,7 @@ class QemuStart : public ::testing::Test {
 
   session::VmConfig Config() const {
     session::VmConfig config{
-        .name = "start", .directory = directory_, .accelerator = "tcg", .memory_bytes = kGuestMemoryBytes};
+        .name = "start", .directory = directory_, .accelerator = TestAccelerator(), .memory_bytes = kGuestMemoryBytes};
     config.disks.push_back({.name = "vda", .path = disk_, .format = "raw"});
     return config;
   }
