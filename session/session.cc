@@ -215,23 +215,25 @@ std::optional<uint32_t> Session::vsock_port() const {
 
 void Session::EndWith(End& end, SessionEnd how) {
   absl::MutexLock lock(&end.mutex);
-  if (!end.end.has_value()) end.end = std::move(how);
+  if (!end.end.has_value()) {
+    how.set_at_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
+    end.end = std::move(how);
+  }
   if (end.vm != nullptr) end.vm->Kill();
   if (end.link != nullptr) end.link->Shutdown();
 }
 
-void Session::WatchExit() {
-  ProcessExit exit = vm_->WaitForExit();
-  SessionEnd how;
-  if (vm_->guest_shut_down() || exit.ok()) {
-    how.set_kind(SessionEnd::EXITED);
-    how.set_exit_code(exit.exit_code);
-  } else {
-    how.set_kind(SessionEnd::ERROR);
-    how.set_error(absl::StrCat("the hypervisor ended by itself: ", exit.ToString()));
+SessionEnd Session::HowItExited(const ProcessExit& exit) const {
+  if (vm_->guest_shut_down()) {
+    absl::MutexLock lock(&end_->mutex);
+    return MakeEnd(end_->stop_asked ? SessionEnd::STOPPED : SessionEnd::POWERED_OFF);
   }
-  EndWith(*end_, std::move(how));
+  SessionEnd how = MakeEnd(exit.ok() ? SessionEnd::EXITED : SessionEnd::CRASHED);
+  if (!exit.ok()) how.set_error(absl::StrCat("the hypervisor ended by itself: ", exit.ToString()));
+  return how;
 }
+
+void Session::WatchExit() { EndWith(*end_, HowItExited(vm_->WaitForExit())); }
 
 void Session::WatchTimeLimit() {
   if (WaitFor(absl::Seconds(config_.time_limit_s())).has_value()) return;
@@ -252,6 +254,10 @@ std::optional<SessionEnd> Session::WaitFor(absl::Duration timeout) {
 }
 
 void Session::Stop(absl::Duration grace) {
+  {
+    absl::MutexLock lock(&end_->mutex);
+    end_->stop_asked = true;
+  }
   if (grace > absl::ZeroDuration() && link_ != nullptr && !WaitFor(absl::ZeroDuration()).has_value()) {
     absl::Duration deadline = clock_.Monotonic() + grace;
     absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(grace, kAgentCallTimeout));
@@ -262,7 +268,9 @@ void Session::Stop(absl::Duration grace) {
       LogWarning("the guest could not be asked to power off", {{"error", asked.ToString()}});
     }
   }
-  EndWith(*end_, MakeEnd(SessionEnd::STOPPED));
+  SessionEnd how = MakeEnd(SessionEnd::STOPPED);
+  how.set_by_force(true);
+  EndWith(*end_, std::move(how));
 }
 
 std::function<void()> Session::stop_handle() const {

@@ -122,6 +122,7 @@ class Session {
   struct End {
     absl::Mutex mutex;
     std::optional<SessionEnd> end ABSL_GUARDED_BY(mutex);
+    bool stop_asked ABSL_GUARDED_BY(mutex) = false;  // What the guest does from now on, it was asked to do.
     // Null when they must no longer be touched.
     Vm* vm ABSL_GUARDED_BY(mutex) = nullptr;
     GuestLink* link ABSL_GUARDED_BY(mutex) = nullptr;
@@ -135,6 +136,7 @@ class Session {
   absl::StatusOr<OwnedFd> OpenQgaPort();
   void FillMachine();
   void WatchExit();
+  SessionEnd HowItExited(const ProcessExit& exit) const;
   void WatchTimeLimit();
   // Records an end unless there is one, ends the VM, and whoever waits for its agent.
   static void EndWith(End& end, SessionEnd how);

@@ -45,7 +45,11 @@ absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&
 // A network address of this machine's own making, which no other session has.
 std::string RandomMac();
 
-// "exited with code 0", "stopped", "timed out", or the error.
+// In a few words: "powered off", "stopped", "stopped by force", "timed out", "exited with code 0", "crashed: <error>",
+// "killed", "ended with its host".
 std::string DescribeEnd(const sessionpb::SessionEnd& end);
+
+// Somebody meant it to end: its user, its guest, or its own time limit. Else it should be running.
+bool EndedOnPurpose(const sessionpb::SessionEnd& end);
 
 }  // namespace still::session

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -80,6 +81,10 @@ absl::StatusOr<OwnedFd> HoldLock(const Arguments& arguments) {
 absl::Status Run(const Arguments& arguments, session::LaunchReporter& reporter) {
   StopSignals signals;
   STILL_ASSIGN_OR_RETURN(sessionpb::SessionConfig config, session::ReadSessionConfig(arguments.directory));
+  sessionpb::SessionStart start;
+  start.set_boot_id(session::HostBootId());
+  start.set_at_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
+  STILL_RETURN_IF_ERROR(session::WriteSessionStart(arguments.directory, start));
   session::StartOptions options;
   options.directory = arguments.directory;
   options.ram = OwnedFd(arguments.ram_fd);

@@ -139,7 +139,7 @@ std::string StateName(const session::SessionEntry& entry, const sessionpb::Descr
 
 Tone ToneOf(const session::SessionEntry& entry, const std::string& state) {
   if (entry.alive) return state == "running" ? Tone::kGood : Tone::kWarning;
-  return entry.end.has_value() && entry.end->kind() != sessionpb::SessionEnd::ERROR ? Tone::kFaint : Tone::kBad;
+  return entry.end.has_value() && session::EndedOnPurpose(*entry.end) ? Tone::kFaint : Tone::kBad;
 }
 
 absl::Status Ps(Context& context) {
@@ -161,6 +161,7 @@ absl::Status Ps(Context& context) {
     std::string state = StateName(entry, described ? &description : nullptr);
     nlohmann::json item = described ? ToJson(description) : nlohmann::json{{"name", entry.name}};
     item["status"] = state;
+    if (entry.end.has_value()) item["end"] = ToJson(*entry.end);
     if (!description.disk_trouble().empty()) {
       troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.disk_trouble())));
     }
