@@ -21,6 +21,8 @@ namespace still::session {
 namespace {
 
 constexpr absl::Duration kAgentCallTimeout = absl::Seconds(10);
+// An installation reboots once or twice before its agent runs; a kernel that panics at once does not stop.
+constexpr uint32_t kTooManyReboots = 5;
 constexpr size_t kMaxPayloadBytes = 16 << 20;
 constexpr size_t kMaxStderrBytes = 1 << 20;
 
@@ -158,6 +160,15 @@ absl::StatusOr<OwnedFd> Session::OpenQgaPort() {
 absl::StatusOr<VmConfig> Session::MakeVmConfig(OwnedFd ram) {
   STILL_ASSIGN_OR_RETURN(VmConfig vm, BaseVmConfig(config_, directory_));
   if (link_ != nullptr) vm.vsock = link_->vsock().attachment();
+  vm.on_reset = [book = reboot_book_, link = link_] {
+    LogInfo("the guest was reset");
+    {
+      absl::MutexLock lock(&book->mutex);
+      ++book->reboots.count;
+      book->reboots.last = Clock::Real().Now();
+    }
+    if (link != nullptr) link->GuestRestarted();
+  };
   if (config_.machine().direct_kernel()) vm.cmdline = AssembleCmdline(config_, vsock_port());
   if (start_vm_ == nullptr) {
     STILL_ASSIGN_OR_RETURN(start_vm_, HypervisorStarter(config_.machine().hypervisor()));
@@ -199,6 +210,11 @@ void Session::FillMachine() {
   for (const std::string& flag : HostCpuFlags()) {
     if (given.empty() || given.contains(CpuWord(flag))) machine_.add_cpu_features(flag);
   }
+}
+
+Session::Reboots Session::reboots() const {
+  absl::MutexLock lock(&reboot_book_->mutex);
+  return reboot_book_->reboots;
 }
 
 manifestpb::Machine Session::machine() const {
@@ -280,6 +296,7 @@ std::function<void()> Session::stop_handle() const {
 absl::Status Session::WaitForAgent(absl::Duration timeout) {
   if (link_ == nullptr) return absl::FailedPreconditionError("the session has no vsock, so no agent");
   absl::Duration deadline = clock_.Monotonic() + timeout;
+  const uint32_t reboots_before = reboots().count;
   for (;;) {
     // In slices, so that a VM that dies while we wait is noticed at once.
     absl::Duration left = deadline - clock_.Monotonic();
@@ -287,6 +304,11 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
         link_->Client(std::clamp(left, absl::ZeroDuration(), absl::Seconds(1)));
     if (client.ok()) return absl::OkStatus();
     if (std::optional<absl::Status> ended = EndedError()) return Annotate(*ended, "before its agent answered");
+    if (reboots().count - reboots_before >= kTooManyReboots) {
+      return absl::AbortedError(absl::StrCat("the guest was reset ", kTooManyReboots,
+                                             " times before its agent answered; ",
+                                             DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
+    }
     if (left <= absl::ZeroDuration()) {
       return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
                                                       "; ", DescribeConsoleEnd(JoinPath(directory_, "console.log"))));

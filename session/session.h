@@ -94,7 +94,8 @@ class Session {
   absl::StatusOr<Response> Request(const Action& action) const { return client().Request(action); }
   SessionClient client() const { return SessionClient(link_); }
 
-  // Waits until the agent answers. FAILED_PRECONDITION without vsock, ABORTED when the session ends first.
+  // Waits until the agent answers. FAILED_PRECONDITION without vsock; ABORTED when the session ends first, or when the
+  // guest is reset again and again.
   absl::Status WaitForAgent(absl::Duration timeout);
   // What to tell whoever waited for the guest; nullopt: it lives.
   std::optional<absl::Status> EndedError();
@@ -112,6 +113,12 @@ class Session {
   manifestpb::Machine machine() const;
   const std::string& directory() const { return directory_; }
   absl::Time started() const { return started_; }
+  // How often the guest has been reset, and when last.
+  struct Reboots {
+    uint32_t count = 0;
+    absl::Time last = absl::InfinitePast();
+  };
+  Reboots reboots() const;
   absl::Duration Age() const { return clock_.Monotonic() - started_monotonic_; }
   // What the agent of a restored session says that it became; nothing before.
   void SetIdentity(guestpb::AdoptIdentityResponse identity);
@@ -126,6 +133,12 @@ class Session {
     // Null when they must no longer be touched.
     Vm* vm ABSL_GUARDED_BY(mutex) = nullptr;
     GuestLink* link ABSL_GUARDED_BY(mutex) = nullptr;
+  };
+
+  // Shared with the hypervisor, which may tell of its guest until after our end.
+  struct RebootBook {
+    absl::Mutex mutex;
+    Reboots reboots ABSL_GUARDED_BY(mutex);
   };
 
   Session(sessionpb::SessionConfig config, StartOptions options);
@@ -158,6 +171,7 @@ class Session {
   mutable absl::Mutex identity_mutex_;
   std::optional<guestpb::AdoptIdentityResponse> identity_ ABSL_GUARDED_BY(identity_mutex_);
   std::unique_ptr<DiskKeeper> disk_keeper_;  // Null without lazily restored disks.
+  const std::shared_ptr<RebootBook> reboot_book_ = std::make_shared<RebootBook>();
   std::shared_ptr<End> end_ = std::make_shared<End>();
   std::thread exit_watcher_;
   std::thread time_limit_watcher_;

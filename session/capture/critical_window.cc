@@ -21,6 +21,7 @@ class LinkFreezeGuard final : public FreezeGuard {
  public:
   explicit LinkFreezeGuard(FrozenGuest frozen) : frozen_(std::move(frozen)) {}
   const guestpb::QuiesceResponse& report() const override { return frozen_.report(); }
+  bool GuestRestarted() const override { return frozen_.GuestRestarted(); }
   absl::Status Recheck(absl::Duration margin) override { return frozen_.Recheck(margin); }
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout) override { return frozen_.Thaw(timeout); }
 
@@ -140,7 +141,13 @@ absl::Status CriticalWindow::Pause() {
   // The lease was renewed after recheck_started_ and no vcpu runs any more: within the margin it cannot have ended
   // before.
   held_at_pause_ = clock_.Monotonic() - recheck_started_ < kLeaseMargin;
-  return absl::OkStatus();
+  // A reset is told before the pause that comes after it: one that is not told by now came after the point.
+  if (frozen_ == nullptr || !frozen_->GuestRestarted() ||
+      report_.consistency.level() < manifestpb::Consistency::FILESYSTEM) {
+    return absl::OkStatus();
+  }
+  held_at_pause_ = false;
+  return RequireOrDowngrade(absl::FailedPreconditionError("the guest was reset"), "the freeze ended before the pause");
 }
 
 // Needs:            the pause, by proof.
@@ -172,9 +179,15 @@ absl::Status CriticalWindow::SaveState() {
 // Time bound:       30 s; then the capture fails and the lease ends the freeze.
 absl::Status CriticalWindow::Thaw() {
   if (frozen_ == nullptr) return absl::OkStatus();
-  STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thaw, frozen_->Thaw(kThawTimeout));
+  absl::StatusOr<guestpb::ThawResponse> thaw = frozen_->Thaw(kThawTimeout);
+  // A guest that was reset after the point has nothing to thaw, and what is pinned was frozen.
+  if (!thaw.ok() && !absl::IsAborted(thaw.status())) return thaw.status();
   report_.windows.set_freeze_us(Micros(clock_.Monotonic() - freeze_started_));
-  ReportThaw(thaw);
+  if (thaw.ok()) {
+    ReportThaw(*thaw);
+  } else {
+    report_.consistency.set_thaw_cause("guest reset");
+  }
   frozen_.reset();
   if (options_.quiesce == sessionpb::QUIESCE_REQUIRE &&
       report_.consistency.level() < manifestpb::Consistency::FILESYSTEM) {

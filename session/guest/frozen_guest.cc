@@ -12,6 +12,7 @@ namespace still::session {
 namespace {
 
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+constexpr absl::Duration kLookAgain = absl::Seconds(1);  // Whether the guest was reset while we wait for its agent.
 constexpr absl::Duration kRenewTimeout = absl::Seconds(2);
 // The guard's own thaw: nobody waits for it, and the lease ends what it cannot.
 constexpr absl::Duration kGuardThawTimeout = absl::Seconds(15);
@@ -36,12 +37,13 @@ absl::StatusOr<FrozenGuest> FrozenGuest::Freeze(GuestLink& link, const FreezeOpt
 
 FrozenGuest::FrozenGuest(FrozenGuest&& other) noexcept
     : link_(std::exchange(other.link_, nullptr)),
+      restarts_(other.restarts_),
       token_(std::move(other.token_)),
       lease_(other.lease_),
       report_(std::move(other.report_)) {}
 
 FrozenGuest::~FrozenGuest() {
-  if (link_ == nullptr) return;
+  if (link_ == nullptr || GuestRestarted()) return;
   absl::StatusOr<guestpb::ThawResponse> thaw = Thaw(kGuardThawTimeout);
   if (thaw.ok()) {
     LogWarning("a frozen guest was thawed by its guard", {{"file_systems", thaw->thawed()}});
@@ -65,9 +67,10 @@ absl::StatusOr<guestpb::ThawResponse> FrozenGuest::Thaw(absl::Duration timeout) 
   const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
   absl::Status last = absl::DeadlineExceededError("thaw: no time left");
   for (;;) {
+    if (GuestRestarted()) return absl::AbortedError("the guest was reset, which ended its freeze");
     absl::Duration left = deadline - Clock::Real().Monotonic();
     if (left <= absl::ZeroDuration()) return last;
-    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kConnectTimeout));
+    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kLookAgain));
     if (!client.ok()) {
       last = client.status();
       continue;

@@ -35,18 +35,21 @@ class FrozenGuest {
 
   const guestpb::QuiesceResponse& report() const { return report_; }
 
+  // The guest was reset since: nothing is frozen any more, and nobody is left to thaw.
+  bool GuestRestarted() const { return link_ != nullptr && link_->restarts() != restarts_; }
   // Renews the lease. OK: frozen without a gap since Freeze, and for `margin` longer. FAILED_PRECONDITION otherwise.
   absl::Status Recheck(absl::Duration margin);
   // Thaws. The answer says whether it was this call that did it: only cause REQUESTED with as many file systems as were
   // frozen proves that the freeze held from the beginning to the end. Tries again over a new connection until
-  // `timeout`.
+  // `timeout`. ABORTED, at once: the guest was reset.
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout);
 
  private:
   FrozenGuest(GuestLink& link, std::string token, absl::Duration lease)
-      : link_(&link), token_(std::move(token)), lease_(lease) {}
+      : link_(&link), restarts_(link.restarts()), token_(std::move(token)), lease_(lease) {}
 
-  GuestLink* link_;  // Null: moved from or thawed.
+  GuestLink* link_;    // Null: moved from or thawed.
+  uint64_t restarts_;  // Of the link, when the freeze was asked for.
   std::string token_;
   absl::Duration lease_;
   guestpb::QuiesceResponse report_;

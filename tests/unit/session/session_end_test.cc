@@ -1,12 +1,14 @@
 // How a session says that it ended: what its guest did, what its user did, and what nobody meant are three things.
 #include <stdlib.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "session/describe_session.h"
 #include "session/session.h"
 #include "session/session_config.h"
 #include "tests/support/fake_vm.h"
@@ -32,7 +34,8 @@ class SessionEndTest : public ::testing::Test {
     config.mutable_machine()->set_memory_bytes(64 << 20);
     config.set_vsock_backend(sessionpb::SessionConfig::OFF);
     StartOptions options{.directory = directory_};
-    options.start_vm = [this](const VmConfig&) -> absl::StatusOr<std::unique_ptr<Vm>> {
+    options.start_vm = [this](const VmConfig& config) -> absl::StatusOr<std::unique_ptr<Vm>> {
+      reset_ = config.on_reset;
       auto vm = std::make_unique<FakeVm>(FakeVmOptions{.directory = directory_});
       vm_ = vm.get();
       return vm;
@@ -48,6 +51,7 @@ class SessionEndTest : public ::testing::Test {
 
   std::string directory_;
   FakeVm* vm_ = nullptr;  // Of session_.
+  std::function<void()> reset_;
   std::unique_ptr<Session> session_;
 };
 
@@ -72,6 +76,18 @@ TEST_F(SessionEndTest, AUserWhoStopsItIsToldWhetherTheGuestWas) {
   session_->Stop();
   vm_->PowerOff();
   EXPECT_EQ(session_->Wait().kind(), SessionEnd::STOPPED) << "the first end is the one";
+}
+
+TEST_F(SessionEndTest, ARebootIsNoEndAndIsCounted) {
+  EXPECT_EQ(DescribeSession(*session_).reboots(), 0u);
+  reset_();
+  reset_();
+  const sessionpb::DescribeResponse description = DescribeSession(*session_);
+  EXPECT_EQ(description.reboots(), 2u);
+  EXPECT_GT(description.last_reboot_unix_ns(), 0);
+  EXPECT_EQ(description.state(), sessionpb::DescribeResponse::RUNNING);
+  session_.reset();
+  reset_();  // The hypervisor may tell of it later than anybody listens.
 }
 
 }  // namespace
