@@ -262,35 +262,40 @@ SessionEnd Session::Wait() {
   return *WaitFor(absl::InfiniteDuration());
 }
 
-std::optional<SessionEnd> Session::WaitFor(absl::Duration timeout) {
-  absl::MutexLock lock(&end_->mutex);
-  auto ended = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(end_->mutex) { return end_->end.has_value(); };
-  end_->mutex.AwaitWithTimeout(absl::Condition(&ended), timeout);
-  return end_->end;
+std::optional<SessionEnd> Session::AwaitEnd(End& end, absl::Duration timeout) {
+  absl::MutexLock lock(&end.mutex);
+  auto ended = [&end]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(end.mutex) { return end.end.has_value(); };
+  end.mutex.AwaitWithTimeout(absl::Condition(&ended), timeout);
+  return end.end;
 }
 
-void Session::Stop(absl::Duration grace) {
+std::optional<SessionEnd> Session::WaitFor(absl::Duration timeout) { return AwaitEnd(*end_, timeout); }
+
+void Session::StopWith(End& end, GuestLink* link, Clock& clock, absl::Duration grace) {
   {
-    absl::MutexLock lock(&end_->mutex);
-    end_->stop_asked = true;
+    absl::MutexLock lock(&end.mutex);
+    end.stop_asked = true;
   }
-  if (grace > absl::ZeroDuration() && link_ != nullptr && !WaitFor(absl::ZeroDuration()).has_value()) {
-    absl::Duration deadline = clock_.Monotonic() + grace;
-    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(grace, kAgentCallTimeout));
+  if (grace > absl::ZeroDuration() && link != nullptr && !AwaitEnd(end, absl::ZeroDuration()).has_value()) {
+    absl::Duration deadline = clock.Monotonic() + grace;
+    absl::StatusOr<std::shared_ptr<GuestClient>> client = link->Client(std::min(grace, kAgentCallTimeout));
     absl::Status asked = client.ok() ? (*client)->Shutdown(kAgentCallTimeout) : client.status();
     if (asked.ok()) {
-      WaitFor(std::max(absl::ZeroDuration(), deadline - clock_.Monotonic()));
+      AwaitEnd(end, std::max(absl::ZeroDuration(), deadline - clock.Monotonic()));
     } else {
       LogWarning("the guest could not be asked to power off", {{"error", asked.ToString()}});
     }
   }
   SessionEnd how = MakeEnd(SessionEnd::STOPPED);
   how.set_by_force(true);
-  EndWith(*end_, std::move(how));
+  EndWith(end, std::move(how));
 }
 
-std::function<void()> Session::stop_handle() const {
-  return [end = end_] { EndWith(*end, MakeEnd(SessionEnd::STOPPED)); };
+void Session::Stop(absl::Duration grace) { StopWith(*end_, link_.get(), clock_, grace); }
+
+std::function<void(absl::Duration grace)> Session::stop_handle() const {
+  return
+      [end = end_, link = link_, &clock = clock_](absl::Duration grace) { StopWith(*end, link.get(), clock, grace); };
 }
 
 absl::Status Session::WaitForAgent(absl::Duration timeout) {

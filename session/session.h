@@ -88,8 +88,8 @@ class Session {
   std::optional<SessionEnd> WaitFor(absl::Duration timeout);
   // Ends the VM and unblocks Wait. With a grace period the guest is asked to power off first. No-op when it has ended.
   void Stop(absl::Duration grace = absl::ZeroDuration());
-  // Stops the session from anywhere, also when the Session is gone by then.
-  std::function<void()> stop_handle() const;
+  // Stop() from anywhere, also when the Session is gone by then.
+  std::function<void(absl::Duration grace)> stop_handle() const;
 
   absl::StatusOr<Response> Request(const Action& action) const { return client().Request(action); }
   SessionClient client() const { return SessionClient(link_); }
@@ -153,6 +153,9 @@ class Session {
   void WatchTimeLimit();
   // Records an end unless there is one, ends the VM, and whoever waits for its agent.
   static void EndWith(End& end, SessionEnd how);
+  // What Stop() does. `link`: null without vsock.
+  static void StopWith(End& end, GuestLink* link, Clock& clock, absl::Duration grace);
+  static std::optional<SessionEnd> AwaitEnd(End& end, absl::Duration timeout);
 
   sessionpb::SessionConfig config_;
   const std::string directory_;

@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "session/hypervisor/accelerator.h"
@@ -238,6 +239,14 @@ std::string RandomMac() {
                        [](std::string* out, uint8_t b) { absl::StrAppend(out, absl::Hex(b, absl::kZeroPad2)); });
 }
 
+sessionpb::SessionEnd FailedStart(const absl::Status& why) {
+  sessionpb::SessionEnd end;
+  end.set_kind(sessionpb::SessionEnd::FAILED_TO_START);
+  end.set_error(std::string(why.message()));
+  end.set_at_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
+  return end;
+}
+
 std::string DescribeEnd(const sessionpb::SessionEnd& end) {
   switch (end.kind()) {
     case sessionpb::SessionEnd::EXITED:
@@ -254,6 +263,8 @@ std::string DescribeEnd(const sessionpb::SessionEnd& end) {
       return "killed";
     case sessionpb::SessionEnd::HOST_RESTARTED:
       return "ended with its host";
+    case sessionpb::SessionEnd::FAILED_TO_START:
+      return absl::StrCat("did not start: ", end.error());
     default:
       return "not ended";
   }

@@ -50,8 +50,9 @@ absl::StatusOr<SnapshotsInUse> FindSnapshotsInUse(const session::SessionRegistry
 absl::Status CheckNotInUse(const SnapshotsInUse& in_use, const std::string& id, const std::string& name) {
   auto found = in_use.find(id);
   if (found == in_use.end()) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("snapshot ", name.empty() ? id : name, ": ", found->second,
-                                                    "; complete them (`still hydrate`) or remove the session (`still rm`) first"));
+  return absl::FailedPreconditionError(
+      absl::StrCat("snapshot ", name.empty() ? id : name, ": ", found->second,
+                   "; complete them (`still hydrate`) or remove the session (`still rm`) first"));
 }
 
 }  // namespace still::snapshot

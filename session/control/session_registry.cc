@@ -24,6 +24,7 @@
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
 #include "session/control/launch_report.h"
+#include "session/control/session_autostart.h"
 #include "session/control/session_lock.h"
 #include "session/session_config.h"
 
@@ -224,7 +225,9 @@ absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb:
   STILL_ASSIGN_OR_RETURN(OwnedFd log, OpenFile(log_path, O_WRONLY | O_CREAT | O_APPEND));
   STILL_ASSIGN_OR_RETURN(SocketPair report, MakeReportSocket());
 
-  ProcessOptions process{.argv = {program, "--directory", directory}};
+  ProcessOptions process;
+  if (options.own_unit) process.argv = ScopeCommand(config);
+  process.argv.insert(process.argv.end(), {program, "--directory", directory});
   auto pass = [&process](const char* option, int fd) {
     if (fd < 0) return;
     process.argv.insert(process.argv.end(), {option, absl::StrCat(fd)});

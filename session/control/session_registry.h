@@ -50,6 +50,8 @@ struct LaunchOptions {
   int disk_secret_fd = -1;
   // SessionPlace::lock, borrowed: still-session shares it. -1: taken here.
   int lock_fd = -1;
+  // Where systemd can: apart from the process that launches it, which may be a shell's or a service's (session_autostart.h).
+  bool own_unit = false;
   // What still-session is doing, when that changes and about every second.
   std::function<void(const std::string& step)> on_step = [](const std::string&) {};
 };

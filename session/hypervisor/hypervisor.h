@@ -178,8 +178,7 @@ class Vm {
   virtual void Kill() = 0;
   // Blocks until the hypervisor's process has ended; callable again and from several threads.
   virtual ProcessExit WaitForExit() = 0;
-  // True when the guest powered itself off (not Kill, not a crash). Meaningful after the exit. A guest that reboots goes
-  // on in the same VM, with its disks, its bitmaps and whatever is pinned (VmConfig::on_reset).
+  // True when the guest powered itself off (not Kill, not a crash). Meaningful after the exit.
   virtual bool guest_shut_down() const = 0;
 };
 
