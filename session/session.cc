@@ -293,6 +293,8 @@ void Session::StopWith(End& end, GuestLink* link, Clock& clock, absl::Duration g
 
 void Session::Stop(absl::Duration grace) { StopWith(*end_, link_.get(), clock_, grace); }
 
+void Session::Fail(const absl::Status& why) { EndWith(*end_, FailedStart(why)); }
+
 std::function<void(absl::Duration grace)> Session::stop_handle() const {
   return
       [end = end_, link = link_, &clock = clock_](absl::Duration grace) { StopWith(*end, link.get(), clock, grace); };

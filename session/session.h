@@ -88,6 +88,8 @@ class Session {
   std::optional<SessionEnd> WaitFor(absl::Duration timeout);
   // Ends the VM and unblocks Wait. With a grace period the guest is asked to power off first. No-op when it has ended.
   void Stop(absl::Duration grace = absl::ZeroDuration());
+  // Ends it at once, as one that could not be started.
+  void Fail(const absl::Status& why);
   // Stop() from anywhere, also when the Session is gone by then.
   std::function<void(absl::Duration grace)> stop_handle() const;
 

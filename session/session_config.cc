@@ -13,7 +13,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "base/clock.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "session/hypervisor/accelerator.h"
@@ -243,7 +242,6 @@ sessionpb::SessionEnd FailedStart(const absl::Status& why) {
   sessionpb::SessionEnd end;
   end.set_kind(sessionpb::SessionEnd::FAILED_TO_START);
   end.set_error(std::string(why.message()));
-  end.set_at_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
   return end;
 }
 

@@ -45,7 +45,7 @@ absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&
 // A network address of this machine's own making, which no other session has.
 std::string RandomMac();
 
-// Of a session that could not be started.
+// Of a session that could not be started; without its time.
 sessionpb::SessionEnd FailedStart(const absl::Status& why);
 
 // In a few words: "powered off", "stopped", "stopped by force", "timed out", "exited with code 0", "crashed: <error>",

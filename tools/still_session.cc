@@ -119,7 +119,7 @@ absl::Status Run(const Arguments& arguments, session::LaunchReporter& reporter) 
       ready = served.status();
     }
   }
-  if (!ready.ok()) session->Stop();
+  if (!ready.ok()) session->Fail(ready.status());
   if (ready.ok() && config.disk_server().hydrate()) session->Hydrate(config.disk_server().hydrate_bytes_per_second());
   if (!reporter.Finish(ready)) session->Stop();
   if (ready.ok()) {
@@ -132,7 +132,6 @@ absl::Status Run(const Arguments& arguments, session::LaunchReporter& reporter) 
   }
 
   session::SessionEnd end = session->Wait();
-  if (!ready.ok()) end = session::FailedStart(ready.status());
   LogInfo("session ended", {{"session", config.name()}, {"end", end.ShortDebugString()}});
   service.captures().Abort();
   // Callers of Wait and Stop get their answers; what hangs is cut off.
