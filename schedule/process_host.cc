@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "proto/grpc_status.h"
+#include "session/session_config.h"
 
 namespace still::schedule {
 namespace {
@@ -52,7 +53,7 @@ absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
   for (const session::SessionEntry& entry : entries) {
     if (absl::StartsWith(entry.name, kDrillPrefix)) continue;
     // One that did not end on purpose counts as running: its runs fail, and somebody is told.
-    bool on_purpose = entry.end.has_value() && entry.end->kind() != sessionpb::SessionEnd::ERROR;
+    bool on_purpose = entry.end.has_value() && session::EndedOnPurpose(*entry.end);
     states.push_back({.name = entry.name, .running = entry.alive || !on_purpose});
   }
   return states;

@@ -50,6 +50,10 @@ sessionpb::DescribeResponse DescribeSession(Session& session) {
   out.set_started_unix_ns(absl::ToUnixNanos(session.started()));
   out.set_restored_from(session.config().origin_snapshot());
   if (auto identity = session.identity(); identity.has_value()) *out.mutable_identity() = *std::move(identity);
+  if (const Session::Reboots reboots = session.reboots(); reboots.count > 0) {
+    out.set_reboots(reboots.count);
+    out.set_last_reboot_unix_ns(absl::ToUnixNanos(reboots.last));
+  }
   const Capabilities& capabilities = session.vm().capabilities();
   out.mutable_capabilities()->set_memory(capabilities.memory);
   out.mutable_capabilities()->set_background_memory(capabilities.background_memory);

@@ -81,7 +81,7 @@ absl::StatusOr<sessionpb::LaunchReport> LaunchRestored(Session& session,
   sessionpb::LaunchReport report;
   absl::Status status = Run(session, on_step, report);
   if (status.ok()) return report;
-  session.Stop();
+  session.Fail(status);
   return Annotate(status, "go on as a restored session");
 }
 

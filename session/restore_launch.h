@@ -12,7 +12,7 @@
 namespace still::session {
 
 // Of a session with saved memory, or with disks that another one booted too, once: runs the VM, waits for the agent, has
-// it adopt its identity, which thaws, then brings the network up. An error has stopped the session: a VM with frozen
+// it adopt its identity, which thaws, then brings the network up. An error has ended the session: a VM with frozen
 // file systems or with its source's random numbers is never offered as running. How long it waits is in the session's
 // configuration; `on_step` is told what it waits for.
 absl::StatusOr<sessionpb::LaunchReport> LaunchRestored(Session& session,

@@ -238,18 +238,45 @@ std::string RandomMac() {
                        [](std::string* out, uint8_t b) { absl::StrAppend(out, absl::Hex(b, absl::kZeroPad2)); });
 }
 
+sessionpb::SessionEnd FailedStart(const absl::Status& why) {
+  sessionpb::SessionEnd end;
+  end.set_kind(sessionpb::SessionEnd::FAILED_TO_START);
+  end.set_error(std::string(why.message()));
+  return end;
+}
+
 std::string DescribeEnd(const sessionpb::SessionEnd& end) {
   switch (end.kind()) {
     case sessionpb::SessionEnd::EXITED:
       return absl::StrCat("exited with code ", end.exit_code());
     case sessionpb::SessionEnd::STOPPED:
-      return "stopped";
+      return end.by_force() ? "stopped by force" : "stopped";
     case sessionpb::SessionEnd::TIMED_OUT:
       return "timed out";
-    case sessionpb::SessionEnd::ERROR:
-      return end.error();
+    case sessionpb::SessionEnd::CRASHED:
+      return absl::StrCat("crashed: ", end.error());
+    case sessionpb::SessionEnd::POWERED_OFF:
+      return "powered off";
+    case sessionpb::SessionEnd::KILLED:
+      return "killed";
+    case sessionpb::SessionEnd::HOST_RESTARTED:
+      return "ended with its host";
+    case sessionpb::SessionEnd::FAILED_TO_START:
+      return absl::StrCat("did not start: ", end.error());
     default:
       return "not ended";
+  }
+}
+
+bool EndedOnPurpose(const sessionpb::SessionEnd& end) {
+  switch (end.kind()) {
+    case sessionpb::SessionEnd::EXITED:
+    case sessionpb::SessionEnd::STOPPED:
+    case sessionpb::SessionEnd::TIMED_OUT:
+    case sessionpb::SessionEnd::POWERED_OFF:
+      return true;
+    default:
+      return false;
   }
 }
 

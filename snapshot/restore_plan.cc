@@ -274,6 +274,7 @@ absl::StatusOr<RestoredSession> LaunchRestored(const session::SessionRegistry& s
   const absl::Duration begun = Clock::Real().Monotonic();
   RestoredSession restored{.name = config.name(), .directory = sessions.Directory(config.name())};
   launch.timeout = std::max(options.patience.answer, options.patience.ready) + kLaunchAllowance;
+  launch.own_unit = !options.trial;
   STILL_ASSIGN_OR_RETURN(restored.report, sessions.Launch(config, std::move(launch)));
   restored.started = Clock::Real().Monotonic() - begun;
   return restored;

@@ -12,16 +12,20 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/fd.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "session/control/control_service.h"
 #include "session/control/launch_report.h"
+#include "session/control/session_autostart.h"
 #include "session/control/session_lock.h"
 #include "session/control/session_registry.h"
+#include "session/guest/adopt_identity.h"
 #include "session/restore_launch.h"
 #include "session/session.h"
+#include "session/session_config.h"
 
 namespace still {
 namespace {
@@ -36,21 +40,30 @@ struct Arguments {
   int disk_secret_fd = -1;
 };
 
-// SIGTERM and SIGINT stop the session. Blocked in every thread and taken by one, so that nothing runs in a handler.
+// Less than the units' TimeoutStopSec.
+constexpr absl::Duration kPowerOffGrace = absl::Seconds(60);
+
+// SIGTERM and SIGINT end the session at once; the signal of a host that is shut down asks its guest to power off first.
+// Blocked in every thread and taken by one, so that nothing runs in a handler.
 class StopSignals {
  public:
   StopSignals() {
     ::sigemptyset(&set_);
     ::sigaddset(&set_, SIGTERM);
     ::sigaddset(&set_, SIGINT);
+    ::sigaddset(&set_, session::EndOfHostSignal());
     ::pthread_sigmask(SIG_BLOCK, &set_, nullptr);
   }
-  void Watch(std::function<void()> stop) {
+  void Watch(std::function<void(absl::Duration grace)> stop) {
     std::thread([set = set_, stop = std::move(stop)] {
-      int signal = 0;
-      ::sigwait(&set, &signal);
-      LogInfo("stopping on a signal", {{"signal", signal}});
-      stop();
+      for (;;) {
+        int signal = 0;
+        ::sigwait(&set, &signal);
+        LogInfo("stopping on a signal", {{"signal", signal}});
+        const bool host_ends = signal == session::EndOfHostSignal();
+        // In a thread of its own: a second signal may shorten it.
+        std::thread([stop, host_ends] { stop(host_ends ? kPowerOffGrace : absl::ZeroDuration()); }).detach();
+      }
     }).detach();
   }
 
@@ -80,6 +93,10 @@ absl::StatusOr<OwnedFd> HoldLock(const Arguments& arguments) {
 absl::Status Run(const Arguments& arguments, session::LaunchReporter& reporter) {
   StopSignals signals;
   STILL_ASSIGN_OR_RETURN(sessionpb::SessionConfig config, session::ReadSessionConfig(arguments.directory));
+  sessionpb::SessionStart start;
+  start.set_boot_id(session::HostBootId());
+  start.set_at_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
+  STILL_RETURN_IF_ERROR(session::WriteSessionStart(arguments.directory, start));
   session::StartOptions options;
   options.directory = arguments.directory;
   options.ram = OwnedFd(arguments.ram_fd);
@@ -87,7 +104,7 @@ absl::Status Run(const Arguments& arguments, session::LaunchReporter& reporter) 
   if (options.disk_secret.valid()) ::fcntl(options.disk_secret.get(), F_SETFD, FD_CLOEXEC);
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Session> session, Session::Start(config, std::move(options)));
   signals.Watch(session->stop_handle());
-  reporter.Watch(session->stop_handle());
+  reporter.Watch([stop = session->stop_handle()] { stop(absl::ZeroDuration()); });
 
   session::ControlService service(*session);
   if (const char* path = std::getenv("STILL_FAULT_FILE"); path != nullptr) service.captures().SetFaultFile(path);
@@ -102,9 +119,17 @@ absl::Status Run(const Arguments& arguments, session::LaunchReporter& reporter) 
       ready = served.status();
     }
   }
-  if (!ready.ok()) session->Stop();
+  if (!ready.ok()) session->Fail(ready.status());
   if (ready.ok() && config.disk_server().hydrate()) session->Hydrate(config.disk_server().hydrate_bytes_per_second());
   if (!reporter.Finish(ready)) session->Stop();
+  if (ready.ok()) {
+    start.set_ready(true);
+    start.set_network_down(config.has_identity() &&
+                           !session::MayUseNetwork(session->identity().value_or(guestpb::AdoptIdentityResponse())));
+    if (absl::Status noted = session::WriteSessionStart(arguments.directory, start); !noted.ok()) {
+      LogWarning("that the session is ready was not noted", {{"error", noted.ToString()}});
+    }
+  }
 
   session::SessionEnd end = session->Wait();
   LogInfo("session ended", {{"session", config.name()}, {"end", end.ShortDebugString()}});
@@ -136,6 +161,10 @@ int main(int argc, char** argv) {
   still::session::LaunchReporter reporter{still::OwnedFd(arguments.report_fd)};
   absl::StatusOr<still::OwnedFd> lock = still::HoldLock(arguments);
   absl::Status status = lock.ok() ? still::Run(arguments, reporter) : lock.status();
+  if (lock.ok() && !status.ok() && !still::PathExists(still::JoinPath(arguments.directory, "end.json"))) {
+    status = still::FirstError(
+        status, still::session::WriteSessionEnd(arguments.directory, still::session::FailedStart(status)));
+  }
   if (!status.ok()) {
     still::LogError("session failed", {{"error", status.ToString()}});
     reporter.Finish(status);

@@ -25,6 +25,7 @@ class LinkFreezeGuard final : public FreezeGuard {
  public:
   explicit LinkFreezeGuard(FrozenGuest frozen) : frozen_(std::move(frozen)) {}
   const guestpb::QuiesceResponse& report() const override { return frozen_.report(); }
+  bool GuestRestarted() const override { return frozen_.GuestRestarted(); }
   absl::StatusOr<absl::Duration> Recheck(absl::Duration margin) override { return frozen_.Recheck(margin); }
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout) override { return frozen_.Thaw(timeout); }
 
@@ -152,7 +153,13 @@ absl::Status CriticalWindow::Pause() {
   if (guest_recheck_ > absl::ZeroDuration()) {
     guest_latest_pause_ = guest_recheck_ + since_recheck * (1 + kClockDrift) + kClockStep;
   }
-  return absl::OkStatus();
+  // A reset is told before the pause that comes after it: one that is not told by now came after the point.
+  if (frozen_ == nullptr || !frozen_->GuestRestarted() ||
+      report_.consistency.level() < manifestpb::Consistency::FILESYSTEM) {
+    return absl::OkStatus();
+  }
+  held_at_pause_ = false;
+  return RequireOrDowngrade(absl::FailedPreconditionError("the guest was reset"), "the freeze ended before the pause");
 }
 
 // Needs:            the pause, by proof.
@@ -184,9 +191,15 @@ absl::Status CriticalWindow::SaveState() {
 // Time bound:       30 s; then the capture fails and the lease ends the freeze.
 absl::Status CriticalWindow::Thaw() {
   if (frozen_ == nullptr) return absl::OkStatus();
-  STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thaw, frozen_->Thaw(kThawTimeout));
+  absl::StatusOr<guestpb::ThawResponse> thaw = frozen_->Thaw(kThawTimeout);
+  // A guest that was reset after the point has nothing to thaw, and what is pinned was frozen.
+  if (!thaw.ok() && !absl::IsAborted(thaw.status())) return thaw.status();
   report_.windows.set_freeze_us(Micros(clock_.Monotonic() - freeze_started_));
-  ReportThaw(thaw);
+  if (thaw.ok()) {
+    ReportThaw(*thaw);
+  } else {
+    report_.consistency.set_thaw_cause("guest reset");
+  }
   frozen_.reset();
   return RequireProof();
 }

@@ -57,8 +57,11 @@ class FreezeGuard {
  public:
   virtual ~FreezeGuard() = default;  // Thaws what is still frozen.
   virtual const guestpb::QuiesceResponse& report() const = 0;
+  // The guest was reset since: nothing is frozen any more.
+  virtual bool GuestRestarted() const { return false; }
   // The guest's CLOCK_BOOTTIME at a moment of the call; zero: the agent does not tell.
   virtual absl::StatusOr<absl::Duration> Recheck(absl::Duration margin) = 0;
+  // ABORTED: the guest was reset.
   virtual absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout) = 0;
 };
 using Freezer = std::function<absl::StatusOr<std::unique_ptr<FreezeGuard>>(const FreezeOptions&)>;

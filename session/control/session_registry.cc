@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/clock.h"
@@ -23,6 +24,7 @@
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
 #include "session/control/launch_report.h"
+#include "session/control/session_autostart.h"
 #include "session/control/session_lock.h"
 #include "session/session_config.h"
 
@@ -33,6 +35,7 @@ constexpr size_t kMaxConfigBytes = 1 << 20;
 // From its recorded end to the end of its process: the hypervisor's and the disk servers' ends.
 constexpr absl::Duration kEndingTimeout = absl::Seconds(10);
 constexpr absl::Duration kLookForEnd = absl::Milliseconds(10);
+constexpr char kStartFile[] = "start.json";
 
 template <typename Message>
 absl::StatusOr<Message> ReadJson(const std::string& path) {
@@ -64,6 +67,18 @@ bool IsReady(const std::string& directory) { return ConnectUnix(JoinPath(directo
 bool IsAlive(const std::string& directory) { return IsSessionLocked(directory) || IsReady(directory); }
 
 std::string EndPath(const std::string& directory) { return JoinPath(directory, "end.json"); }
+
+// How a session ended that does not serve any more. nullopt: it recorded neither its end nor its start, or it has just been
+// started.
+std::optional<sessionpb::SessionEnd> EndOf(const std::string& directory, bool alive) {
+  if (auto end = ReadJson<sessionpb::SessionEnd>(EndPath(directory)); end.ok()) return *end;
+  absl::StatusOr<sessionpb::SessionStart> start = ReadSessionStart(directory);
+  if (alive || !start.ok()) return std::nullopt;
+  sessionpb::SessionEnd end;
+  end.set_kind(start->boot_id() == HostBootId() ? sessionpb::SessionEnd::KILLED
+                                                : sessionpb::SessionEnd::HOST_RESTARTED);
+  return end;
+}
 
 }  // namespace
 
@@ -114,9 +129,7 @@ absl::StatusOr<SessionEntry> SessionRegistry::Find(const std::string& name) cons
   SessionEntry entry{.name = name, .directory = directory, .config = *std::move(config)};
   entry.ready = IsReady(directory);
   entry.alive = entry.ready || IsSessionLocked(directory);
-  if (!entry.ready) {
-    if (auto end = ReadJson<sessionpb::SessionEnd>(EndPath(directory)); end.ok()) entry.end = *end;
-  }
+  if (!entry.ready) entry.end = EndOf(directory, entry.alive);
   return entry;
 }
 
@@ -212,7 +225,9 @@ absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb:
   STILL_ASSIGN_OR_RETURN(OwnedFd log, OpenFile(log_path, O_WRONLY | O_CREAT | O_APPEND));
   STILL_ASSIGN_OR_RETURN(SocketPair report, MakeReportSocket());
 
-  ProcessOptions process{.argv = {program, "--directory", directory}};
+  ProcessOptions process;
+  if (options.own_unit) process.argv = ScopeCommand(config);
+  process.argv.insert(process.argv.end(), {program, "--directory", directory});
   auto pass = [&process](const char* option, int fd) {
     if (fd < 0) return;
     process.argv.insert(process.argv.end(), {option, absl::StrCat(fd)});
@@ -242,6 +257,19 @@ absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb:
 
 absl::StatusOr<sessionpb::SessionConfig> ReadSessionConfig(const std::string& directory) {
   return ReadJson<sessionpb::SessionConfig>(JoinPath(directory, "session.json"));
+}
+
+std::string HostBootId() {
+  absl::StatusOr<std::string> id = ReadFile("/proc/sys/kernel/random/boot_id", kMaxConfigBytes);
+  return id.ok() ? std::string(absl::StripTrailingAsciiWhitespace(*id)) : "";
+}
+
+absl::StatusOr<sessionpb::SessionStart> ReadSessionStart(const std::string& directory) {
+  return ReadJson<sessionpb::SessionStart>(JoinPath(directory, kStartFile));
+}
+
+absl::Status WriteSessionStart(const std::string& directory, const sessionpb::SessionStart& start) {
+  return WriteJson(JoinPath(directory, kStartFile), start);
 }
 
 absl::Status WriteSessionEnd(const std::string& directory, const sessionpb::SessionEnd& end) {

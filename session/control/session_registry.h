@@ -2,8 +2,9 @@
 //
 //   <root>/sessions/<name>/   lock           held by whoever makes the session, then by its still-session (session_lock.h)
 //                             session.json   what it was started with (SessionConfig as protobuf JSON)
+//                             start.json     when it was started last, in which life of the host (SessionStart)
 //                             control.sock   SessionControl, once it is ready and while it lives
-//                             end.json       how it ended (SessionEnd), once it has
+//                             end.json       how it ended (SessionEnd), once it has, in order
 //                             console.log, session.log, *.sock, disks of restored sessions
 //
 // There is no other record: what the directories say is the truth, for any number of programs. Thread-safe (no state).
@@ -29,9 +30,11 @@ struct SessionEntry {
   std::string name;
   std::string directory;
   sessionpb::SessionConfig config;
-  bool alive = false;                        // A process works for it: it is being made, it runs, or it is just ending.
-  bool ready = false;                        // It serves SessionControl.
-  std::optional<sessionpb::SessionEnd> end;  // Known when it ended, or is ending, in an orderly way.
+  bool alive = false;  // A process works for it: it is being made, it runs, or it is just ending.
+  bool ready = false;  // It serves SessionControl.
+  // How it ended, or is ending: recorded, or found out (KILLED, HOST_RESTARTED). Unknown for what an older version left
+  // behind.
+  std::optional<sessionpb::SessionEnd> end;
 };
 
 // A new session's directory. Nobody else takes or removes it while the lock is held.
@@ -47,6 +50,8 @@ struct LaunchOptions {
   int disk_secret_fd = -1;
   // SessionPlace::lock, borrowed: still-session shares it. -1: taken here.
   int lock_fd = -1;
+  // Where systemd can: apart from the process that launches it, which may be a shell's or a service's (session_autostart.h).
+  bool own_unit = false;
   // What still-session is doing, when that changes and about every second.
   std::function<void(const std::string& step)> on_step = [](const std::string&) {};
 };
@@ -90,6 +95,10 @@ class SessionRegistry {
 
 // For still-session itself.
 absl::StatusOr<sessionpb::SessionConfig> ReadSessionConfig(const std::string& directory);
+absl::StatusOr<sessionpb::SessionStart> ReadSessionStart(const std::string& directory);
+absl::Status WriteSessionStart(const std::string& directory, const sessionpb::SessionStart& start);
+// Differs after each restart of this host.
+std::string HostBootId();
 absl::Status WriteSessionEnd(const std::string& directory, const sessionpb::SessionEnd& end);
 
 // "still-session" beside the running program, or in ../lib/stillpoint; what `environment` names comes first.

@@ -16,6 +16,7 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
 constexpr absl::Duration kPresyncLimit = absl::Seconds(30);
 constexpr absl::Duration kHooksLimit = absl::Seconds(60);
 constexpr absl::Duration kQuiesceMargin = absl::Seconds(5);
+constexpr absl::Duration kLookAgain = absl::Seconds(1);  // Whether the guest was reset while we wait for its agent.
 constexpr absl::Duration kRenewTimeout = absl::Seconds(2);
 // A thaw over the connection that froze: one that was lost in silence must not cost the time for another.
 constexpr absl::Duration kFirstThawTimeout = absl::Seconds(10);
@@ -53,12 +54,13 @@ absl::StatusOr<FrozenGuest> FrozenGuest::Freeze(GuestLink& link, const FreezeOpt
 FrozenGuest::FrozenGuest(FrozenGuest&& other) noexcept
     : link_(std::exchange(other.link_, nullptr)),
       client_(std::move(other.client_)),
+      restarts_(other.restarts_),
       token_(std::move(other.token_)),
       lease_(other.lease_),
       report_(std::move(other.report_)) {}
 
 FrozenGuest::~FrozenGuest() {
-  if (link_ == nullptr) return;
+  if (link_ == nullptr || GuestRestarted()) return;
   absl::StatusOr<guestpb::ThawResponse> thaw = Thaw(kGuardThawTimeout);
   if (thaw.ok()) {
     LogWarning("a frozen guest was thawed by its guard", {{"file_systems", thaw->thawed()}});
@@ -89,9 +91,10 @@ absl::StatusOr<guestpb::ThawResponse> FrozenGuest::Thaw(absl::Duration timeout) 
   request.set_requester("capture");
   absl::StatusOr<guestpb::ThawResponse> response = client_->Thaw(request, std::min(timeout, kFirstThawTimeout));
   while (absl::IsUnavailable(response.status()) || absl::IsDeadlineExceeded(response.status())) {
+    if (GuestRestarted()) return absl::AbortedError("the guest was reset, which ended its freeze");
     absl::Duration left = deadline - Clock::Real().Monotonic();
     if (left <= absl::ZeroDuration()) break;
-    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kConnectTimeout));
+    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kLookAgain));
     if (client.ok()) {
       response = (*client)->Thaw(request, left);
     } else {

@@ -2,6 +2,7 @@
 
 #include <grpcpp/create_channel_posix.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <thread>
@@ -35,7 +36,10 @@ absl::Status Result(const grpc::Status& status, absl::string_view call) {
 
 }  // namespace
 
-GuestClient::GuestClient(const std::shared_ptr<grpc::Channel>& channel) : stub_(guestpb::Guest::NewStub(channel)) {}
+GuestClient::GuestClient(const std::shared_ptr<grpc::Channel>& channel, OwnedFd connection)
+    : stub_(guestpb::Guest::NewStub(channel)), connection_(std::move(connection)) {}
+
+void GuestClient::Disconnect() { ::shutdown(connection_.get(), SHUT_RDWR); }
 
 absl::StatusOr<std::unique_ptr<GuestClient>> GuestClient::Connect(OwnedFd connection, const GuestHello& hello,
                                                                   absl::Duration timeout) {
@@ -45,8 +49,9 @@ absl::StatusOr<std::unique_ptr<GuestClient>> GuestClient::Connect(OwnedFd connec
   arguments.SetMaxReceiveMessageSize(kMaxAnswerBytes);
   // A channel made from a descriptor is bound to it, but channels with equal arguments may share subchannels: not ours.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  auto client = absl::WrapUnique(
-      new GuestClient(grpc::CreateCustomInsecureChannelFromFd("guest", connection.Release(), arguments)));
+  STILL_ASSIGN_OR_RETURN(OwnedFd duplicate, connection.Duplicate());
+  auto client = absl::WrapUnique(new GuestClient(
+      grpc::CreateCustomInsecureChannelFromFd("guest", connection.Release(), arguments), std::move(duplicate)));
   grpc::ClientContext context;
   SetDeadline(context, timeout);
   guestpb::InitRequest request;

@@ -50,10 +50,14 @@ class GuestClient {
   using ExecSink = std::function<bool(const guestpb::ExecOutput&)>;
   absl::StatusOr<guestpb::ExecExit> Exec(const guestpb::ExecRequest& request, const ExecSink& sink);
 
+  // Ends the connection: what is under way and what comes later fails with UNAVAILABLE. Returns at once.
+  void Disconnect();
+
  private:
-  explicit GuestClient(const std::shared_ptr<grpc::Channel>& channel);
+  GuestClient(const std::shared_ptr<grpc::Channel>& channel, OwnedFd connection);
 
   std::unique_ptr<guestpb::Guest::Stub> stub_;
+  const OwnedFd connection_;  // A duplicate of the channel's, to end it.
   guestpb::InitResponse init_;
 };
 

@@ -82,6 +82,21 @@ absl::StatusOr<std::shared_ptr<GuestClient>> GuestLink::Client(absl::Duration ti
   }
 }
 
+void GuestLink::GuestRestarted() {
+  std::shared_ptr<GuestClient> client;
+  {
+    absl::MutexLock lock(&mutex_);
+    ++restarts_;
+    client = client_;
+  }
+  if (client != nullptr) client->Disconnect();
+}
+
+uint64_t GuestLink::restarts() const {
+  absl::MutexLock lock(&mutex_);
+  return restarts_;
+}
+
 bool GuestLink::ever_connected() const {
   absl::MutexLock lock(&mutex_);
   return connections_ > 0;

@@ -28,6 +28,11 @@ class GuestLink {
   absl::StatusOr<std::shared_ptr<GuestClient>> Client(absl::Duration timeout);
   // Accepts no more; waiting and later Client() calls fail. Clients that are held stay usable. Idempotent.
   void Shutdown();
+  // The guest was reset: its agent is gone, and with it what it had frozen. Ends its connection, so that nobody waits for
+  // an answer. Returns at once.
+  void GuestRestarted();
+  // How often; whoever keeps a promise of the agent compares it.
+  uint64_t restarts() const;
   VsockHost& vsock() { return *vsock_; }
   // Whether an agent has ever said Init; says nothing about now.
   bool ever_connected() const;
@@ -44,6 +49,7 @@ class GuestLink {
   mutable absl::Mutex mutex_;
   std::shared_ptr<GuestClient> client_ ABSL_GUARDED_BY(mutex_);
   uint64_t connections_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t restarts_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string agent_version_ ABSL_GUARDED_BY(mutex_);
   std::string clock_source_ ABSL_GUARDED_BY(mutex_);
   bool shut_down_ ABSL_GUARDED_BY(mutex_) = false;

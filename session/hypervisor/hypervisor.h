@@ -180,7 +180,7 @@ class Vm {
   virtual void Kill() = 0;
   // Blocks until the hypervisor's process has ended; callable again and from several threads.
   virtual ProcessExit WaitForExit() = 0;
-  // True when the guest powered itself off or reset into its end (not Kill, not a crash). Meaningful after the exit.
+  // True when the guest powered itself off (not Kill, not a crash). Meaningful after the exit.
   virtual bool guest_shut_down() const = 0;
 };
 

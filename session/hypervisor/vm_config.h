@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -78,6 +79,10 @@ struct VmConfig {
   // Of hypervisors that are not started but adopted (process/): their pid, and how long a capture may stop them.
   pid_t adopt_pid = -1;
   absl::Duration max_pause = absl::Seconds(2);
+  // Called when the guest has been reset, before anything that happens later is told: it goes on in the same VM, with its
+  // disks, its bitmaps and whatever is pinned. From a thread of the hypervisor's, perhaps until after the Vm's end: must
+  // not block. May be empty.
+  std::function<void()> on_reset;
 };
 
 }  // namespace still::session

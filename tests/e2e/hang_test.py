@@ -63,7 +63,7 @@ class HangTest(unittest.TestCase):
         command.send_signal(how)
         command.communicate()
         wait_for(lambda: not any(map(is_alive, self.begun)), "its processes to end", 60)
-        wait_for(lambda: self.host.session(name)["status"] == "stopped", "its end to be known", 10)
+        wait_for(lambda: self.host.session(name)["status"].startswith("stopped"), "its end to be known", 10)
         self.host.still("rm", name)
         self.assertIsNone(self.host.session(name))
 

@@ -86,7 +86,8 @@ absl::StatusOr<std::string> AskPassphrase(const std::string& prompt);
 
 // The commands, one file each group.
 void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, repair, stats, key
-void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, resume, thaw
+void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, exec, logs, resume, thaw
+void AddPowerCommands(CLI::App& app, Context& context);       // start, stop, rm
 void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, prune, diff
 void AddForgetCommands(CLI::App& app, Context& context);      // forget, hold, release
 void AddRestoreCommands(CLI::App& app, Context& context);     // restore, rollback, hot

@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
   context.AddOptions(app);
   still::cli::AddRepositoryCommands(app, context);
   still::cli::AddSessionCommands(app, context);
+  still::cli::AddPowerCommands(app, context);
   still::cli::AddSnapshotCommands(app, context);
   still::cli::AddRestoreCommands(app, context);
   still::cli::AddForgetCommands(app, context);

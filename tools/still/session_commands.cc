@@ -1,4 +1,4 @@
-// run, ps, stop, rm, exec, logs, thaw.
+// run, ps, exec, logs, resume, thaw.
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
@@ -16,7 +16,7 @@
 #include "base/random.h"
 #include "base/undo.h"
 #include "proto/grpc_status.h"
-#include "session/control/session_process.h"
+#include "session/control/session_autostart.h"
 #include "session/session_config.h"
 #include "snapshot/rollback_journal.h"
 #include "tools/still/command_tree.h"
@@ -30,9 +30,6 @@ namespace still::cli {
 namespace {
 
 using sessionpb::SessionConfig;
-
-// From the end of a session's VM to the end of its process.
-constexpr absl::Duration kEndTimeout = absl::Seconds(30);
 
 struct RunArguments {
   std::string name;
@@ -52,6 +49,7 @@ struct RunArguments {
   bool no_agent = false;
   std::string agent_timeout = "60s";
   std::string time_limit = "0";
+  bool autostart = false;
 };
 
 std::string Absolute(const std::string& path) {
@@ -114,10 +112,15 @@ absl::Status Run(Context& context, const RunArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(session::SessionPlace place, sessions.Create(arguments.name));
   UndoStack undo;
   undo.Push("remove the session's directory", [&place] { return RemoveTree(place.directory); });
+  if (arguments.autostart) {
+    STILL_RETURN_IF_ERROR(session::EnableAutostart(sessions, arguments.name));
+    undo.Push("let it not start with the host", [&] { return session::DisableAutostart(sessions, arguments.name); });
+  }
   snapshot::ProgressSink progress = context.MakeProgress();
   progress({.stage = "start"});
   auto launched = sessions.Launch(config, {.timeout = absl::Seconds(config.agent_deadline_s() + 60),
                                            .lock_fd = place.lock.get(),
+                                           .own_unit = true,
                                            .on_step = [&](const std::string& step) { progress({.stage = step}); }});
   context.ProgressDone();
   STILL_RETURN_IF_ERROR(launched.status());
@@ -139,7 +142,7 @@ std::string StateName(const session::SessionEntry& entry, const sessionpb::Descr
 
 Tone ToneOf(const session::SessionEntry& entry, const std::string& state) {
   if (entry.alive) return state == "running" ? Tone::kGood : Tone::kWarning;
-  return entry.end.has_value() && entry.end->kind() != sessionpb::SessionEnd::ERROR ? Tone::kFaint : Tone::kBad;
+  return entry.end.has_value() && session::EndedOnPurpose(*entry.end) ? Tone::kFaint : Tone::kBad;
 }
 
 absl::Status Ps(Context& context) {
@@ -158,16 +161,19 @@ absl::Status Ps(Context& context) {
         described = (*stub)->Describe(&call, {}, &description).ok();
       }
     }
-    std::string state = StateName(entry, described ? &description : nullptr);
+    const std::string state = StateName(entry, described ? &description : nullptr);
+    const std::string reboots =
+        description.reboots() > 0 ? absl::StrCat(", rebooted ", description.reboots(), "x") : "";
     nlohmann::json item = described ? ToJson(description) : nlohmann::json{{"name", entry.name}};
     item["status"] = state;
+    if (entry.end.has_value()) item["end"] = ToJson(*entry.end);
     if (!description.disk_trouble().empty()) {
       troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.disk_trouble())));
     }
     list.push_back(std::move(item));
     const manifestpb::Machine& machine = entry.config.machine();
     table.Add({entry.name,
-               {state, ToneOf(entry, state)},
+               {state + reboots, ToneOf(entry, state)},
                described ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
                FormatBytes(machine.memory_bytes()),
                absl::StrCat(machine.vcpus()),
@@ -178,37 +184,6 @@ absl::Status Ps(Context& context) {
     std::cout << table.ForTerminal();
     for (const std::string& line : troubles) std::cout << line << "\n";
   });
-  return absl::OkStatus();
-}
-
-// One that is not ready yet: nobody is there to be asked to power off.
-absl::Status StopStarting(const session::SessionRegistry& sessions, const session::SessionEntry& entry) {
-  absl::Status ended = session::EndSessionProcess(entry.directory);
-  if (absl::IsNotFound(ended) && sessions.Find(entry.name).value_or(entry).alive) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("session ", entry.name, " is still being made; end the command that makes it"));
-  }
-  return absl::IsNotFound(ended) ? absl::OkStatus() : ended;
-}
-
-absl::Status Stop(Context& context, const std::string& name, const std::string& grace_text, bool force) {
-  STILL_ASSIGN_OR_RETURN(absl::Duration grace, ParseDuration(grace_text));
-  const session::SessionRegistry sessions = context.sessions();
-  STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, sessions.Find(name));
-  sessionpb::SessionEnd end;
-  if (entry.alive && !entry.ready) {
-    STILL_RETURN_IF_ERROR(StopStarting(sessions, entry));
-    end.set_kind(sessionpb::SessionEnd::STOPPED);
-  } else {
-    STILL_ASSIGN_OR_RETURN(auto stub, sessions.Connect(name));
-    sessionpb::StopRequest request;
-    request.set_grace_ms(force ? 0 : static_cast<uint32_t>(absl::ToInt64Milliseconds(grace)));
-    grpc::ClientContext call;
-    STILL_RETURN_IF_ERROR(FromGrpc(stub->Stop(&call, request, &end)));
-  }
-  // Its process too: whoever stopped it may remove it, or start it again.
-  STILL_RETURN_IF_ERROR(sessions.AwaitGone(name, kEndTimeout));
-  context.Print(ToJson(end), [&] { std::cout << "session " << name << " " << session::DescribeEnd(end) << "\n"; });
   return absl::OkStatus();
 }
 
@@ -317,6 +292,8 @@ void AddRun(CLI::App& app, Context& context) {
   run->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for it")->capture_default_str();
   run->add_option("--time-limit", arguments->time_limit, "End the session after this long (0: never)")
       ->capture_default_str();
+  run->add_flag("--autostart", arguments->autostart,
+                "Start it with the host, too (root under systemd: still-session@NAME.service)");
 }
 
 }  // namespace
@@ -326,23 +303,6 @@ void AddSessionCommands(CLI::App& app, Context& context) {
   context.AddCommand(app, "ps", "List sessions", Ps);
 
   auto name = std::make_shared<std::string>();
-  auto grace = std::make_shared<std::string>("10s");
-  auto force = std::make_shared<bool>(false);
-  CLI::App* stop = context.AddCommand(app, "stop", "End a session: the guest is asked to power off first",
-                                      [=](Context& c) { return Stop(c, *name, *grace, *force); });
-  stop->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
-  stop->add_option("--grace", *grace, "How long the guest gets")->capture_default_str();
-  stop->add_flag("--force", *force, "Do not ask the guest");
-
-  CLI::App* rm = context.AddCommand(
-      app, "rm", "Delete an ended session, with its restored disks", [=](Context& c) -> absl::Status {
-        snapshot::SweepRollbacks(c.sessions());
-        STILL_RETURN_IF_ERROR(c.sessions().Remove(*name));
-        c.Print({{"removed", *name}}, [&] { std::cout << "session " << *name << " removed\n"; });
-        return absl::OkStatus();
-      });
-  rm->add_option("session", *name, "Its whole name")->required()->type_name(kExactSessionType);
-
   auto exec_arguments = std::make_shared<ExecArguments>();
   CLI::App* exec = context.AddCommand(app, "exec", "Run a program in the guest; exits with its exit code",
                                       [=](Context& c) { return Exec(c, *exec_arguments); });

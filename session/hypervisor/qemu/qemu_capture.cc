@@ -89,6 +89,7 @@ class QemuCapture : public VmCapture {
   bool disks_wanted_ = false;
   Migration migration_ = Migration::kNone;
   std::vector<std::string> commands_;  // Inside the pause.
+  uint64_t resets_at_pause_ = 0;
   absl::Time stopped_at_ = absl::InfinitePast();
   absl::Time resumed_at_ = absl::InfinitePast();
   std::atomic<bool> cancelled_ = false;
@@ -154,6 +155,7 @@ absl::StatusOr<PausedVm> QemuCapture::Pause() {
   // On an error the guard resumes, also when only the answer was late.
   STILL_RETURN_IF_ERROR(Annotate(qmp().Run("stop", json::object(), options_.command_deadline), "pause the VM"));
   stopped_at_ = absl::Now();
+  resets_at_pause_ = machine_->guest->resets;
   while (NextEvent(absl::ZeroDuration()).ok()) {
   }
   return paused;
@@ -230,6 +232,11 @@ absl::Status QemuCapture::NextEvent(absl::Duration timeout) {
 
 // One command: capabilities, parameters and the descriptor are set.
 absl::Status QemuCapture::StartMigration() {
+  // A reset that the guest asked for right before the pause is done inside of it, and leaves a run state from which QEMU
+  // 7.2 aborts when a snapshot is begun (runstate_set: "prelaunch" to "paused").
+  if (machine_->guest->resets != resets_at_pause_) {
+    return absl::UnavailableError("the guest was reset in the moment of its pause; try again");
+  }
   commands_.push_back("migrate");
   migration_ = Migration::kStarting;
   sink_passed_ = false;  // The migration owns it now, and closes it in any case.

@@ -86,8 +86,8 @@ void AddBoot(const VmConfig& config, std::vector<std::string>& argv) {
   } else if (firmware != "seabios") {
     argv.insert(argv.end(), {"-bios", firmware});
   }
-  // Saved memory has its kernel in it, and a reset ends the VM: nobody would ever ask for it.
-  if (config.kernel.empty() || config.incoming.has_value()) return;
+  // Also for saved memory, which has its kernel in it: after a reset the firmware asks for it.
+  if (config.kernel.empty()) return;
   argv.insert(argv.end(), {"-kernel", config.kernel});
   if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", config.initrd});
   if (!config.cmdline.empty()) argv.insert(argv.end(), {"-append", config.cmdline});
@@ -312,8 +312,6 @@ std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& 
   std::vector<std::string> argv = {binary, "-name", absl::StrCat("guest=", Escaped(config.name), ",debug-threads=on")};
   argv.insert(argv.end(), {"-no-user-config", "-nodefaults", "-display", "none"});
   argv.insert(argv.end(), {"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
-  // A reset ends the VM: a session that reboots would silently become another machine.
-  argv.push_back("-no-reboot");
   if (!config.generation_id.empty()) argv.insert(argv.end(), {"-uuid", config.generation_id});
   AddMachine(config, argv);
   AddBoot(config, argv);

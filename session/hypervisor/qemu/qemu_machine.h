@@ -17,7 +17,14 @@ namespace still::session {
 // For commands outside the pause: they wait for nothing but QEMU's main loop.
 inline constexpr absl::Duration kCommandDeadline = absl::Seconds(10);
 
+// What QEMU has told of its guest. Shared by the machine and the thread that reads QMP, which may outlive it.
+struct GuestEvents {
+  std::atomic<bool> shut_down = false;
+  std::atomic<uint64_t> resets = 0;
+};
+
 struct QemuMachine {
+  std::shared_ptr<GuestEvents> guest = std::make_shared<GuestEvents>();
   std::unique_ptr<QmpClient> qmp;
   std::vector<DiskConfig> disks;  // In the order of DiskNode(index).
   std::string directory;

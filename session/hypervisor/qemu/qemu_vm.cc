@@ -40,11 +40,10 @@ constexpr char kIncomingFd[] = "still-incoming";
 class QemuVm : public Vm {
  public:
   QemuVm(std::unique_ptr<QemuProcess> process, std::shared_ptr<QemuMachine> machine, VmDescription description,
-         std::shared_ptr<std::atomic<bool>> guest_shut_down, std::vector<std::string> nics)
+         std::vector<std::string> nics)
       : machine_(std::move(machine)),
         description_(std::move(description)),
         nics_(std::move(nics)),
-        guest_shut_down_(std::move(guest_shut_down)),
         lazy_disks_(machine_),
         process_(std::move(process)) {}
   ~QemuVm() override {
@@ -82,13 +81,12 @@ class QemuVm : public Vm {
   }
 
   ProcessExit WaitForExit() override { return process_->Wait(absl::InfiniteDuration()).value_or(ProcessExit{}); }
-  bool guest_shut_down() const override { return *guest_shut_down_; }
+  bool guest_shut_down() const override { return machine_->guest->shut_down; }
 
  private:
   const std::shared_ptr<QemuMachine> machine_;
   const VmDescription description_;
   const std::vector<std::string> nics_;
-  const std::shared_ptr<std::atomic<bool>> guest_shut_down_;  // Shared with the QMP reader, which may live longer.
   QemuLazyDisks lazy_disks_;
   const std::unique_ptr<QemuProcess> process_;
 };
@@ -258,9 +256,11 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   machine->directory = config.directory;
   machine->pid = process->pid();
   machine->memory_bytes = config.memory_bytes;
-  auto guest_shut_down = std::make_shared<std::atomic<bool>>(false);
-  auto on_event = [guest_shut_down](const QmpEvent& event) {
-    if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) *guest_shut_down = true;
+  auto on_event = [guest = machine->guest, on_reset = config.on_reset](const QmpEvent& event) {
+    if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) guest->shut_down = true;
+    if (event.name != "RESET") return;
+    ++guest->resets;
+    if (on_reset) on_reset();
   };
   auto connect = [&]() -> absl::StatusOr<VmDescription> {
     STILL_ASSIGN_OR_RETURN(
@@ -280,8 +280,8 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   description->command = std::move(command);
   std::vector<std::string> nics;
   for (const NicConfig& nic : config.nics) nics.push_back(nic.name);
-  return std::unique_ptr<Vm>(std::make_unique<QemuVm>(std::move(process), std::move(machine), *std::move(description),
-                                                      std::move(guest_shut_down), std::move(nics)));
+  return std::unique_ptr<Vm>(
+      std::make_unique<QemuVm>(std::move(process), std::move(machine), *std::move(description), std::move(nics)));
 }
 
 }  // namespace still::session

@@ -34,7 +34,9 @@ struct World {
   std::vector<std::string> diary;
   bool paused = false;
   bool frozen = false;
+  bool restarted = false;
   std::string fail_at;                            // The call that fails.
+  std::string reset_at;                           // The call during which the guest is reset.
   absl::Duration pause_delay;                     // Between recheck and pause.
   absl::Duration guest_time = absl::Seconds(77);  // The guest's clock at the recheck.
   bool resume_fails_once = false;
@@ -43,6 +45,10 @@ struct World {
 
   absl::Status Do(const std::string& call) {
     diary.push_back(call);
+    if (call == reset_at) {
+      restarted = true;
+      frozen = false;
+    }
     if (call == fail_at) return absl::UnavailableError(call + " failed");
     return absl::OkStatus();
   }
@@ -91,12 +97,15 @@ class ScriptedFreeze final : public FreezeGuard {
     if (world_.frozen) (void)Thaw(absl::Seconds(1));
   }
   const guestpb::QuiesceResponse& report() const override { return world_.freeze; }
+  bool GuestRestarted() const override { return world_.restarted; }
   absl::StatusOr<absl::Duration> Recheck(absl::Duration) override {
     STILL_RETURN_IF_ERROR(world_.Do("recheck"));
+    if (world_.restarted) return absl::FailedPreconditionError("the guest was reset");
     return world_.guest_time;
   }
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration) override {
     EXPECT_FALSE(world_.paused) << "a thaw cannot run in a paused guest";
+    if (world_.restarted) return absl::AbortedError("the guest was reset");
     STILL_RETURN_IF_ERROR(world_.Do("thaw"));
     world_.frozen = false;
     return world_.thaw;
@@ -223,6 +232,34 @@ TEST_F(CriticalWindowTest, AThawByTheLeaseThatMayHaveBeenBeforeThePointIsOne) {
   EXPECT_EQ(tried->consistency.level(), manifestpb::Consistency::CRASH);
   EXPECT_EQ(tried->consistency.thaw_cause(), "lease expired");
   EXPECT_TRUE(absl::IsFailedPrecondition(Run(sessionpb::QUIESCE_REQUIRE).status()));
+}
+
+TEST_F(CriticalWindowTest, AResetBeforeThePointLowersTheLabelAndFailsWhatIsRequired) {
+  for (const char* call : {"recheck", "pause"}) {
+    SCOPED_TRACE(call);
+    world_.reset_at = call;
+    world_.restarted = false;
+    absl::StatusOr<WindowReport> tried = Run(sessionpb::QUIESCE_TRY);
+    ASSERT_TRUE(tried.ok()) << tried.status();
+    EXPECT_EQ(tried->consistency.level(), manifestpb::Consistency::CRASH);
+    EXPECT_THAT(tried->consistency.downgrades(), ElementsAre(HasSubstr("the guest was reset")));
+    EXPECT_FALSE(world_.paused);
+    world_.restarted = false;
+    EXPECT_THAT(Run(sessionpb::QUIESCE_REQUIRE).status().message(), HasSubstr("the guest was reset"));
+    EXPECT_FALSE(world_.paused);
+  }
+}
+
+TEST_F(CriticalWindowTest, AResetAfterThePointTakesNothingFromIt) {
+  for (const char* call : {"save", "thaw"}) {
+    SCOPED_TRACE(call);
+    world_.reset_at = call;
+    world_.restarted = false;
+    absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_REQUIRE);
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::FILESYSTEM);
+    EXPECT_EQ(report->consistency.thaw_cause(), call == std::string("save") ? "guest reset" : "requested");
+  }
 }
 
 TEST_F(CriticalWindowTest, AMountThatSomebodyThawedEarlyLowersTheLabel) {

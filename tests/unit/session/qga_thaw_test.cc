@@ -80,7 +80,7 @@ TEST_F(QgaThawTest, AGuestThatNobodyCouldThawIsNotOffered) {
   ASSERT_NO_FATAL_FAILURE(Start([](const std::string&) { return "{\"error\": {}}\n"; }));
   const absl::Status failed = LaunchRestored(*session_, kNobodyListens).status();
   EXPECT_THAT(failed.message(), HasSubstr("no agent: the QEMU guest agent does not thaw"));
-  EXPECT_EQ(session_->Wait().kind(), SessionEnd::STOPPED);
+  EXPECT_EQ(session_->Wait().kind(), SessionEnd::FAILED_TO_START);
 }
 
 TEST_F(QgaThawTest, AMachineWithoutThePortAsksNobody) {

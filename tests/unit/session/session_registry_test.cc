@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "session/control/session_lock.h"
+#include "session/session_config.h"
 
 namespace still::session {
 namespace {
@@ -71,6 +72,32 @@ TEST_F(SessionRegistryTest, RemembersHowASessionEnded) {
   EXPECT_FALSE((*listed)[0].alive);
   EXPECT_EQ((*listed)[0].end->exit_code(), 7);
   EXPECT_THAT(sessions.Connect("db").status().message(), HasSubstr("not running: exited with code 7"));
+}
+
+TEST_F(SessionRegistryTest, AnEndThatNobodyRecordedIsFoundOut) {
+  SessionRegistry sessions(root_);
+  MakeEnded(sessions, "db");
+  const std::string directory = sessions.Directory("db");
+  ASSERT_TRUE(RemoveFile(JoinPath(directory, "end.json")).ok());
+  EXPECT_FALSE(sessions.Find("db")->end.has_value()) << "of before start.json";
+  sessionpb::SessionStart start;
+  start.set_boot_id(HostBootId());
+  ASSERT_FALSE(start.boot_id().empty());
+  ASSERT_TRUE(WriteSessionStart(directory, start).ok());
+  EXPECT_EQ(sessions.Find("db")->end->kind(), sessionpb::SessionEnd::KILLED);
+  start.set_boot_id("of another life");
+  ASSERT_TRUE(WriteSessionStart(directory, start).ok());
+  EXPECT_EQ(sessions.Find("db")->end->kind(), sessionpb::SessionEnd::HOST_RESTARTED);
+  EXPECT_FALSE(EndedOnPurpose(*sessions.Find("db")->end));
+}
+
+TEST_F(SessionRegistryTest, AnOlderRecordOfACrashIsRead) {
+  SessionRegistry sessions(root_);
+  MakeEnded(sessions, "db");
+  ASSERT_TRUE(
+      WriteFileAtomically(JoinPath(sessions.Directory("db"), "end.json"), R"({"kind": "ERROR", "error": "signal 9"})")
+          .ok());
+  EXPECT_EQ(DescribeEnd(*sessions.Find("db")->end), "crashed: signal 9");
 }
 
 TEST_F(SessionRegistryTest, ANameInUseIsRefusedWithTheWayOut) {
