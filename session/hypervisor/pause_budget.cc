@@ -10,7 +10,7 @@ void PauseBudget::Begin() { end_ = Clock::Real().Monotonic() + length_; }
 absl::StatusOr<absl::Duration> PauseBudget::Left() const {
   absl::Duration left = end_ - Clock::Real().Monotonic();
   if (left > absl::ZeroDuration()) return left;
-  return Explain(absl::DeadlineExceededError("the pause is over"));
+  return absl::DeadlineExceededError("no time is left");
 }
 
 absl::Status PauseBudget::Explain(const absl::Status& status) const {

@@ -72,7 +72,7 @@ class QemuCapture : public VmCapture {
   absl::Status NextEvent(absl::Duration timeout);
   absl::Status StartMigration();
   absl::Status AwaitWriteProtection();
-  absl::Status AwaitMigration(absl::Duration stall_limit, absl::Duration limit);
+  absl::Status AwaitMigration(absl::Duration stall_limit, const PauseBudget* budget);
   absl::Status MigrationError();
   absl::Status StopMigration();
   PauseReport Report(const char* method);
@@ -213,7 +213,7 @@ absl::StatusOr<PauseReport> QemuCapture::SaveStateAndResume(PausedVm paused) {
   }
   absl::Status resumed = paused.Resume();
   if (resumed.ok()) may_be_paused_ = false;
-  return FirstError(budget_.Explain(report.status()), resumed);
+  return FirstError(report.status(), resumed);
 }
 
 absl::StatusOr<PauseReport> QemuCapture::SaveInBackground() {
@@ -227,13 +227,9 @@ absl::StatusOr<PauseReport> QemuCapture::SaveStopped(PausedVm& paused) {
   STILL_RETURN_IF_ERROR(CheckCancelled());
   if (options_.memory) {
     STILL_RETURN_IF_ERROR(StartMigration());
-    absl::Duration limit = absl::InfiniteDuration();
-    if (!options_.stop_for_memory) {
-      STILL_ASSIGN_OR_RETURN(limit, budget_.Left());
-    }
-    STILL_RETURN_IF_ERROR(AwaitMigration(options_.memory_stall_limit, limit));
+    STILL_RETURN_IF_ERROR(AwaitMigration(options_.memory_stall_limit, options_.stop_for_memory ? nullptr : &budget_));
     if (options_.stop_for_memory) budget_.Forgive();
-    if (disks_wanted_) STILL_RETURN_IF_ERROR(disks_.Pin(budget_, commands_));
+    if (disks_wanted_) STILL_RETURN_IF_ERROR(budget_.Explain(disks_.Pin(budget_, commands_)));
   }
   commands_.push_back("cont");
   STILL_RETURN_IF_ERROR(Annotate(paused.Resume(), "resume the VM"));
@@ -268,18 +264,20 @@ absl::Status QemuCapture::NextEvent(absl::Duration timeout) {
 // One command: capabilities, parameters and the descriptor are set.
 absl::Status QemuCapture::StartMigration() {
   commands_.push_back("migrate");
-  STILL_ASSIGN_OR_RETURN(absl::Duration left, budget_.Left());
+  absl::StatusOr<absl::Duration> left = budget_.Left();
+  if (!left.ok()) return budget_.Explain(left.status());
   migration_ = Migration::kActive;
   sink_passed_ = false;  // The migration owns it now, and closes it in any case.
-  absl::Status started = qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, left);
-  return Annotate(started, "save the memory");
+  absl::Status started = qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, *left);
+  return budget_.Explain(Annotate(started, "save the memory"));
 }
 
 // With background-snapshot QEMU resumes the VM itself, once all memory is write-protected.
 absl::Status QemuCapture::AwaitWriteProtection() {
   while (resumed_at_ == absl::InfinitePast()) {
-    STILL_ASSIGN_OR_RETURN(absl::Duration left, budget_.Left());
-    if (absl::Status next = NextEvent(left); !next.ok()) return Annotate(next, "write-protect the memory");
+    absl::StatusOr<absl::Duration> left = budget_.Left();
+    absl::Status next = left.ok() ? NextEvent(*left) : left.status();
+    if (!next.ok()) return budget_.Explain(Annotate(next, "write-protect the memory"));
     if (migration_ == Migration::kFailed) return Annotate(MigrationError(), "write-protect the memory");
   }
   return absl::OkStatus();
@@ -293,7 +291,7 @@ absl::StatusOr<std::vector<PinnedDiskExport>> QemuCapture::ExportDisks() {
 absl::Status QemuCapture::WaitForMemory(absl::Duration stall_limit) {
   if (!options_.memory) return absl::FailedPreconditionError("no memory was asked for");
   relay_->SetStallLimit(stall_limit);
-  return AwaitMigration(stall_limit, absl::InfiniteDuration());
+  return AwaitMigration(stall_limit, nullptr);
 }
 
 void QemuCapture::Cancel() {
@@ -301,19 +299,18 @@ void QemuCapture::Cancel() {
   if (relay_ != nullptr) relay_->Cancel();
 }
 
-// The relay watches the reader, this watches QEMU.
-absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit, absl::Duration limit) {
+// The relay watches the reader, this watches QEMU; `budget` when the VM stands still meanwhile and it was not asked for.
+absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit, const PauseBudget* budget) {
   // A hypervisor that writes nothing, though its reader would take it, is only short of processor time for a while.
   const absl::Duration silence_limit = std::max(2 * stall_limit, machine_->command_deadline);
-  const absl::Duration begun = Clock::Real().Monotonic();
-  absl::Duration moved_at = begun;
+  absl::Duration moved_at = Clock::Real().Monotonic();
   uint64_t moved_bytes = 0;
   while (migration_ == Migration::kActive) {
     STILL_RETURN_IF_ERROR(relay_->status());
     absl::Duration now = Clock::Real().Monotonic();
-    if (now - begun >= limit) {
+    if (budget != nullptr && !budget->Left().ok()) {
       relay_->Cancel();
-      return absl::DeadlineExceededError("the memory takes longer to be written");
+      return budget->Explain(absl::DeadlineExceededError("the memory takes longer to be written"));
     }
     if (uint64_t bytes = relay_->bytes_read(); bytes != moved_bytes) {
       moved_bytes = bytes;
