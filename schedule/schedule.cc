@@ -74,6 +74,8 @@ absl::Status CheckRest(const Definition& definition) {
   STILL_RETURN_IF_ERROR(OneOf("quiesce", definition.quiesce(), {"require", "try", "off"}));
   STILL_RETURN_IF_ERROR(OneOf("hooks", definition.hooks(), {"fail", "warn", "skip"}));
   STILL_RETURN_IF_ERROR(SpanOr(definition.freeze_lease(), absl::Seconds(10)).status());
+  STILL_RETURN_IF_ERROR(SpanOr(definition.max_pause(), absl::Seconds(2)).status());
+  STILL_RETURN_IF_ERROR(OneOf("memory", definition.memory(), {"try", "require", "stop"}));
   STILL_RETURN_IF_ERROR(SpanOr(definition.max_age(), absl::ZeroDuration()).status());
   if (!definition.check().empty() && definition.kind() != Definition::KIND_DRILL) {
     return absl::InvalidArgumentError("a check is for schedules of kind drill");

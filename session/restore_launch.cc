@@ -55,6 +55,7 @@ absl::Status Run(Session& session, const std::function<void(const std::string& s
                  sessionpb::LaunchReport& report) {
   auto passed_us = [&session] { return static_cast<uint64_t>(absl::ToInt64Microseconds(session.Age())); };
   STILL_RETURN_IF_ERROR(session.executor().Run([&session] { return session.vm().Resume(); }));
+  session.keeper().Watch();
   report.set_running_us(passed_us());
   const sessionpb::SessionConfig& config = session.config();
   if (!config.has_identity() && !config.restore().thaw()) return absl::OkStatus();

@@ -74,6 +74,7 @@ absl::StatusOr<WindowReport> CriticalWindow::Run() {
   };
   report_.consistency.set_level(manifestpb::Consistency::CRASH);
   STILL_RETURN_IF_ERROR(RunStep("quiesce", &CriticalWindow::Quiesce));
+  STILL_RETURN_IF_ERROR(RunStep("flush", &CriticalWindow::Flush));
   STILL_RETURN_IF_ERROR(RunStep("recheck", &CriticalWindow::Recheck));
   STILL_RETURN_IF_ERROR(RunStep("pause", &CriticalWindow::Pause));
   STILL_RETURN_IF_ERROR(RunStep("pin_disks", &CriticalWindow::PinDisks));
@@ -119,6 +120,13 @@ absl::Status CriticalWindow::Quiesce() {
   return RequireProof();
 }
 
+// Needs:            the freeze, so that little is written behind it.
+// Does:             writes the disk images back, which the stop would do inside the pause.
+// Undo:             none; it changes nothing.
+// If we crash here: as in Quiesce.
+// Time bound:       the longest pause that is allowed; what takes longer would make the pause longer.
+absl::Status CriticalWindow::Flush() { return capture_.FlushDisks(); }
+
 // Needs:            what Quiesce left.
 // Does:             asks the agent, immediately before the pause, whether the freeze has held and holds long enough.
 // Undo:             none; it changes nothing but the lease, which starts anew.
@@ -140,7 +148,7 @@ absl::Status CriticalWindow::Recheck() {
 // Does:             stops the vcpus: this is the point.
 // Undo:             paused_ resumes.
 // If we crash here: the hypervisor ends with this process (docs/ARCHITECTURE.md, Processes): never left paused.
-// Time bound:       the capture's command deadline.
+// Time bound:       the longest pause that is allowed.
 absl::Status CriticalWindow::Pause() {
   STILL_ASSIGN_OR_RETURN(PausedVm paused, capture_.Pause());
   paused_.emplace(std::move(paused));
@@ -166,14 +174,14 @@ absl::Status CriticalWindow::Pause() {
 // Does:             pins every disk at this instant.
 // Undo:             VmCapture::Release.
 // If we crash here: as in Pause.
-// Time bound:       the capture's command deadline for each command.
+// Time bound:       what is left of the longest pause that is allowed.
 absl::Status CriticalWindow::PinDisks() { return capture_.PinDisks(*paused_); }
 
 // Needs:            the pause; the pins, so that memory and disks are of one instant.
 // Does:             starts the memory stream and ends the pause.
 // Undo:             VmCapture::Release; the guard has been handed over and resumes.
 // If we crash here: as in Pause.
-// Time bound:       the capture's command deadline; without background saving as long as the memory takes.
+// Time bound:       what is left of the longest pause; where that was asked for, as long as the memory takes.
 absl::Status CriticalWindow::SaveState() {
   PausedVm paused = *std::move(paused_);
   paused_.reset();

@@ -1,7 +1,7 @@
 // The critical window: from the freeze to the thaw. It owns the order of the steps, their guards and their report, and
 // knows neither repositories nor how the hypervisor does its part.
 //
-//   quiesce -> recheck -> pause -> pin_disks -> save_state (ends the pause) -> thaw
+//   quiesce -> flush -> recheck -> pause -> pin_disks -> save_state (ends the pause) -> thaw
 //
 // Whatever happens (an error, a cancel, an exception of the world), the VM runs and the guest is thawed when Run
 // returns, or the report says that it could not be verified. Every step's contract is at its declaration in
@@ -84,6 +84,7 @@ class CriticalWindow {
 
   absl::Status RunStep(const char* name, Step step);
   absl::Status Quiesce();
+  absl::Status Flush();
   absl::Status Recheck();
   absl::Status Pause();
   absl::Status PinDisks();

@@ -31,6 +31,7 @@ constexpr absl::Duration kMaxHooksPause = absl::Seconds(2);
 constexpr absl::Duration kHooksCallTimeout = absl::Seconds(1);
 constexpr absl::Duration kDefaultFreezeLease = absl::Seconds(10);
 constexpr absl::Duration kDefaultHookTimeout = absl::Seconds(10);
+constexpr absl::Duration kLongestMaxPause = absl::Minutes(10);
 
 FreezeOptions FreezeOptionsOf(const sessionpb::BeginCaptureRequest& request) {
   FreezeOptions options;
@@ -40,6 +41,30 @@ FreezeOptions FreezeOptionsOf(const sessionpb::BeginCaptureRequest& request) {
   options.hook_policy = request.hook_policy();
   options.skip_presync = request.skip_presync();
   return options;
+}
+
+absl::StatusOr<CaptureOptions> CaptureOptionsOf(const sessionpb::BeginCaptureRequest& request) {
+  CaptureOptions options{.memory = request.memory(),
+                         .repository_id = request.repository_id(),
+                         .stop_for_memory = request.memory_policy() == sessionpb::MEMORY_STOP,
+                         .pin_space_limit = request.pin_space_limit()};
+  options.base_bitmaps.assign(request.base_bitmaps().begin(), request.base_bitmaps().end());
+  if (request.max_pause_ms() > 0) options.max_pause = absl::Milliseconds(request.max_pause_ms());
+  if (options.max_pause > kLongestMaxPause) {
+    return absl::InvalidArgumentError(absl::StrCat("a pause of ", absl::FormatDuration(options.max_pause), "; at most ",
+                                                   absl::FormatDuration(kLongestMaxPause), " are allowed"));
+  }
+  return options;
+}
+
+// Empty when it can be saved as asked for.
+std::string WhyNoMemory(const Capabilities& can, const CaptureOptions& options) {
+  if (!can.memory) return "this hypervisor cannot save memory";
+  if (can.background_memory || options.stop_for_memory || can.stopped_memory_pause <= options.max_pause) return "";
+  return absl::StrCat("memory can only be saved while the machine stands still (", can.background_memory_reason,
+                      "), for about ", absl::FormatDuration(absl::Ceil(can.stopped_memory_pause, absl::Seconds(1))),
+                      ", and it may stand still for ", absl::FormatDuration(options.max_pause),
+                      " (--max-pause; or ask for it: --memory stop)");
 }
 
 sessionpb::CaptureEvent PhaseEvent(const std::string& step, absl::Duration start, absl::Duration end) {
@@ -122,7 +147,6 @@ absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb
   active->id = RandomUuid();
   active->context = &context;
   active->events = &events;
-  active->memory = request.memory();
   {
     absl::MutexLock lock(&mutex_);
     if (active_ != nullptr) {
@@ -156,9 +180,10 @@ absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb
   return status;
 }
 
-absl::StatusOr<OwnedFd> CaptureService::AcceptMemorySink(Active& active) {
+absl::StatusOr<OwnedFd> CaptureService::AcceptMemorySink(Active& active, const std::string& no_memory_reason) {
   sessionpb::CaptureEvent event;
   event.mutable_prepared()->set_capture_id(active.id);
+  event.mutable_prepared()->set_no_memory_reason(no_memory_reason);
   if (!active.memory) {
     active.events->Send(std::move(event));
     return OwnedFd();
@@ -173,15 +198,17 @@ absl::StatusOr<OwnedFd> CaptureService::AcceptMemorySink(Active& active) {
 }
 
 absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptureRequest& request) {
-  if (request.memory() && !session_.vm().capabilities().memory) {
-    return absl::FailedPreconditionError("this hypervisor cannot save memory; take a snapshot of the disks only");
+  STILL_ASSIGN_OR_RETURN(CaptureOptions options, CaptureOptionsOf(request));
+  std::string no_memory;
+  if (options.memory) no_memory = WhyNoMemory(session_.vm().capabilities(), options);
+  if (!no_memory.empty() && request.memory_policy() != sessionpb::MEMORY_TRY) {
+    return absl::FailedPreconditionError(absl::StrCat(no_memory, "; or take a snapshot of the disks only"));
   }
+  active.memory = options.memory = options.memory && no_memory.empty();
   if (request.quiesce() == sessionpb::QUIESCE_REQUIRE && session_.link() == nullptr) {
     return absl::FailedPreconditionError("quiesce=require, but the session has no vsock and so no agent");
   }
-  STILL_ASSIGN_OR_RETURN(OwnedFd sink, AcceptMemorySink(active));
-  CaptureOptions options{.memory = request.memory(), .pin_space_limit = request.pin_space_limit()};
-  options.base_bitmaps.assign(request.base_bitmaps().begin(), request.base_bitmaps().end());
+  STILL_ASSIGN_OR_RETURN(OwnedFd sink, AcceptMemorySink(active, no_memory));
   Freezer freezer = session_.link() == nullptr ? nullptr : MakeGuestFreezer(*session_.link());
 
   absl::StatusOr<WindowReport> report;
@@ -211,6 +238,7 @@ absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptur
   sessionpb::CapturePinned& pinned = *event.mutable_pinned();
   *pinned.mutable_consistency() = std::move(report->consistency);
   *pinned.mutable_windows() = std::move(report->windows);
+  pinned.mutable_windows()->set_no_memory_reason(no_memory);
   pinned.set_point_unix_ns(absl::ToUnixNanos(report->point));
   *pinned.mutable_machine() = session_.machine();
   for (PinnedDiskExport& disk : exports) {

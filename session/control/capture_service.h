@@ -41,7 +41,8 @@ class CaptureService {
  private:
   struct Active;
 
-  absl::StatusOr<OwnedFd> AcceptMemorySink(Active& active);
+  // `no_memory_reason`: for the caller, when there will be none though it was asked for.
+  absl::StatusOr<OwnedFd> AcceptMemorySink(Active& active, const std::string& no_memory_reason);
   absl::Status Window(Active& active, const sessionpb::BeginCaptureRequest& request);
   absl::Status Drain(Active& active);
   // Tells the caller of the thaw hooks once they have ended; true when there is no more to tell.

@@ -80,9 +80,9 @@ grpc::Status ControlService::Resume(grpc::ServerContext*, const sessionpb::Resum
       return absl::FailedPreconditionError("a snapshot is being taken of the session, which ends its pause by itself");
     }
     Vm& vm = session_.vm();
-    if (LazyDisks* disks = vm.lazy_disks(); disks != nullptr) {
-      STILL_ASSIGN_OR_RETURN(bool held, disks->Held());
-      if (held) return absl::FailedPreconditionError("a disk that cannot be read holds the guest until it can");
+    STILL_ASSIGN_OR_RETURN(std::optional<Standstill> standstill, vm.FindStandstill());
+    if (standstill.has_value() && standstill->kind == Standstill::Kind::kHeld) {
+      return absl::FailedPreconditionError("a disk that cannot be read or written holds the guest until it can");
     }
     STILL_ASSIGN_OR_RETURN(bool paused, vm.IsPaused());
     if (paused) STILL_RETURN_IF_ERROR(vm.Resume());

@@ -76,10 +76,10 @@ absl::Status Hydrate(Context& context, const HydrateArguments& arguments) {
 }  // namespace
 
 std::optional<std::string> LazyDiskState(const sessionpb::DescribeResponse& description) {
-  if (description.lazy_disks().empty()) return std::nullopt;
   if (description.state() == sessionpb::DescribeResponse::PAUSED) {
     return description.disk_trouble().empty() ? std::nullopt : std::optional<std::string>("held");
   }
+  if (description.lazy_disks().empty()) return std::nullopt;
   Totals totals = TotalsOf(description);
   if (!totals.hydrating || totals.size == 0) return "lazy";
   return absl::StrCat("hydrating ", totals.hydrated * 100 / totals.size, "%");

@@ -170,6 +170,9 @@ absl::Status Ps(Context& context) {
     if (!description.disk_trouble().empty()) {
       troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.disk_trouble())));
     }
+    if (!description.found_paused().empty()) {
+      troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.found_paused())));
+    }
     list.push_back(std::move(item));
     const manifestpb::Machine& machine = entry.config.machine();
     table.Add({entry.name,

@@ -37,6 +37,8 @@ struct SnapshotArguments {
   std::string hooks = "fail";
   std::string lease = "10s";
   bool disk_only = false;
+  std::string memory = "try";
+  std::string max_pause = "2s";
   bool skip_presync = false;
   std::string pin_space = "0";
   AdoptArguments adopt;
@@ -51,10 +53,14 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
       {"require", sessionpb::QUIESCE_REQUIRE}, {"try", sessionpb::QUIESCE_TRY}, {"off", sessionpb::QUIESCE_OFF}};
   static const std::map<std::string, guestpb::HookPolicy> kHooks = {
       {"fail", guestpb::HOOK_FAIL}, {"warn", guestpb::HOOK_WARN}, {"skip", guestpb::HOOK_SKIP}};
-  options.quiesce = kQuiesce.at(arguments.quiesce);  // Checked by CLI11.
+  static const std::map<std::string, sessionpb::MemoryPolicy> kMemory = {
+      {"require", sessionpb::MEMORY_REQUIRE}, {"try", sessionpb::MEMORY_TRY}, {"stop", sessionpb::MEMORY_STOP}};
+  options.memory_policy = kMemory.at(arguments.memory);  // Checked by CLI11, like the next two.
+  options.quiesce = kQuiesce.at(arguments.quiesce);
   options.hook_policy = kHooks.at(arguments.hooks);
   STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseBytes(arguments.pin_space));
   STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(arguments.lease));
+  STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDuration(arguments.max_pause));
   for (const std::string& label : arguments.labels) {
     std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
     if (pair.first.empty())
@@ -74,6 +80,9 @@ void PrintTaken(const Snapshot& snapshot) {
             << FormatBytes(snapshot.drain().bytes_stored()) << "\n";
   for (const std::string& reason : snapshot.consistency().downgrades())
     std::cout << "  not more because: " << Printable(reason) << "\n";
+  if (const std::string& why = snapshot.windows().no_memory_reason(); !why.empty()) {
+    std::cout << "  no memory because: " << Printable(why) << "\n";
+  }
   if (snapshot.windows().memory_method() == "stopped") {
     std::cout << "  the machine stood still while its memory was written; `still doctor` says what would change that\n";
   }
@@ -181,6 +190,8 @@ void PrintWindows(const manifestpb::Windows& windows) {
   std::cout << "\nwindows: paused " << FormatMicros(windows.pause_us()) << ", frozen "
             << FormatMicros(windows.freeze_us()) << "; memory " << windows.memory_method() << "; "
             << windows.commands_in_pause() << " commands in the pause\n";
+  if (!windows.no_memory_reason().empty())
+    std::cout << "no memory because: " << Printable(windows.no_memory_reason()) << "\n";
   std::vector<std::vector<std::string>> rows;
   for (const auto& phase : windows.phases()) rows.push_back({"  " + phase.name(), FormatMicros(phase.duration_us())});
   rows.push_back({"  (guest) write back", FormatMicros(windows.guest_presync_us())});
@@ -303,14 +314,19 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
       ->capture_default_str();
   take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself after this")->capture_default_str();
   take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
+  take->add_option("--memory", arguments->memory,
+                   "Where saving it would stop the machine for longer than --max-pause: try (leave it out and say so), "
+                   "require (fail), stop (all the same)")
+      ->check(CLI::IsMember({"try", "require", "stop"}))
+      ->capture_default_str();
+  take->add_option("--max-pause", arguments->max_pause, "How long the machine may stand still; else it is undone")
+      ->capture_default_str();
   take->add_option("--pin-space", arguments->pin_space,
                    "Give up when the guest overwrites more than this during the drain (0: half of what is free)")
       ->capture_default_str();
   take->add_option("--pid", arguments->adopt.pid, "Instead of a session: any VMM that runs; its disks only");
   take->add_option("--disk", arguments->adopt.disks,
                    "With --pid: PATH[,name=vda][,format=raw|qcow2][,ro]; may be repeated");
-  take->add_option("--max-pause", arguments->adopt.max_pause, "With --pid: how long it may be stopped (SIGSTOP)")
-      ->capture_default_str();
   take->add_flag("--skip-presync", arguments->skip_presync, "Do not write back before the freeze (to measure it)");
 
   auto session = std::make_shared<std::string>();

@@ -13,6 +13,8 @@
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "session/hypervisor/image_flush.h"
+#include "session/hypervisor/pause_budget.h"
 #include "session/hypervisor/process/process_disk.h"
 #include "session/hypervisor/process/stop_lease.h"
 #include "session/hypervisor/process/target_process.h"
@@ -22,18 +24,17 @@ namespace {
 
 struct Adopted {
   Adopted(TargetProcess process, const VmConfig& config)
-      : target(std::move(process)), disks(config.disks), directory(config.directory), max_pause(config.max_pause) {}
+      : target(std::move(process)), disks(config.disks), directory(config.directory) {}
   const TargetProcess target;
   const std::vector<DiskConfig> disks;
   const std::string directory;
-  const absl::Duration max_pause;
   std::atomic<bool> capture_active = false;
 };
 
 class ProcessCapture final : public VmCapture {
  public:
   ProcessCapture(std::shared_ptr<Adopted> vm, const CaptureOptions& options)
-      : vm_(std::move(vm)), options_(options), disks_(vm_->disks, vm_->directory) {}
+      : vm_(std::move(vm)), options_(options), budget_(options.max_pause), disks_(vm_->disks, vm_->directory) {}
   ~ProcessCapture() override {
     if (absl::Status released = Release(false); !released.ok()) {
       LogError("a capture could not be released", {{"error", released.ToString()}});
@@ -48,21 +49,27 @@ class ProcessCapture final : public VmCapture {
     return disks_.Prepare();
   }
 
+  absl::Status FlushDisks() override {
+    STILL_RETURN_IF_ERROR(CheckCancelled());
+    return budget_.Explain(FlushImages(vm_->disks, options_.max_pause));
+  }
+
   absl::StatusOr<PausedVm> Pause() override {
     STILL_RETURN_IF_ERROR(CheckCancelled());
-    STILL_RETURN_IF_ERROR(lease_->Begin(vm_->max_pause));
+    STILL_RETURN_IF_ERROR(lease_->Begin(options_.max_pause));
     begun_ = Clock::Real().Monotonic();
+    budget_.Begin();
     // On an error, too, the guard continues: a stop may still be pending.
     PausedVm paused([vm = vm_] { return vm->target.Continue(); });
     commands_.push_back("SIGSTOP");
-    STILL_RETURN_IF_ERROR(vm_->target.Stop(std::min(options_.command_deadline, vm_->max_pause)));
+    STILL_RETURN_IF_ERROR(budget_.Explain(vm_->target.Stop(options_.max_pause)));
     return paused;
   }
 
   absl::Status PinDisks(const PausedVm&) override {
     STILL_RETURN_IF_ERROR(CheckCancelled());
     for (const DiskConfig& disk : vm_->disks) commands_.push_back(absl::StrCat("pin ", disk.name));
-    return disks_.Pin(begun_ + vm_->max_pause);
+    return budget_.Explain(disks_.Pin(begun_ + options_.max_pause));
   }
 
   absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) override {
@@ -104,6 +111,7 @@ class ProcessCapture final : public VmCapture {
 
   const std::shared_ptr<Adopted> vm_;  // Shared with the Vm, whose destruction this outlives safely.
   const CaptureOptions options_;
+  PauseBudget budget_;
   ProcessDisks disks_;
   std::optional<StopLease> lease_;
   absl::Duration begun_;

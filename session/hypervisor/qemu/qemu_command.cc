@@ -125,9 +125,10 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
         {"server", {{"type", "unix"}, {"path", absl::StrCat("/proc/self/fd/", directory, "/", disk.backing_socket)}}}};
     argv.insert(argv.end(), {"-blockdev", DumpJson(base)});
     format["backing"] = LazyBaseNode(index);
-    // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
-    absl::StrAppend(&device, ",rerror=stop,werror=stop");
+    absl::StrAppend(&device, ",rerror=stop");
   }
+  // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
+  if (writable) absl::StrAppend(&device, ",werror=stop");
   argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format)});
   if (lazy && disk.read_only) {
     json guard = {

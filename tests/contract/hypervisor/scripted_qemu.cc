@@ -52,7 +52,9 @@ absl::StatusOr<std::unique_ptr<ScriptedQemu>> ScriptedQemu::Start(const std::str
   console.second.Reset();
   qemu->machine_ = std::make_shared<session::QemuMachine>();
   session::QemuMachine& machine = *qemu->machine_;
-  STILL_ASSIGN_OR_RETURN(machine.qmp, session::QmpClient::Connect(std::move(qmp.first), {}));
+  STILL_ASSIGN_OR_RETURN(qemu->proxy_, QmpProxy::Start(std::move(qmp.first)));
+  auto on_event = [&machine](const session::QmpEvent& event) { machine.run_state.Note(event); };
+  STILL_ASSIGN_OR_RETURN(machine.qmp, session::QmpClient::Connect(qemu->proxy_->TakeClient(), {.on_event = on_event}));
   STILL_RETURN_IF_ERROR(session::SetMigrationCapability(*machine.qmp, "events", true));
   machine.disks = config.disks;
   machine.directory = directory;

@@ -58,6 +58,7 @@ class ScriptedCapture final : public VmCapture {
  public:
   explicit ScriptedCapture(World& world) : world_(world) {}
 
+  absl::Status FlushDisks() override { return world_.Do("flush"); }
   absl::StatusOr<PausedVm> Pause() override {
     world_.clock.Sleep(world_.pause_delay);
     STILL_RETURN_IF_ERROR(world_.Do("pause"));
@@ -175,16 +176,16 @@ class CriticalWindowTest : public ::testing::Test {
 TEST_F(CriticalWindowTest, DoesItsStepsInOrderAndReportsThem) {
   absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_REQUIRE);
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_THAT(world_.diary, ElementsAre("freeze", "recheck", "pause", "pin", "save", "resume", "thaw"));
+  EXPECT_THAT(world_.diary, ElementsAre("freeze", "flush", "recheck", "pause", "pin", "save", "resume", "thaw"));
   EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::FILESYSTEM);
   EXPECT_THAT(report->consistency.downgrades(), IsEmpty());
   EXPECT_EQ(report->windows.pause_us(), 20'000u);
-  EXPECT_EQ(report->windows.phases_size(), 6);
+  EXPECT_EQ(report->windows.phases_size(), 7);
 }
 
 // Every call fails once, in turn: the machine always ends running and thawed.
 TEST_F(CriticalWindowTest, WhateverFailsTheVmRunsAndTheGuestIsThawed) {
-  for (const char* call : {"freeze", "recheck", "pause", "pin", "save"}) {
+  for (const char* call : {"freeze", "flush", "recheck", "pause", "pin", "save"}) {
     SCOPED_TRACE(call);
     world_.diary.clear();
     steps_.clear();
@@ -197,7 +198,7 @@ TEST_F(CriticalWindowTest, WhateverFailsTheVmRunsAndTheGuestIsThawed) {
 }
 
 TEST_F(CriticalWindowTest, ACancelBeforeAnyStepLeavesTheVmRunningAndThawed) {
-  for (const char* step : {"quiesce", "recheck", "pause", "pin_disks", "save_state", "thaw"}) {
+  for (const char* step : {"quiesce", "flush", "recheck", "pause", "pin_disks", "save_state", "thaw"}) {
     SCOPED_TRACE(step);
     world_.diary.clear();
     steps_.clear();
@@ -214,7 +215,7 @@ TEST_F(CriticalWindowTest, ATriedFreezeThatFailsLowersTheLabel) {
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::CRASH);
   EXPECT_THAT(report->consistency.downgrades(0), HasSubstr("freeze failed"));
-  EXPECT_THAT(world_.diary, ElementsAre("freeze", "pause", "pin", "save", "resume"));
+  EXPECT_THAT(world_.diary, ElementsAre("freeze", "flush", "pause", "pin", "save", "resume"));
 }
 
 TEST_F(CriticalWindowTest, AThawByTheLeaseAfterThePointIsNoDowngrade) {
