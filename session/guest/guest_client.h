@@ -1,9 +1,11 @@
 // GuestClient: the `Guest` service (proto/guest.proto) over one connection that the guest's agent made.
 //
-// The guest is hostile: every call has a deadline, every answer a size limit, and what it says is data, never a path or
-// a command. Thread-safe. All calls block. Errors: UNAVAILABLE when the connection is gone (wait for the agent to dial
+// The guest is hostile: every call has a deadline, every answer is bounded and cleaned (guest_words.h) before a caller
+// sees it, and what it says is data, never a path or a command. Thread-safe. All calls block. Errors: UNAVAILABLE when the connection is gone (wait for the agent to dial
 // again), DEADLINE_EXCEEDED, or what the agent answered.
 #pragma once
+
+#include <grpcpp/generic/generic_stub.h>
 
 #include <functional>
 #include <memory>
@@ -15,6 +17,7 @@
 #include "base/status.h"
 #include "proto/aliases.h"
 #include "proto/guest.grpc.pb.h"
+#include "session/guest/guest_words.h"
 
 namespace still::session {
 
@@ -48,8 +51,12 @@ class GuestClient {
 
  private:
   explicit GuestClient(const std::shared_ptr<grpc::Channel>& channel);
+  // Every call but Exec goes through this: the generated stub would parse the guest's bytes before they are looked at.
+  absl::Status Ask(const char* call, const google::protobuf::Message& request, google::protobuf::Message& answer,
+                   absl::Duration timeout, size_t text_limit = kMaxGuestText);
 
   std::unique_ptr<guestpb::Guest::Stub> stub_;
+  grpc::TemplatedGenericStub<grpc::ByteBuffer, grpc::ByteBuffer> generic_stub_;
   guestpb::InitResponse init_;
 };
 
