@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
     host.command.insert(host.command.end(), {"--key-file", options.repository.credentials.key_file});
   }
   host.command.push_back("--execute");
+  host.passphrase = options.repository.credentials.passphrase;
   absl::MutexLock lock(&made->mutex_);
   made->host_ = std::make_unique<ProcessHost>(*made->catalog_, std::move(host));
   made->scheduler_ = std::make_unique<Scheduler>(*made->book_, *made->host_, *made->announcer_, Clock::Real(),

@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/secret.h"
 #include "base/status.h"
 #include "schedule/timing.h"
 #include "schedule/worker.h"
@@ -23,6 +24,8 @@ struct Arguments {
   std::string state;
   std::string repository;
   std::string key_file;
+  std::string passphrase;  // Of the environment, which does not have it any more.
+  int secret_fd = -1;      // What a worker is given instead.
   std::string catalog;
   std::string http;
   std::string drain = "60s";
@@ -53,6 +56,7 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
   arguments.state = DefaultState();
   arguments.repository = Environment("STILL_REPO");
   arguments.key_file = Environment("STILL_KEY_FILE");
+  arguments.passphrase = TakeSecretVariable("STILL_PASSPHRASE");
   app.add_option("--state", arguments.state, "State directory (STILL_STATE)")->capture_default_str();
   app.add_option("--repo", arguments.repository,
                  "Repository directory (STILL_REPO; default: repository in the state directory)");
@@ -67,6 +71,7 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
                  "Shell command for each alert (STILL_EVENT, STILL_JSON)");
   app.add_option("--webhook", arguments.webhook, "URL that gets each alert as JSON");
   app.add_option("--catalog", arguments.catalog)->group("");
+  app.add_option("--secret-fd", arguments.secret_fd)->group("");
   app.add_option("--execute", arguments.execute)->group("");
   app.add_option("--man", arguments.man_directory)->group("");
   app.add_option("--man-date", arguments.man_date)->group("");
@@ -84,7 +89,10 @@ absl::Status Run(const Arguments& arguments) {
   store::RepositoryOptions repository{.path = arguments.repository, .catalog_path = arguments.catalog};
   if (repository.path.empty()) repository.path = JoinPath(arguments.state, "repository");
   repository.credentials.key_file = arguments.key_file;
-  repository.credentials.passphrase = Environment("STILL_PASSPHRASE");
+  repository.credentials.passphrase = arguments.passphrase;
+  if (arguments.secret_fd >= 0) {
+    STILL_ASSIGN_OR_RETURN(repository.credentials.passphrase, ReadSecretFd(arguments.secret_fd));
+  }
   if (arguments.execute > 0) {
     STILL_ASSIGN_OR_RETURN(std::string still, session::FindSibling("still", "STILL_PROGRAM"));
     return schedule::ExecuteRun(
