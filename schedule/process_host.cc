@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/secret.h"
 #include "proto/grpc_status.h"
 #include "session/session_config.h"
 
@@ -76,6 +77,12 @@ absl::Status ProcessHost::Start(const Schedule&, const store::RunRow& run) {
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", LockPath(run.id)));
   ProcessOptions options{.argv = options_.command, .working_directory = "/", .inherited_fds = {lock.get()}};
   options.argv.push_back(absl::StrCat(run.id));
+  OwnedFd secret;
+  if (!options_.passphrase.empty()) {
+    STILL_ASSIGN_OR_RETURN(secret, MakeSecretFd(options_.passphrase));
+    options.argv.insert(options.argv.end(), {"--secret-fd", absl::StrCat(secret.get())});
+    options.inherited_fds.push_back(secret.get());
+  }
   options.new_session = true;
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
   if (!child.ok()) return Annotate(child.status(), "starting the run");

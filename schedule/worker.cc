@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/secret.h"
 #include "schedule/schedule.h"
 #include "schedule/throttle.h"
 #include "session/control/session_registry.h"
@@ -234,9 +235,11 @@ absl::Status RunExecution::Drill() {
   if (!options_.repository.credentials.key_file.empty()) {
     options.argv.insert(options.argv.end(), {"--key-file", options_.repository.credentials.key_file});
   }
-  // By whatever way we got it: systemd's credentials are gone when stilld is stopped meanwhile.
-  if (const std::string& passphrase = options_.repository.credentials.passphrase; !passphrase.empty()) {
-    options.environment = {{"STILL_PASSPHRASE", passphrase}};
+  OwnedFd secret;
+  if (!options_.repository.credentials.passphrase.empty()) {
+    STILL_ASSIGN_OR_RETURN(secret, MakeSecretFd(options_.repository.credentials.passphrase));
+    options.argv.insert(options.argv.end(), {"--secret-fd", absl::StrCat(secret.get())});
+    options.inherited_fds.push_back(secret.get());
   }
   if (schedule_->definition.bandwidth() > 0) {
     options.argv.insert(options.argv.end(), {"--bandwidth", absl::StrCat(schedule_->definition.bandwidth())});

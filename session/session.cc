@@ -322,8 +322,10 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
                                              DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
     if (left <= absl::ZeroDuration()) {
+      const std::string refused = link_->refused();
       return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
-                                                      "; ", DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
+                                                      "; ", refused, refused.empty() ? "" : "; ",
+                                                      DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
   }
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/clean_text.h"
 #include "base/clock.h"
 #include "proto/grpc_status.h"
 #include "snapshot/throw_away_session.h"
@@ -81,7 +82,7 @@ absl::Status RunCheck(sessionpb::SessionControl::Stub& session, const DrillOptio
     printed = End(std::move(printed), kMaxMessage);
   }
   STILL_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
-  drill.message = std::string(absl::StripTrailingAsciiWhitespace(printed));
+  drill.message = CleanText(absl::StripTrailingAsciiWhitespace(printed), kMaxMessage);
   if (exit.timed_out()) {
     return absl::DeadlineExceededError(
         absl::StrCat("the check ran longer than ", absl::FormatDuration(options.check_timeout), " and was killed"));

@@ -1,9 +1,11 @@
 // GuestClient: the `Guest` service (proto/guest.proto) over one connection that the guest's agent made.
 //
-// The guest is hostile: every call has a deadline, every answer a size limit, and what it says is data, never a path or
-// a command. Thread-safe. All calls block. Errors: UNAVAILABLE when the connection is gone (wait for the agent to dial
+// The guest is hostile: every call has a deadline, every answer is bounded and cleaned (guest_words.h) before a caller
+// sees it, and what it says is data, never a path or a command. Thread-safe. All calls block. Errors: UNAVAILABLE when the connection is gone (wait for the agent to dial
 // again), DEADLINE_EXCEEDED, or what the agent answered.
 #pragma once
+
+#include <grpcpp/generic/generic_stub.h>
 
 #include <functional>
 #include <memory>
@@ -15,6 +17,7 @@
 #include "base/status.h"
 #include "proto/aliases.h"
 #include "proto/guest.grpc.pb.h"
+#include "session/guest/guest_words.h"
 
 namespace still::session {
 
@@ -54,9 +57,21 @@ class GuestClient {
   void Disconnect();
 
  private:
+  struct AskOptions {
+    absl::Duration timeout;
+    size_t text_limit = kMaxGuestText;
+    // Called now and then while the answer is awaited; an error of its cancels the call and is returned.
+    std::function<absl::Status()> watch;
+    absl::Duration watch_interval;
+  };
+
   GuestClient(const std::shared_ptr<grpc::Channel>& channel, OwnedFd connection);
+  // Every call but Exec goes through this: the generated stub would parse the guest's bytes before they are looked at.
+  absl::Status Ask(const char* call, const google::protobuf::Message& request, google::protobuf::Message& answer,
+                   const AskOptions& options);
 
   std::unique_ptr<guestpb::Guest::Stub> stub_;
+  grpc::TemplatedGenericStub<grpc::ByteBuffer, grpc::ByteBuffer> generic_stub_;
   const OwnedFd connection_;  // A duplicate of the channel's, to end it.
   guestpb::InitResponse init_;
 };

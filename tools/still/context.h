@@ -73,6 +73,8 @@ class Context {
   std::string repository_;
   std::string state_;
   std::string key_file_;
+  std::string passphrase_;  // Of the environment, which does not have it any more.
+  int secret_fd_ = -1;      // What stilld's workers give instead.
   bool json_ = false;
   mutable bool printed_json_ = false;
   bool quiet_ = false;

@@ -9,7 +9,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "base/check.h"
+#include "base/clean_text.h"
 #include "tools/still/table.h"
 
 namespace still::cli {
@@ -88,9 +90,18 @@ absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& pat
 }
 
 std::string Printable(const std::string& text) {
-  std::string out = text;
-  for (char& c : out) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  constexpr size_t kMaxPrinted = 16'384;
+  return CleanText(text, kMaxPrinted);
+}
+
+std::string CleanLines(absl::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const size_t end = text.find('\n');
+    absl::string_view line = text.substr(0, end);
+    absl::ConsumeSuffix(&line, "\r");
+    absl::StrAppend(&out, Printable(std::string(line)), end == absl::string_view::npos ? "" : "\n");
+    text.remove_prefix(end == absl::string_view::npos ? text.size() : end + 1);
   }
   return out;
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/status.h"
 #include "snapshot/restore.h"
@@ -35,6 +36,8 @@ absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& pat
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows);
 // Control characters (names may come from a guest) become '?'.
 std::string Printable(const std::string& text);
+// The same for each line of a text.
+std::string CleanLines(absl::string_view text);
 
 // The message's protobuf JSON, with the field names of the .proto file.
 nlohmann::json ToJson(const google::protobuf::Message& message);

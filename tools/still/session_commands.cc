@@ -153,18 +153,20 @@ absl::Status Ps(Context& context) {
   std::vector<std::string> troubles;
   for (const session::SessionEntry& entry : entries) {
     sessionpb::DescribeResponse description;
-    bool described = false;
+    absl::Status described = absl::UnavailableError("not running");
     if (entry.ready) {
       grpc::ClientContext call;
       call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
       if (auto stub = sessions.Connect(entry.name); stub.ok()) {
-        described = (*stub)->Describe(&call, {}, &description).ok();
+        described = FromGrpc((*stub)->Describe(&call, {}, &description));
       }
+      if (!described.ok())
+        troubles.push_back(absl::StrCat(entry.name, ": ", Printable(std::string(described.message()))));
     }
-    const std::string state = StateName(entry, described ? &description : nullptr);
+    const std::string state = StateName(entry, described.ok() ? &description : nullptr);
     const std::string reboots =
         description.reboots() > 0 ? absl::StrCat(", rebooted ", description.reboots(), "x") : "";
-    nlohmann::json item = described ? ToJson(description) : nlohmann::json{{"name", entry.name}};
+    nlohmann::json item = described.ok() ? ToJson(description) : nlohmann::json{{"name", entry.name}};
     item["status"] = state;
     if (entry.end.has_value()) item["end"] = ToJson(*entry.end);
     if (!description.disk_trouble().empty()) {
@@ -177,10 +179,10 @@ absl::Status Ps(Context& context) {
     const manifestpb::Machine& machine = entry.config.machine();
     table.Add({entry.name,
                {state + reboots, ToneOf(entry, state)},
-               described ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
+               described.ok() ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
                FormatBytes(machine.memory_bytes()),
                absl::StrCat(machine.vcpus()),
-               described && description.agent().connected() ? description.agent().version() : "-",
+               described.ok() && description.agent().connected() ? description.agent().version() : "-",
                entry.config.origin_snapshot().empty() ? "-" : entry.config.origin_snapshot().substr(0, 12)});
   }
   context.Print(list, [&] {
@@ -242,6 +244,8 @@ absl::Status Logs(Context& context, const std::string& name, bool own) {
     context.Print({{"log", text}}, [] {});
     return absl::OkStatus();
   }
+  // A console is the guest's: raw bytes for a file or a pipe, but nothing that drives a terminal.
+  if (::isatty(STDOUT_FILENO) != 0) text = CleanLines(text);
   return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
 }
 

@@ -25,6 +25,7 @@
 #include "session/hypervisor/qemu/qemu_lazy_disk.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
 #include "session/hypervisor/qemu/qemu_process.h"
+#include "session/vsock/preload_library.h"
 
 namespace still::session {
 namespace {
@@ -227,6 +228,19 @@ absl::Status FinishStart(QemuMachine& machine, const VmConfig& config, const Qem
   return absl::OkStatus();
 }
 
+// A guest with a network must not reach the host's loopback through it: the library that sees to that, or "" without need.
+absl::StatusOr<std::string> LoopbackGuard(const VmConfig& config, ProcessOptions& process) {
+  const bool network =
+      std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& nic) { return nic.kind == "user"; });
+  if (!network) return std::string();
+  absl::StatusOr<std::string> library = FindPreloadLibrary();
+  if (!library.ok()) return Annotate(library.status(), "a network needs it, to keep the guest from the host's loopback");
+  auto& variables = process.environment;
+  const bool there = std::any_of(variables.begin(), variables.end(), [](auto& v) { return v.first == "LD_PRELOAD"; });
+  if (!there) variables.push_back(PreloadVariable(*library));
+  return *library;
+}
+
 std::string QemuBinary(const QemuOptions& options) {
   if (!options.binary.empty()) return options.binary;
   const char* chosen = std::getenv("STILL_QEMU");
@@ -263,6 +277,7 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
     fds.insert(fds.end(), config.vsock->inherited_fds.begin(), config.vsock->inherited_fds.end());
     launch.process.environment = config.vsock->environment;
   }
+  STILL_ASSIGN_OR_RETURN(std::string loopback_guard, LoopbackGuard(config, launch.process));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(launch)));
   // From here on only QEMU holds its ends, so that its death is our end of file.
   qmp.second.Reset();
@@ -288,6 +303,7 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
     STILL_ASSIGN_OR_RETURN(
         machine->qmp,
         QmpClient::Connect(std::move(qmp.first), {.handshake_deadline = kHandshakeDeadline, .on_event = on_event}));
+    if (!loopback_guard.empty()) STILL_RETURN_IF_ERROR(CheckPreloaded(machine->pid, loopback_guard));
     STILL_RETURN_IF_ERROR(FinishStart(*machine, config, options));
     return Describe(*machine->qmp, config);
   };
