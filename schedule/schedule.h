@@ -11,7 +11,7 @@
 #include "proto/schedule.pb.h"
 #include "schedule/timing.h"
 #include "snapshot/retention.h"
-#include "store/catalog/rows.h"
+#include "store/book/rows.h"
 
 namespace still {
 namespace schedulepb = ::stillpoint::schedule::v1;
