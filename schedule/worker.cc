@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/quantity.h"
 #include "schedule/schedule.h"
 #include "schedule/throttle.h"
 #include "session/control/session_registry.h"
@@ -149,7 +150,7 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
   if (auto quiesce = kQuiesce.find(definition.quiesce()); quiesce != kQuiesce.end()) options.quiesce = quiesce->second;
   if (auto hooks = kHooks.find(definition.hooks()); hooks != kHooks.end()) options.hook_policy = hooks->second;
   if (!definition.freeze_lease().empty()) {
-    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseSpan(definition.freeze_lease()));
+    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(definition.freeze_lease()));
   }
   if (definition.read_bandwidth() > 0) {
     read_throttle_.emplace(definition.read_bandwidth(), Clock::Real());

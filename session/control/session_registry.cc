@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/name_match.h"
+#include "base/pipe.h"
 #include "base/process.h"
 #include "base/undo.h"
 #include "base/unix_socket.h"
@@ -180,14 +181,11 @@ absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb:
   STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("still-session", "STILL_SESSION_PROGRAM"));
   std::string log_path = JoinPath(directory, "session.log");
   STILL_ASSIGN_OR_RETURN(OwnedFd log, OpenFile(log_path, O_WRONLY | O_CREAT | O_APPEND));
-  int pipe_fds[2];
-  if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd report_read(pipe_fds[0]);
-  OwnedFd report_write(pipe_fds[1]);
+  STILL_ASSIGN_OR_RETURN(Pipe report_pipe, MakePipe());
 
   ProcessOptions options;
-  options.argv = {program, "--directory", directory, "--report-fd", absl::StrCat(report_write.get())};
-  options.inherited_fds = {report_write.get()};
+  options.argv = {program, "--directory", directory, "--report-fd", absl::StrCat(report_pipe.write_end.get())};
+  options.inherited_fds = {report_pipe.write_end.get()};
   if (ram.valid()) {
     options.argv.insert(options.argv.end(), {"--ram-fd", absl::StrCat(ram.get())});
     options.inherited_fds.push_back(ram.get());
@@ -200,15 +198,15 @@ absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb:
   options.stderr_fd = log.get();
   options.new_session = true;
   STILL_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Start(options));
-  report_write.Reset();
+  report_pipe.write_end.Reset();
 
   std::string report;
   const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
   char buffer[4096];
   for (;;) {
     STILL_RETURN_IF_ERROR(
-        WaitReadable(report_read.get(), deadline - Clock::Real().Monotonic(), "still-session's report"));
-    ssize_t got = ::read(report_read.get(), buffer, sizeof buffer);
+        WaitReadable(report_pipe.read_end.get(), deadline - Clock::Real().Monotonic(), "still-session's report"));
+    ssize_t got = ::read(report_pipe.read_end.get(), buffer, sizeof buffer);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     report.append(buffer, static_cast<size_t>(got));

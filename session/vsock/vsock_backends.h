@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "base/fd.h"
 #include "base/status.h"
+#include "base/waker.h"
 #include "session/vsock/vsock_host.h"
 
 namespace still::session {
@@ -38,10 +39,10 @@ class StoppableListener {
   void Shutdown();
 
  private:
-  StoppableListener(OwnedFd listening, OwnedFd stop, std::string name);
+  StoppableListener(OwnedFd listening, Waker stop, std::string name);
 
   OwnedFd listening_;
-  OwnedFd stop_;  // An eventfd that stays readable once Shutdown was called.
+  Waker stop_;  // Never cleared.
   std::string name_;
 };
 

@@ -1,7 +1,6 @@
 #include "session/vsock/vsock_host.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -55,12 +54,11 @@ uint32_t RandomGuestCid() {
   return kFirst + static_cast<uint32_t>(RandomU64() % (kEnd - kFirst));
 }
 
-StoppableListener::StoppableListener(OwnedFd listening, OwnedFd stop, std::string name)
+StoppableListener::StoppableListener(OwnedFd listening, Waker stop, std::string name)
     : listening_(std::move(listening)), stop_(std::move(stop)), name_(std::move(name)) {}
 
 absl::StatusOr<StoppableListener> StoppableListener::Create(OwnedFd listening, std::string name) {
-  OwnedFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!stop.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_ASSIGN_OR_RETURN(Waker stop, Waker::Create());
   return StoppableListener(std::move(listening), std::move(stop), std::move(name));
 }
 
@@ -68,13 +66,9 @@ absl::StatusOr<OwnedFd> StoppableListener::Accept(absl::Duration timeout, sockad
   absl::Duration deadline = Clock::Real().Monotonic() + timeout;
   for (;;) {
     absl::Duration left = deadline - Clock::Real().Monotonic();
-    int wait_ms = -1;
-    if (left != absl::InfiniteDuration()) {
-      wait_ms = left <= absl::ZeroDuration() ? 0 : static_cast<int>(absl::ToInt64Milliseconds(left) + 1);
-    }
-    pollfd fds[2] = {{.fd = stop_.get(), .events = POLLIN, .revents = 0},
+    pollfd fds[2] = {{.fd = stop_.fd(), .events = POLLIN, .revents = 0},
                      {.fd = listening_.get(), .events = POLLIN, .revents = 0}};
-    int ready = ::poll(fds, 2, wait_ms);
+    int ready = ::poll(fds, 2, PollTimeout(left));
     if (ready < 0 && errno != EINTR) return ErrnoStatus(errno, absl::StrCat("poll ", name_));
     if (ready > 0 && fds[0].revents != 0) return absl::CancelledError(absl::StrCat(name_, ": shut down"));
     if (ready > 0) {
@@ -92,9 +86,6 @@ absl::StatusOr<OwnedFd> StoppableListener::Accept(absl::Duration timeout, sockad
   }
 }
 
-void StoppableListener::Shutdown() {
-  uint64_t one = 1;
-  (void)!::write(stop_.get(), &one, sizeof one);  // Can only fail when it is already readable.
-}
+void StoppableListener::Shutdown() { stop_.Wake(); }
 
 }  // namespace still::session

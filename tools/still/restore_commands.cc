@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/quantity.h"
 #include "snapshot/restore.h"
 #include "snapshot/rollback.h"
 #include "tools/still/command_tree.h"
@@ -60,7 +61,7 @@ absl::StatusOr<snapshot::LazyDiskOptions> LazyDisks(const store::RepositoryOptio
   }
   lazy.server_command.emplace_back("serve");
   if (!arguments.hydrate_rate.empty()) {
-    STILL_ASSIGN_OR_RETURN(lazy.hydrate_bytes_per_second, ParseBytes(arguments.hydrate_rate));
+    STILL_ASSIGN_OR_RETURN(lazy.hydrate_bytes_per_second, ParseSize(arguments.hydrate_rate));
   }
   return lazy;
 }
@@ -77,9 +78,9 @@ absl::Status Restore(Context& context, const RestoreArguments& arguments) {
     options.sessions.push_back(absl::StrCat(arguments.session, "-", i));
   }
   if (!arguments.memory.empty()) {
-    STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseBytes(arguments.memory));
+    STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseSize(arguments.memory));
   }
-  STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDuration(arguments.agent_timeout));
+  STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDurationFlag(arguments.agent_timeout));
   STILL_ASSIGN_OR_RETURN(RepositoryAccess access, context.OpenRepositoryWithAccess());
   if (arguments.lazy) {
     STILL_ASSIGN_OR_RETURN(options.lazy, LazyDisks(access.options, arguments));
@@ -114,7 +115,7 @@ struct RollbackArguments {
 };
 
 absl::Status RunRollback(Context& context, RollbackArguments arguments) {
-  STILL_ASSIGN_OR_RETURN(arguments.options.agent_timeout, ParseDuration(arguments.agent_timeout));
+  STILL_ASSIGN_OR_RETURN(arguments.options.agent_timeout, ParseDurationFlag(arguments.agent_timeout));
   STILL_ASSIGN_OR_RETURN(arguments.options.session, context.sessions().Resolve(arguments.options.session));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   arguments.options.progress = context.MakeProgress();

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/quantity.h"
 #include "snapshot/take_snapshot.h"
 #include "tools/still/adopted_session.h"
 #include "tools/still/command_tree.h"
@@ -53,8 +54,8 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
       {"fail", guestpb::HOOK_FAIL}, {"warn", guestpb::HOOK_WARN}, {"skip", guestpb::HOOK_SKIP}};
   options.quiesce = kQuiesce.at(arguments.quiesce);  // Checked by CLI11.
   options.hook_policy = kHooks.at(arguments.hooks);
-  STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseBytes(arguments.pin_space));
-  STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(arguments.lease));
+  STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseSize(arguments.pin_space));
+  STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDurationFlag(arguments.lease));
   for (const std::string& label : arguments.labels) {
     std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
     if (pair.first.empty())
@@ -200,7 +201,7 @@ absl::Status Show(Context& context, const std::string& reference) {
 
 absl::Status Prune(Context& context, bool dry_run, const std::string& grace) {
   store::PruneOptions options{.dry_run = dry_run};
-  STILL_ASSIGN_OR_RETURN(options.grace, ParseDuration(grace));
+  STILL_ASSIGN_OR_RETURN(options.grace, ParseDurationFlag(grace));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   snapshot::ProgressSink progress = context.MakeProgress();
   options.progress = [&](uint64_t done, uint64_t total) { progress({.stage = "prune", .done = done, .total = total}); };

@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/quantity.h"
 #include "base/status.h"
 #include "schedule/timing.h"
 #include "schedule/worker.h"
@@ -95,7 +96,7 @@ absl::Status Run(const Arguments& arguments) {
   options.supervisor = {.state = arguments.state, .repository = repository, .max_running = arguments.max_running};
   options.supervisor.announcer = {.command = arguments.notify_command, .webhook = arguments.webhook};
   STILL_ASSIGN_OR_RETURN(options.supervisor.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
-  STILL_ASSIGN_OR_RETURN(options.drain, schedule::ParseSpan(arguments.drain));
+  STILL_ASSIGN_OR_RETURN(options.drain, ParseDuration(arguments.drain));
   return RunDaemon(options);
 }
 
