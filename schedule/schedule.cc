@@ -9,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/quantity.h"
 
 namespace still::schedule {
 namespace {
@@ -38,7 +39,7 @@ absl::Status OneOf(absl::string_view what, const std::string& value, const std::
 
 absl::StatusOr<absl::Duration> SpanOr(const std::string& text, absl::Duration otherwise) {
   if (text.empty()) return otherwise;
-  return ParseSpan(text);
+  return ParseDuration(text);
 }
 
 absl::StatusOr<Timing> MakeTiming(const Definition& definition, absl::TimeZone local) {

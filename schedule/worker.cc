@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/quantity.h"
 #include "base/secret.h"
 #include "schedule/schedule.h"
 #include "schedule/throttle.h"
@@ -153,10 +154,10 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
   if (auto hooks = kHooks.find(definition.hooks()); hooks != kHooks.end()) options.hook_policy = hooks->second;
   if (auto memory = kMemory.find(definition.memory()); memory != kMemory.end()) options.memory_policy = memory->second;
   if (!definition.max_pause().empty()) {
-    STILL_ASSIGN_OR_RETURN(options.max_pause, ParseSpan(definition.max_pause()));
+    STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDuration(definition.max_pause()));
   }
   if (!definition.freeze_lease().empty()) {
-    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseSpan(definition.freeze_lease()));
+    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(definition.freeze_lease()));
   }
   if (definition.read_bandwidth() > 0) {
     read_throttle_.emplace(definition.read_bandwidth(), Clock::Real());

@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "base/fd.h"
 #include "base/status.h"
+#include "base/waker.h"
 #include "session/vsock/vsock_host.h"
 
 namespace still::session {
@@ -47,10 +48,10 @@ class StoppableListener {
   void Shutdown();
 
  private:
-  StoppableListener(std::vector<OwnedFd> listening, OwnedFd stop, std::string name);
+  StoppableListener(std::vector<OwnedFd> listening, Waker stop, std::string name);
 
   std::vector<OwnedFd> listening_;
-  OwnedFd stop_;  // An eventfd that stays readable once Shutdown was called.
+  Waker stop_;  // Never cleared.
   std::string name_;
 };
 

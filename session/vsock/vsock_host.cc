@@ -1,7 +1,6 @@
 #include "session/vsock/vsock_host.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -58,16 +57,14 @@ uint32_t RandomGuestCid() {
 absl::Status NotPrivilegedError() {
   return absl::PermissionDeniedError(
       "a program of the guest dialled from an unprivileged port: it is not root's, or an older still-agent; update "
-      "that "
-      "with `still agent install` or the package stillpoint-agent");
+      "that with `still agent install` or the package stillpoint-agent");
 }
 
-StoppableListener::StoppableListener(std::vector<OwnedFd> listening, OwnedFd stop, std::string name)
+StoppableListener::StoppableListener(std::vector<OwnedFd> listening, Waker stop, std::string name)
     : listening_(std::move(listening)), stop_(std::move(stop)), name_(std::move(name)) {}
 
 absl::StatusOr<StoppableListener> StoppableListener::Create(std::vector<OwnedFd> listening, std::string name) {
-  OwnedFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!stop.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_ASSIGN_OR_RETURN(Waker stop, Waker::Create());
   return StoppableListener(std::move(listening), std::move(stop), std::move(name));
 }
 
@@ -75,13 +72,9 @@ absl::StatusOr<StoppableListener::Accepted> StoppableListener::Accept(absl::Dura
   absl::Duration deadline = Clock::Real().Monotonic() + timeout;
   for (;;) {
     absl::Duration left = deadline - Clock::Real().Monotonic();
-    int wait_ms = -1;
-    if (left != absl::InfiniteDuration()) {
-      wait_ms = left <= absl::ZeroDuration() ? 0 : static_cast<int>(absl::ToInt64Milliseconds(left) + 1);
-    }
-    std::vector<pollfd> fds = {{.fd = stop_.get(), .events = POLLIN, .revents = 0}};
+    std::vector<pollfd> fds = {{.fd = stop_.fd(), .events = POLLIN, .revents = 0}};
     for (const OwnedFd& listening : listening_) fds.push_back({.fd = listening.get(), .events = POLLIN, .revents = 0});
-    int ready = ::poll(fds.data(), fds.size(), wait_ms);
+    int ready = ::poll(fds.data(), fds.size(), PollTimeout(left));
     if (ready < 0 && errno != EINTR) return ErrnoStatus(errno, absl::StrCat("poll ", name_));
     if (ready > 0 && fds[0].revents != 0) return absl::CancelledError(absl::StrCat(name_, ": shut down"));
     for (size_t i = 0; ready > 0 && i < listening_.size(); ++i) {
@@ -104,9 +97,6 @@ absl::StatusOr<StoppableListener::Accepted> StoppableListener::Accept(absl::Dura
   }
 }
 
-void StoppableListener::Shutdown() {
-  uint64_t one = 1;
-  (void)!::write(stop_.get(), &one, sizeof one);  // Can only fail when it is already readable.
-}
+void StoppableListener::Shutdown() { stop_.Wake(); }
 
 }  // namespace still::session

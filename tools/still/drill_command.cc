@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/quantity.h"
 #include "schedule/throttle.h"
 #include "snapshot/drill.h"
 #include "snapshot/throw_away_session.h"
@@ -99,9 +100,9 @@ absl::Status History(Context& context) {
 absl::Status Drill(Context& context, const DrillArguments& arguments) {
   if (arguments.history) return History(context);
   snapshot::DrillOptions options{.snapshot = arguments.snapshot, .check = arguments.check, .cold = arguments.cold};
-  STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDuration(arguments.timeout));
+  STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDurationFlag(arguments.timeout));
   STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, options.patience));
-  STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseBytes(arguments.bandwidth));
+  STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseSize(arguments.bandwidth));
   store::RepositoryOptions opened;
   std::optional<schedule::Throttle> throttle;
   std::optional<schedule::ThrottledFileSystem> slow;

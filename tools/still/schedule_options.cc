@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/quantity.h"
 #include "tools/still/format.h"
 
 namespace still::cli {
@@ -150,13 +151,13 @@ void ScheduleOptions::AddRest(CLI::App& command) {
       ->expected(0, 1);
   Add(command, "--bandwidth", "Bytes a second into and out of the repository: 50M; 0: no limit",
       [](Schedule& s, const Values& v) {
-        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseBytes(v.back()));
+        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseSize(v.back()));
         s.set_bandwidth(bytes);
         return absl::OkStatus();
       });
   Add(command, "--read-bandwidth", "Bytes a second read from the session's disks; 0: no limit",
       [](Schedule& s, const Values& v) {
-        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseBytes(v.back()));
+        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseSize(v.back()));
         s.set_read_bandwidth(bytes);
         return absl::OkStatus();
       });

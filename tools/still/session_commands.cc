@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/quantity.h"
 #include "base/random.h"
 #include "base/undo.h"
 #include "proto/grpc_status.h"
@@ -70,7 +71,7 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
   config.set_id(RandomUuid());
   manifestpb::Machine& machine = *config.mutable_machine();
   machine.set_vcpus(arguments.vcpus);
-  STILL_ASSIGN_OR_RETURN(uint64_t memory, ParseBytes(arguments.memory));
+  STILL_ASSIGN_OR_RETURN(uint64_t memory, ParseSize(arguments.memory));
   machine.set_memory_bytes(memory);
   machine.set_accelerator(arguments.accelerator == "auto" ? "" : arguments.accelerator);
   machine.set_cpu_model(arguments.cpu_model);
@@ -96,10 +97,10 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
         absl::StrCat("vsock port \"", arguments.port, "\": use auto or a number from 1 on"));
   }
   machine.set_vsock_port(port);
-  STILL_ASSIGN_OR_RETURN(absl::Duration agent, ParseDuration(arguments.agent_timeout));
+  STILL_ASSIGN_OR_RETURN(absl::Duration agent, ParseDurationFlag(arguments.agent_timeout));
   bool wait_for_agent = !arguments.no_agent && vsock != SessionConfig::OFF;
   config.set_agent_deadline_s(wait_for_agent ? static_cast<uint32_t>(absl::ToInt64Seconds(agent)) : 0);
-  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDuration(arguments.time_limit));
+  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDurationFlag(arguments.time_limit));
   config.set_time_limit_s(static_cast<uint32_t>(absl::ToInt64Seconds(limit)));
   return config;
 }
@@ -199,7 +200,7 @@ struct ExecArguments {
 };
 
 absl::Status Exec(Context& context, const ExecArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(absl::Duration timeout, ParseDuration(arguments.timeout));
+  STILL_ASSIGN_OR_RETURN(absl::Duration timeout, ParseDurationFlag(arguments.timeout));
   STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(arguments.session));
   guestpb::ExecRequest request;
   request.mutable_argv()->Assign(arguments.command.begin(), arguments.command.end());
@@ -333,7 +334,8 @@ void AddSessionCommands(CLI::App& app, Context& context) {
   auto thaw_force = std::make_shared<bool>(false);
   CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
                                       [=](Context& c) { return Thaw(c, *name, *thaw_force); });
-  thaw->add_flag("--force", *thaw_force, "Also while a snapshot is being taken, which may cost it its consistency label");
+  thaw->add_flag("--force", *thaw_force,
+                 "Also while a snapshot is being taken, which may cost it its consistency label");
   thaw->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 }
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/quantity.h"
 #include "snapshot/take_snapshot.h"
 #include "tools/still/adopted_session.h"
 #include "tools/still/command_tree.h"
@@ -58,9 +59,9 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
   options.memory_policy = kMemory.at(arguments.memory);  // Checked by CLI11, like the next two.
   options.quiesce = kQuiesce.at(arguments.quiesce);
   options.hook_policy = kHooks.at(arguments.hooks);
-  STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseBytes(arguments.pin_space));
-  STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(arguments.lease));
-  STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDuration(arguments.max_pause));
+  STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseSize(arguments.pin_space));
+  STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDurationFlag(arguments.lease));
+  STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDurationFlag(arguments.max_pause));
   for (const std::string& label : arguments.labels) {
     std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
     if (pair.first.empty())
@@ -236,7 +237,7 @@ absl::Status Show(Context& context, const std::string& reference) {
 
 absl::Status Prune(Context& context, bool dry_run, const std::string& grace) {
   store::PruneOptions options{.dry_run = dry_run};
-  STILL_ASSIGN_OR_RETURN(options.grace, ParseDuration(grace));
+  STILL_ASSIGN_OR_RETURN(options.grace, ParseDurationFlag(grace));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   snapshot::ProgressSink progress = context.MakeProgress();
   options.progress = [&](uint64_t done, uint64_t total) { progress({.stage = "prune", .done = done, .total = total}); };

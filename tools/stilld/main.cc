@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/quantity.h"
 #include "base/secret.h"
 #include "base/status.h"
 #include "schedule/timing.h"
@@ -87,10 +88,9 @@ absl::Status WriteManPage(const CLI::App& app, const Arguments& arguments) {
 absl::Status Run(const Arguments& arguments) {
   store::RepositoryOptions repository{.path = arguments.repository};
   if (repository.path.empty()) repository.path = JoinPath(arguments.state, "repository");
-  STILL_ASSIGN_OR_RETURN(repository.credentials,
-                         cli::FindCredentials({.key_file = arguments.key_file,
-                                               .secret_fd = arguments.secret_fd,
-                                               .passphrase = arguments.passphrase}));
+  STILL_ASSIGN_OR_RETURN(repository.credentials, cli::FindCredentials({.key_file = arguments.key_file,
+                                                                       .secret_fd = arguments.secret_fd,
+                                                                       .passphrase = arguments.passphrase}));
   if (arguments.execute > 0) {
     STILL_ASSIGN_OR_RETURN(std::string still, session::FindSibling("still", "STILL_PROGRAM"));
     return schedule::ExecuteRun({.state = arguments.state, .repository = repository, .still_program = still},
@@ -100,7 +100,7 @@ absl::Status Run(const Arguments& arguments) {
   options.supervisor = {.state = arguments.state, .repository = repository, .max_running = arguments.max_running};
   options.supervisor.announcer = {.command = arguments.notify_command, .webhook = arguments.webhook};
   STILL_ASSIGN_OR_RETURN(options.supervisor.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
-  STILL_ASSIGN_OR_RETURN(options.drain, schedule::ParseSpan(arguments.drain));
+  STILL_ASSIGN_OR_RETURN(options.drain, ParseDuration(arguments.drain));
   return RunDaemon(options);
 }
 

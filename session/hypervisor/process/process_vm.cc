@@ -1,7 +1,6 @@
 #include "session/hypervisor/process/process_vm.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -13,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/waker.h"
 #include "session/hypervisor/image_flush.h"
 #include "session/hypervisor/pause_budget.h"
 #include "session/hypervisor/process/process_disk.h"
@@ -122,7 +122,7 @@ class ProcessCapture final : public VmCapture {
 
 class ProcessVm final : public Vm {
  public:
-  ProcessVm(std::shared_ptr<Adopted> vm, OwnedFd let_go) : vm_(std::move(vm)), let_go_(std::move(let_go)) {
+  ProcessVm(std::shared_ptr<Adopted> vm, Waker let_go) : vm_(std::move(vm)), let_go_(std::move(let_go)) {
     description_.hypervisor = "process";
     description_.pid = vm_->target.pid();
     description_.command = vm_->target.command();
@@ -160,13 +160,10 @@ class ProcessVm final : public Vm {
     return std::unique_ptr<VmCapture>(std::move(capture));
   }
 
-  void Kill() override {
-    uint64_t one = 1;
-    [[maybe_unused]] ssize_t written = ::write(let_go_.get(), &one, sizeof one);  // It cannot overflow.
-  }
+  void Kill() override { let_go_.Wake(); }
   // Its exit code is its parent's to know.
   ProcessExit WaitForExit() override {
-    pollfd fds[2] = {{vm_->target.pidfd(), POLLIN, 0}, {let_go_.get(), POLLIN, 0}};
+    pollfd fds[2] = {{vm_->target.pidfd(), POLLIN, 0}, {let_go_.fd(), POLLIN, 0}};
     while (::poll(fds, 2, -1) < 0 && errno == EINTR) {
     }
     return {};
@@ -175,7 +172,7 @@ class ProcessVm final : public Vm {
 
  private:
   const std::shared_ptr<Adopted> vm_;  // Shared with captures.
-  const OwnedFd let_go_;               // eventfd: Kill() was called. Never read, so that every waiter sees it.
+  const Waker let_go_;                 // Kill() was called. Never cleared, so that every waiter sees it.
   VmDescription description_;
   Capabilities capabilities_;
 };
@@ -192,8 +189,7 @@ absl::StatusOr<std::unique_ptr<Vm>> AdoptProcess(const VmConfig& config) {
     return absl::FailedPreconditionError(absl::StrCat("process ", config.adopt_pid, " does not have ", disk.path,
                                                       " open: stopping it would not stop the writes to this disk"));
   }
-  OwnedFd let_go(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!let_go.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_ASSIGN_OR_RETURN(Waker let_go, Waker::Create());
   return std::unique_ptr<Vm>(
       std::make_unique<ProcessVm>(std::make_shared<Adopted>(std::move(target), config), std::move(let_go)));
 }
