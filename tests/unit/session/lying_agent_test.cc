@@ -101,9 +101,9 @@ TEST_F(LyingAgentTest, EveryAnswerIsCleanedAndNoneIsLost) {
     ExpectClean(*answer);
   };
   expect(client->Quiesce({}, kTimeout, NeverCancelled));
-  expect(client->Thaw("", kTimeout));
+  expect(client->Thaw(guestpb::ThawRequest(), kTimeout));
   expect(client->QuiesceStatus(kTimeout));
-  expect(client->AdoptIdentity({}, kTimeout));
+  expect(client->AdoptIdentity({}, kTimeout, [] { return absl::OkStatus(); }));
   EXPECT_TRUE(client->RenewQuiesce("t", kTimeout).ok());
   EXPECT_TRUE(client->Ping(kTimeout).ok());
   EXPECT_TRUE(client->Shutdown(kTimeout).ok());
