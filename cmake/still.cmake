@@ -3,7 +3,7 @@
 add_library(still_flags INTERFACE)
 target_include_directories(still_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(still_flags INTERFACE
-  -Wall -Wextra -Werror -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough -Wvla
+  -Wall -Wextra $<$<BOOL:${STILL_WERROR}>:-Werror> -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough -Wvla
   -Wno-missing-field-initializers  # Options structs are filled by designated initialisers; the rest has defaults.
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)  # GCC 12 reports std::string concatenation (GCC bug 105651).
 target_compile_definitions(still_flags INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64 STILL_VERSION="${PROJECT_VERSION}")
@@ -51,27 +51,67 @@ endfunction()
 # The unit and contract tests: what the sanitizer builds need of everything.
 add_custom_target(library_tests)
 
-# still_test(NAME SRCS ... DEPS ... [LABELS unit|contract|kernel|crash|e2e ...] [TIMEOUT seconds]): one GoogleTest program,
-# one ctest entry. The default label is unit: no privileges, no VM, seconds.
-function(still_test name)
-  cmake_parse_arguments(arg "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
-  if(NOT arg_LABELS)
-    set(arg_LABELS unit)
-  endif()
-  if(NOT arg_TIMEOUT)
-    set(arg_TIMEOUT 120)
-  endif()
-  add_executable(${name} ${arg_SRCS})
-  target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
-  still_sanitizer_runtime(${name})
-  add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT})
-  if("${arg_LABELS}" MATCHES "unit|contract")
-    add_dependencies(library_tests ${name})
-  endif()
+# A time limit catches a hang and nothing else: no test is near it on a machine that has other things to do.
+set(STILL_HANG_SECONDS 1800)
+# Ends a test of which a part was skipped; tests/support/run_ctest.py lists them and their reasons.
+set(STILL_SKIPPED_EXIT_CODE 77)
+
+# still_test_entry(NAME LABELS label..): what every ctest entry has.
+function(still_test_entry name)
+  cmake_parse_arguments(arg "" "" "LABELS" ${ARGN})
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${STILL_HANG_SECONDS}
+    SKIP_RETURN_CODE ${STILL_SKIPPED_EXIT_CODE})
   if("${arg_LABELS}" MATCHES "e2e")  # Emulated machines starve each other: one at a time.
     set_tests_properties(${name} PROPERTIES RESOURCE_LOCK virtual-machine)
   endif()
+endfunction()
+
+# still_test(NAME SRCS ... DEPS ... [LABELS unit|contract|kernel|crash|e2e ...] [BOTH_QEMUS]): one GoogleTest program, one ctest
+# entry. The default label is unit: no privileges, no VM, seconds. BOTH_QEMUS adds the entry NAME_other_qemu, which runs it with
+# the other Debian's QEMU (tools/other-qemu), where there are no sanitizers. Without GoogleTest there are no such tests.
+function(still_test name)
+  if(NOT GTest_FOUND)
+    return()
+  endif()
+  cmake_parse_arguments(arg "BOTH_QEMUS" "" "SRCS;DEPS;LABELS" ${ARGN})
+  if(NOT arg_LABELS)
+    set(arg_LABELS unit)
+  endif()
+  add_executable(${name} ${arg_SRCS})
+  target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS} still_test_main)
+  still_sanitizer_runtime(${name})
+  add_test(NAME ${name} COMMAND ${name})
+  still_test_entry(${name} LABELS ${arg_LABELS})
+  if(arg_BOTH_QEMUS AND NOT STILL_SANITIZE)
+    add_test(NAME ${name}_other_qemu COMMAND ${PROJECT_SOURCE_DIR}/tests/support/with_other_qemu $<TARGET_FILE:${name}>)
+    still_test_entry(${name}_other_qemu LABELS ${arg_LABELS})
+  endif()
+  if("${arg_LABELS}" MATCHES "unit|contract")
+    add_dependencies(library_tests ${name})
+  endif()
+endfunction()
+
+# still_python_test(NAME MODULE[.CLASS] LABELS label.. [BOTH_QEMUS]): tests of a Python module in this folder, against the
+# programs of this build (STILL_BUILD).
+find_package(Python3 COMPONENTS Interpreter)
+function(still_python_test name module)
+  cmake_parse_arguments(arg "BOTH_QEMUS" "" "LABELS" ${ARGN})
+  set(runs ${name})
+  if(arg_BOTH_QEMUS)
+    list(APPEND runs ${name}_other_qemu)
+  endif()
+  foreach(run ${runs})
+    set(with "")
+    if(NOT run STREQUAL name)
+      set(with ${PROJECT_SOURCE_DIR}/tests/support/with_other_qemu)
+    endif()
+    add_test(NAME ${run}
+      COMMAND ${with} ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/support/run_unittest.py ${module}
+      WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
+    still_test_entry(${run} LABELS ${arg_LABELS})
+    set_tests_properties(${run} PROPERTIES ENVIRONMENT
+      "STILL_BUILD=${PROJECT_BINARY_DIR};PYTHONDONTWRITEBYTECODE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/e2e")
+  endforeach()
 endfunction()
 
 # still_fuzz(NAME SRCS ... DEPS ... CORPUS dir): a libFuzzer target with -DSTILL_FUZZ=ON. Without it the same file is linked
@@ -92,7 +132,7 @@ function(still_fuzz name)
   else()
     add_executable(${name} ${arg_SRCS} ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.cc)
     add_test(NAME ${name} COMMAND ${name} ${arg_CORPUS})
-    set_tests_properties(${name} PROPERTIES LABELS "unit" TIMEOUT 120)
+    still_test_entry(${name} LABELS unit)
     add_dependencies(library_tests ${name})
   endif()
   target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS})

@@ -5,10 +5,12 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "base/clean_text.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "guest-agent/call_watch.h"
 #include "guest-agent/command.h"
+#include "guest-agent/valid_texts.h"
 
 namespace still::agent {
 namespace {
@@ -21,16 +23,18 @@ constexpr size_t kMaxPingBytes = 4 << 10;
 constexpr int kMaxCommands = 32;
 // gRPC's default limit for a message is 4 MiB, and a report of skipped mounts is not worth more than this.
 constexpr size_t kMaxReportBytes = 1 << 20;
+constexpr size_t kMaxErrorBytes = 1024;
 
 grpc::Status ToGrpc(const absl::Status& status) {
   // The codes have the same numbers by design (absl/status/status.h).
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), CleanText(status.message(), kMaxErrorBytes));
 }
 
 template <typename Response>
 grpc::Status Answer(absl::StatusOr<Response> result, Response* response) {
   if (!result.ok()) return ToGrpc(result.status());
   *response = *std::move(result);
+  MakeTextsValid(*response);
   return grpc::Status::OK;
 }
 
@@ -97,7 +101,9 @@ grpc::Status GuestService::Init(grpc::ServerContext* context, const pb::InitRequ
   absl::StripAsciiWhitespace(&clock);
   response->set_clock_source(clock);
   response->add_features("identity");
+  response->add_features("disks");
   response->set_quiesce_state(controller_.Status().state());
+  MakeTextsValid(*response);
   LogInfo("host connected", {{"session", request->session()}, {"restore", request->restore_id()}});
   return grpc::Status::OK;
 }
@@ -150,8 +156,7 @@ grpc::Status GuestService::Thaw(grpc::ServerContext* context, const pb::ThawRequ
 grpc::Status GuestService::QuiesceStatus(grpc::ServerContext* context, const pb::QuiesceStatusRequest*,
                                          pb::QuiesceStatusResponse* response) {
   if (absl::Status status = Admit(*context, WhileFrozen::kAllowed); !status.ok()) return ToGrpc(status);
-  *response = controller_.Status();
-  return grpc::Status::OK;
+  return Answer<pb::QuiesceStatusResponse>(controller_.Status(), response);
 }
 
 grpc::Status GuestService::AdoptIdentity(grpc::ServerContext* context, const pb::AdoptIdentityRequest* request,

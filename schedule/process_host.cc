@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/secret.h"
 #include "proto/grpc_status.h"
 #include "session/session_config.h"
 
@@ -60,7 +61,7 @@ absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
 }
 
 absl::StatusOr<std::optional<absl::Time>> ProcessHost::NewestGood(const std::string& session) {
-  STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSession> sessions, catalog_.ListSessions());
+  STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSession> sessions, catalog_->ListSessions());
   std::optional<absl::Time> newest;
   for (const store::CatalogSession& known : sessions) {
     if (known.name != session) continue;
@@ -70,12 +71,18 @@ absl::StatusOr<std::optional<absl::Time>> ProcessHost::NewestGood(const std::str
   return newest;
 }
 
-absl::Status ProcessHost::Start(const Schedule&, const store::CatalogRun& run) {
+absl::Status ProcessHost::Start(const Schedule&, const store::RunRow& run) {
   STILL_RETURN_IF_ERROR(MakeDirectories(Directory()));
   STILL_ASSIGN_OR_RETURN(OwnedFd lock, OpenFile(LockPath(run.id), O_RDWR | O_CREAT | O_TRUNC));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", LockPath(run.id)));
   ProcessOptions options{.argv = options_.command, .working_directory = "/", .inherited_fds = {lock.get()}};
   options.argv.push_back(absl::StrCat(run.id));
+  OwnedFd secret;
+  if (!options_.passphrase.empty()) {
+    STILL_ASSIGN_OR_RETURN(secret, MakeSecretFd(options_.passphrase));
+    options.argv.insert(options.argv.end(), {"--secret-fd", absl::StrCat(secret.get())});
+    options.inherited_fds.push_back(secret.get());
+  }
   options.new_session = true;
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
   if (!child.ok()) return Annotate(child.status(), "starting the run");

@@ -5,11 +5,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/quantity.h"
 
 namespace still::schedule {
 namespace {
 
-using store::CatalogRun;
+using store::RunRow;
 
 // How often a schedule's own dead man's limit is worked out anew: gaps differ with the season.
 constexpr absl::Duration kMaxAgeGoodFor = absl::Hours(24);
@@ -27,8 +28,8 @@ absl::Status Scheduler::Recover() {
   for (const store::RunCursor& cursor : cursors) cursors_[{cursor.schedule, cursor.session}] = cursor.planned_until;
   const absl::Time now = clock_.Now();
   STILL_RETURN_IF_ERROR(LoadPairs(now));
-  STILL_ASSIGN_OR_RETURN(std::vector<CatalogRun> running, book_.Running());
-  for (const CatalogRun& run : running) {
+  STILL_ASSIGN_OR_RETURN(std::vector<RunRow> running, book_.Running());
+  for (const RunRow& run : running) {
     PairKey key{run.schedule, run.session};
     auto pair = pairs_.find(key);
     absl::Duration limit = pair == pairs_.end() ? absl::Hours(24) : pair->second.schedule->time_limit;
@@ -172,13 +173,14 @@ absl::Status Scheduler::LookForStale(absl::Time now) {
     const std::string& name = pair.schedule->name();
     if (pair.freshness.Age(now) > pair.max_age) {
       pair.told_stale = true;
-      STILL_RETURN_IF_ERROR(alerts_.Raise(
-          {.kind = Event::Kind::kStale,
-           .schedule = name,
-           .session = pair.session,
-           .at = now,
-           .message = absl::StrCat(pair.session, " has had no good snapshot for ", FormatSpan(pair.freshness.Age(now)),
-                                   "; at most ", FormatSpan(pair.max_age), " are allowed by schedule ", name)}));
+      STILL_RETURN_IF_ERROR(
+          alerts_.Raise({.kind = Event::Kind::kStale,
+                         .schedule = name,
+                         .session = pair.session,
+                         .at = now,
+                         .message = absl::StrCat(pair.session, " has had no good snapshot for ",
+                                                 ShortDuration(pair.freshness.Age(now)), "; at most ",
+                                                 ShortDuration(pair.max_age), " are allowed by schedule ", name)}));
     } else if (pair.told_stale) {
       pair.told_stale = false;
       STILL_RETURN_IF_ERROR(alerts_.Clear(Event::Kind::kStale, name, pair.session, now,

@@ -18,17 +18,19 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/quantity.h"
+#include "base/secret.h"
 #include "schedule/schedule.h"
 #include "schedule/throttle.h"
 #include "session/control/session_registry.h"
 #include "snapshot/take_snapshot.h"
-#include "store/catalog/catalog.h"
+#include "store/book/book.h"
 
 namespace still::schedule {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 using Definition = schedulepb::Schedule;
 
 constexpr absl::Duration kHookTimeout = absl::Minutes(30);
@@ -41,8 +43,8 @@ constexpr int kNice = 10;
 
 class RunExecution {
  public:
-  RunExecution(const WorkerOptions& options, store::Catalog& catalog, CatalogRun run)
-      : options_(options), catalog_(catalog), run_(std::move(run)) {}
+  RunExecution(const WorkerOptions& options, store::Book& book, RunRow run)
+      : options_(options), book_(book), run_(std::move(run)) {}
 
   absl::Status Execute() {
     absl::Status status = Prepare();
@@ -57,7 +59,7 @@ class RunExecution {
     }
     run_.ended = Clock::Real().Now();
     if (run_.message.size() > kLongestMessage) run_.message.resize(kLongestMessage);
-    STILL_RETURN_IF_ERROR(catalog_.UpdateRun(run_));
+    STILL_RETURN_IF_ERROR(book_.UpdateRun(run_));
     return status;
   }
 
@@ -68,9 +70,9 @@ class RunExecution {
     char host[256] = {};
     (void)::gethostname(host, sizeof host - 1);  // Only for people.
     run_.owner = absl::StrCat(host, " ", ::getpid());
-    STILL_RETURN_IF_ERROR(catalog_.UpdateRun(run_));
-    STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSchedule> rows, catalog_.ListSchedules());
-    for (const store::CatalogSchedule& row : rows) {
+    STILL_RETURN_IF_ERROR(book_.UpdateRun(run_));
+    STILL_ASSIGN_OR_RETURN(std::vector<store::ScheduleRow> rows, book_.ListSchedules());
+    for (const store::ScheduleRow& row : rows) {
       if (row.name != run_.schedule) continue;
       STILL_ASSIGN_OR_RETURN(schedule_, FromRow(row, absl::LocalTimeZone()));
     }
@@ -127,8 +129,8 @@ class RunExecution {
   absl::Status Prune();
 
   const WorkerOptions& options_;
-  store::Catalog& catalog_;
-  CatalogRun run_;
+  store::Book& book_;
+  RunRow run_;
   std::optional<Schedule> schedule_;
   std::optional<Throttle> throttle_;       // Of the repository.
   std::optional<Throttle> read_throttle_;  // Of the session's disks.
@@ -142,14 +144,20 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
                                                                            {"off", sessionpb::QUIESCE_OFF}};
   static const std::map<std::string, guestpb::HookPolicy> kHooks = {{"warn", guestpb::HOOK_WARN},
                                                                     {"skip", guestpb::HOOK_SKIP}};
+  static const std::map<std::string, sessionpb::MemoryPolicy> kMemory = {{"require", sessionpb::MEMORY_REQUIRE},
+                                                                         {"stop", sessionpb::MEMORY_STOP}};
   snapshot::TakeOptions options;
   options.labels.insert(definition.labels().begin(), definition.labels().end());
   options.labels[std::string(kScheduleLabel)] = schedule_->name();
   options.memory = !definition.disk_only();
   if (auto quiesce = kQuiesce.find(definition.quiesce()); quiesce != kQuiesce.end()) options.quiesce = quiesce->second;
   if (auto hooks = kHooks.find(definition.hooks()); hooks != kHooks.end()) options.hook_policy = hooks->second;
+  if (auto memory = kMemory.find(definition.memory()); memory != kMemory.end()) options.memory_policy = memory->second;
+  if (!definition.max_pause().empty()) {
+    STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDuration(definition.max_pause()));
+  }
   if (!definition.freeze_lease().empty()) {
-    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseSpan(definition.freeze_lease()));
+    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(definition.freeze_lease()));
   }
   if (definition.read_bandwidth() > 0) {
     read_throttle_.emplace(definition.read_bandwidth(), Clock::Real());
@@ -169,6 +177,7 @@ absl::Status RunExecution::Capture() {
   run_.bytes_stored = taken.drain().bytes_stored();
   run_.freeze_us = taken.windows().freeze_us();
   run_.pause_us = taken.windows().pause_us();
+  if (const std::string& why = taken.windows().no_memory_reason(); !why.empty()) Note(absl::StrCat("no memory: ", why));
   // Only now that there is a new one; that an old one cannot be dropped does not make it worse.
   if (absl::Status retained = Retain(); !retained.ok()) Note(absl::StrCat("retention: ", retained.message()));
   return absl::OkStatus();
@@ -201,7 +210,7 @@ absl::Status RunExecution::Retain() {
 // Each run reads the next slice; their number is what fits into the period, so that then all was read once.
 absl::Status RunExecution::Verify() {
   const std::string key = absl::StrCat("verify/", schedule_->name());
-  STILL_ASSIGN_OR_RETURN(auto remembered, catalog_.Remembered());
+  STILL_ASSIGN_OR_RETURN(auto remembered, book_.Remembered());
   uint64_t done = 0;
   if (auto at = remembered.find(key); at != remembered.end() && !absl::SimpleAtoi(at->second, &done)) done = 0;
   const absl::Duration gap = std::max(schedule_->timing.LongestGap(run_.planned), absl::Seconds(1));
@@ -218,7 +227,7 @@ absl::Status RunExecution::Verify() {
   }
   Note(absl::StrCat("slice ", done % slices + 1, " of ", slices));
   // A slice that failed is read again next time.
-  return catalog_.Remember(key, absl::StrCat(done + 1));
+  return book_.Remember(key, absl::StrCat(done + 1));
 }
 
 absl::Status RunExecution::Drill() {
@@ -226,6 +235,12 @@ absl::Status RunExecution::Drill() {
                                   options_.repository.path, "drill", absl::StrCat(run_.session, "@latest")}};
   if (!options_.repository.credentials.key_file.empty()) {
     options.argv.insert(options.argv.end(), {"--key-file", options_.repository.credentials.key_file});
+  }
+  OwnedFd secret;
+  if (!options_.repository.credentials.passphrase.empty()) {
+    STILL_ASSIGN_OR_RETURN(secret, MakeSecretFd(options_.repository.credentials.passphrase));
+    options.argv.insert(options.argv.end(), {"--secret-fd", absl::StrCat(secret.get())});
+    options.inherited_fds.push_back(secret.get());
   }
   if (schedule_->definition.bandwidth() > 0) {
     options.argv.insert(options.argv.end(), {"--bandwidth", absl::StrCat(schedule_->definition.bandwidth())});
@@ -253,12 +268,13 @@ absl::Status RunExecution::Prune() {
 }  // namespace
 
 absl::Status ExecuteRun(const WorkerOptions& options, int64_t run_id) {
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Catalog> catalog, store::Catalog::Open({.path = options.catalog_path}));
-  STILL_ASSIGN_OR_RETURN(std::optional<CatalogRun> run, catalog->FindRun(run_id));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book,
+                         store::Book::Open({.path = store::BookPath(options.state)}));
+  STILL_ASSIGN_OR_RETURN(std::optional<RunRow> run, book->FindRun(run_id));
   if (!run.has_value() || run->outcome != RunOutcome::kRunning) {
     return absl::FailedPreconditionError(absl::StrCat("run ", run_id, " is not open"));
   }
-  return RunExecution(options, *catalog, *std::move(run)).Execute();
+  return RunExecution(options, *book, *std::move(run)).Execute();
 }
 
 }  // namespace still::schedule

@@ -24,7 +24,7 @@ absl::Status ThawAsSaved(Session& session, sessionpb::LaunchReport& report) {
   const absl::Duration agent_timeout = AgentTimeout(session);
   absl::Status agent =
       session.WaitForAgent(thaw.has_qga() ? std::min(agent_timeout, GuestThaw::kAgentBeforeQga) : agent_timeout);
-  if (agent.ok()) agent = thaw.ThroughAgent(kThawTimeout).status();
+  if (agent.ok()) agent = thaw.ThroughAgent(kThawTimeout, "restore").status();
   if (agent.ok() || !thaw.has_qga() || absl::IsAborted(agent)) return agent;
   STILL_ASSIGN_OR_RETURN(guestpb::ThawResponse thawed, thaw.ThroughQga(agent, kThawTimeout));
   report.add_warnings(
@@ -55,6 +55,7 @@ absl::Status Run(Session& session, const std::function<void(const std::string& s
                  sessionpb::LaunchReport& report) {
   auto passed_us = [&session] { return static_cast<uint64_t>(absl::ToInt64Microseconds(session.Age())); };
   STILL_RETURN_IF_ERROR(session.executor().Run([&session] { return session.vm().Resume(); }));
+  session.keeper().Watch();
   report.set_running_us(passed_us());
   const sessionpb::SessionConfig& config = session.config();
   if (!config.has_identity() && !config.restore().thaw()) return absl::OkStatus();

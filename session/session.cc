@@ -96,10 +96,10 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
   if (session->link_ != nullptr) session->link_->vsock().HypervisorStarted();
   session->FillMachine();
-  if (session->disk_server_ != nullptr && session->vm_->lazy_disks() != nullptr) {
-    session->disk_keeper_ =
-        std::make_unique<DiskKeeper>(*session->vm_, std::move(session->disk_server_), LazySource(config));
-  }
+  // A hypervisor that has no lazy disks has no use for the server.
+  if (session->vm_->lazy_disks() == nullptr) session->disk_server_.reset();
+  session->keeper_ = std::make_unique<VmKeeper>(*session->vm_, std::move(session->disk_server_), LazySource(config));
+  if (!config.has_restore()) session->keeper_->Watch();
   {
     absl::MutexLock lock(&session->end_->mutex);
     session->end_->vm = session->vm_.get();
@@ -112,7 +112,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
 }
 
 Session::~Session() {
-  disk_keeper_.reset();
+  keeper_.reset();
   if (vm_ != nullptr) {
     EndWith(*end_, MakeEnd(SessionEnd::STOPPED));
     if (exit_watcher_.joinable()) exit_watcher_.join();
@@ -199,6 +199,11 @@ void Session::FillMachine() {
   machine_.set_vsock_port(vsock_port().value_or(0));
   machine_.set_generation_id(description.generation_id);
   machine_.mutable_devices()->Assign(description.devices.begin(), description.devices.end());
+  for (int i = 0; i < machine_.disks_size(); ++i) {
+    const size_t index = static_cast<size_t>(i);
+    machine_.mutable_disks(i)->set_pci_address(
+        index < description.disk_addresses.size() ? description.disk_addresses[index] : "");
+  }
   machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
   machine_.mutable_guest_cpu_features()->Assign(description.cpu.features.begin(), description.cpu.features.end());
   machine_.set_tsc_hz(description.cpu.tsc_hz);
@@ -317,8 +322,10 @@ absl::Status Session::WaitForAgent(absl::Duration timeout) {
                                              DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
     if (left <= absl::ZeroDuration()) {
+      const std::string refused = link_->refused();
       return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
-                                                      "; ", DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
+                                                      "; ", refused, refused.empty() ? "" : "; ",
+                                                      DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
   }
 }
@@ -340,8 +347,6 @@ std::optional<guestpb::AdoptIdentityResponse> Session::identity() const {
   return identity_;
 }
 
-void Session::Hydrate(uint64_t bytes_per_second) {
-  if (disk_keeper_ != nullptr) disk_keeper_->Hydrate(bytes_per_second);
-}
+void Session::Hydrate(uint64_t bytes_per_second) { keeper_->Hydrate(bytes_per_second); }
 
 }  // namespace still::session

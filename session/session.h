@@ -24,11 +24,11 @@
 #include "proto/aliases.h"
 #include "proto/session.pb.h"
 #include "session/capture/critical_window.h"
-#include "session/disk_keeper.h"
 #include "session/disk_server.h"
 #include "session/guest/guest_link.h"
 #include "session/guest/guest_thaw.h"
 #include "session/hypervisor/hypervisor.h"
+#include "session/vm_keeper.h"
 #include "session/vsock/vsock_host.h"
 
 namespace still::session {
@@ -109,7 +109,7 @@ class Session {
   Vm& vm() { return *vm_; }
   GuestLink* link() const { return link_.get(); }  // Null: vsock is off.
   GuestThaw& guest_thaw() { return *guest_thaw_; }
-  DiskKeeper* disk_keeper() const { return disk_keeper_.get(); }  // Null without lazily restored disks.
+  VmKeeper& keeper() { return *keeper_; }
   SerialExecutor& executor() { return executor_; }
   // As a snapshot of this moment would have to remember it.
   manifestpb::Machine machine() const;
@@ -171,12 +171,12 @@ class Session {
   std::unique_ptr<VsockHost> vsock_;
   std::shared_ptr<GuestLink> link_;          // Shared with SessionClients.
   std::optional<GuestThaw> guest_thaw_;      // Once the VM is being started.
-  std::unique_ptr<DiskServer> disk_server_;  // Until disk_keeper_ has it.
+  std::unique_ptr<DiskServer> disk_server_;  // Until keeper_ has it.
   std::unique_ptr<Vm> vm_;
   mutable absl::Mutex identity_mutex_;
   std::optional<guestpb::AdoptIdentityResponse> identity_ ABSL_GUARDED_BY(identity_mutex_);
-  std::unique_ptr<DiskKeeper> disk_keeper_;  // Null without lazily restored disks.
   const std::shared_ptr<RebootBook> reboot_book_ = std::make_shared<RebootBook>();
+  std::unique_ptr<VmKeeper> keeper_;  // Null until the VM is there.
   std::shared_ptr<End> end_ = std::make_shared<End>();
   std::thread exit_watcher_;
   std::thread time_limit_watcher_;

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/pipe.h"
 #include "base/random.h"
 #include "session/control/session_process.h"
 
@@ -55,20 +56,17 @@ absl::StatusOr<ThrowAwaySession> ThrowAwaySession::Reserve(const session::Sessio
   STILL_ASSIGN_OR_RETURN(OwnedFd lock, OpenFile(lock_path, O_RDWR | O_CREAT | O_EXCL));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", lock_path));
 
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd read_end(ends[0]);
-  OwnedFd write_end(ends[1]);
+  STILL_ASSIGN_OR_RETURN(Pipe life_line, MakePipe());
   STILL_ASSIGN_OR_RETURN(std::string program, session::FindSibling("still", "STILL_PROGRAM"));
   ProcessOptions options;
-  options.argv = {program, "__janitor", "--state", sessions.root(), "--life-line-fd", absl::StrCat(read_end.get()),
-                  name};
-  options.inherited_fds = {read_end.get()};
+  options.argv = {
+      program, "__janitor", "--state", sessions.root(), "--life-line-fd", absl::StrCat(life_line.read_end.get()), name};
+  options.inherited_fds = {life_line.read_end.get()};
   options.working_directory = "/";
   // What ends us from a terminal must not end it.
   options.new_session = true;
   STILL_ASSIGN_OR_RETURN(ChildProcess janitor, ChildProcess::Start(options));
-  return ThrowAwaySession(sessions, name, std::move(lock), std::move(write_end), std::move(janitor));
+  return ThrowAwaySession(sessions, name, std::move(lock), std::move(life_line.write_end), std::move(janitor));
 }
 
 absl::Status ThrowAwaySession::End() {

@@ -1,6 +1,7 @@
 // still-session: owns one VM. Started by `still run` and `still restore` (SessionRegistry::Launch), serves
 // SessionControl in its session's directory, and ends when the VM does.
 #include <fcntl.h>
+#include <grpc/support/log.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -11,11 +12,14 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/secret.h"
 #include "base/status.h"
 #include "session/control/control_service.h"
 #include "session/control/launch_report.h"
@@ -23,6 +27,7 @@
 #include "session/control/session_lock.h"
 #include "session/control/session_registry.h"
 #include "session/guest/adopt_identity.h"
+#include "session/hypervisor/bounded_log.h"
 #include "session/restore_launch.h"
 #include "session/session.h"
 #include "session/session_config.h"
@@ -70,6 +75,36 @@ class StopSignals {
  private:
   sigset_t set_;
 };
+
+// Bounds session.log, which the guest makes grow by what it does and says. Never destroyed: threads may log until the
+// process is gone.
+class SessionLog {
+ public:
+  static void Begin(const std::string& directory) {
+    absl::StatusOr<session::BoundedLog> log = session::BoundedLog::Continue(JoinPath(directory, "session.log"));
+    if (!log.ok()) return LogWarning("the log is not bounded", {{"error", log.status().ToString()}});
+    the_log_ = new SessionLog(*std::move(log));
+    SetLogSink([](absl::string_view line) { the_log_->Line(line); });
+    gpr_set_log_function([](gpr_log_func_args* line) {
+      if (line->severity == GPR_LOG_SEVERITY_ERROR) LogDebug("grpc", {{"message", line->message}});
+    });
+  }
+
+ private:
+  explicit SessionLog(session::BoundedLog log) : log_(std::move(log)) {}
+  void Line(absl::string_view line) {
+    absl::MutexLock lock(&mutex_);
+    const int before = log_.fd();
+    log_.Append(line);
+    // The last words of a process that aborts belong into the newest file.
+    if (log_.fd() != before) ::dup2(log_.fd(), STDERR_FILENO);
+  }
+
+  static SessionLog* the_log_;
+  absl::Mutex mutex_;
+  session::BoundedLog log_ ABSL_GUARDED_BY(mutex_);
+};
+SessionLog* SessionLog::the_log_ = nullptr;
 
 absl::StatusOr<sessionpb::LaunchReport> MakeReady(Session& session, session::LaunchReporter& reporter) {
   const sessionpb::SessionConfig& config = session.config();
@@ -154,9 +189,10 @@ int main(int argc, char** argv) {
   app.add_option("--ram-fd", arguments.ram_fd, "Descriptor of the memory image to continue");
   CLI11_PARSE(app, argc, argv);
   still::SetLogLevel(still::LogLevel::kInfo);
+  still::SessionLog::Begin(arguments.directory);
   ::signal(SIGPIPE, SIG_IGN);
-  // The repository's, of whoever started us: the hypervisor, which serves the guest, must not inherit it.
-  ::unsetenv("STILL_PASSPHRASE");
+  // The repository's, of an older `still` that started us: the hypervisor, which serves the guest, must not inherit it.
+  (void)still::TakeSecretVariable("STILL_PASSPHRASE");
   if (arguments.report_fd >= 0) ::fcntl(arguments.report_fd, F_SETFD, FD_CLOEXEC);
   still::session::LaunchReporter reporter{still::OwnedFd(arguments.report_fd)};
   absl::StatusOr<still::OwnedFd> lock = still::HoldLock(arguments);

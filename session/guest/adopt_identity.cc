@@ -5,10 +5,10 @@
 #include <iterator>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/random.h"
+#include "session/guest/guest_words.h"
 
 namespace still::session {
 namespace {
@@ -17,7 +17,6 @@ constexpr size_t kEntropyBytes = 64;
 constexpr absl::Duration kRetryPause = absl::Milliseconds(50);
 constexpr absl::Duration kSignOfLifeTimeout = absl::Seconds(2);
 constexpr int kMaxStepsTold = 16;
-constexpr size_t kMaxStepText = 200;
 constexpr char kFeature[] = "identity";
 constexpr char kNetworkStep[] = "network";
 
@@ -70,8 +69,7 @@ absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(GuestLink& link, co
     // A connection that breaks is dialled again at once.
     STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link.Client(std::min(left, limits.silence)));
     if (!HasFeature(*client)) {
-      return absl::FailedPreconditionError(absl::StrCat("the guest's agent (version ",
-                                                        absl::CHexEscape(client->init().agent_version()),
+      return absl::FailedPreconditionError(absl::StrCat("the guest's agent (version ", client->init().agent_version(),
                                                         ") cannot give a restored guest an identity of its own"));
     }
     Freshen(request);
@@ -97,8 +95,8 @@ std::vector<std::string> FailedSteps(const guestpb::AdoptIdentityResponse& respo
   std::vector<std::string> told;
   for (const guestpb::IdentityStep& step : response.steps()) {
     if (step.outcome() != guestpb::IdentityStep::FAILED || std::ssize(told) == kMaxStepsTold) continue;
-    told.push_back(absl::StrCat("identity: ", absl::CHexEscape(step.name().substr(0, kMaxStepText)),
-                                " failed: ", absl::CHexEscape(step.detail().substr(0, kMaxStepText))));
+    told.push_back(absl::StrCat("identity: ", CleanWords(step.name(), kMaxGuestName),
+                                " failed: ", CleanWords(step.detail(), kMaxGuestName)));
   }
   return told;
 }

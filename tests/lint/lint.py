@@ -188,19 +188,22 @@ def check_files(root):
 
 
 def check_packages(root):
-    """tools/packages.txt: one package a line, each with its reason, none twice."""
+    """tools/packages/*: one package a line, each with its reason, in one of the files only, and none with a version in its name."""
     seen = set()
-    for number, line in enumerate(lines_of(root / "tools/packages.txt"), 1):
-        where = f"tools/packages.txt:{number}"
-        if line.startswith("#"):
-            continue
-        match = re.fullmatch(r"([a-z0-9][a-z0-9.+-]+) +# (\S.*)", line)
-        if not match:
-            yield f"{where}: not 'package  # reason'"
-        elif match[1] in seen:
-            yield f"{where}: {match[1]} again"
-        else:
-            seen.add(match[1])
+    for path in sorted((root / "tools/packages").iterdir()):
+        for number, line in enumerate(lines_of(path), 1):
+            where = f"{path.relative_to(root)}:{number}"
+            if line.startswith("#"):
+                continue
+            match = re.fullmatch(r"([a-z0-9][a-z0-9.+-]+) +# (\S.*)", line)
+            if not match:
+                yield f"{where}: not 'package  # reason'"
+            elif match[1] in seen:
+                yield f"{where}: {match[1]} again"
+            elif re.search(r"-\d+(\.\d+)?(-|$)", match[1]):
+                yield f"{where}: {match[1]}: another Debian has another version"
+            else:
+                seen.add(match[1])
 
 
 def check_scripts(root):

@@ -97,11 +97,11 @@ class LintTest(unittest.TestCase):
         self.write("docs/bad.md", "text\n[a](missing.md#part)\n")
         self.assert_finds("files", "base/bad.cc:1", "base/bad.h:1", "base/bad.h:1", "docs/bad.md:2")
 
-    def test_a_package_without_a_reason_or_named_twice_is_found(self):
-        self.write("tools/packages.txt", "# Packages.\ncmake  # build\ng++    # build\n")
+    def test_a_package_without_a_reason_named_twice_or_of_one_version_is_found(self):
+        self.write("tools/packages/build", "# Packages.\ncmake  # build\ng++    # build\nlibcurl4-openssl-dev  # HTTP\n")
         self.assert_finds("packages")
-        self.write("tools/packages.txt", "cmake  # build\ncmake  # again\nninja\n")
-        self.assert_finds("packages", "packages.txt:2", "packages.txt:3")
+        self.write("tools/packages/test", "cmake  # again\nninja\nlibclang-rt-14-dev  # fuzzing\nclang-14  # fuzzing\n")
+        self.assert_finds("packages", "packages/test:1", "packages/test:2", "packages/test:3", "packages/test:4")
 
     def test_scripts_that_shellcheck_or_python_dislikes_are_found(self):
         self.write("tools/good", '#!/usr/bin/env bash\necho "$1"\n')

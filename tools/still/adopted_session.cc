@@ -21,8 +21,6 @@ absl::StatusOr<sessionpb::SessionConfig> ConfigOf(const AdoptArguments& argument
   config.mutable_machine()->set_hypervisor("process");
   config.set_vsock_backend(sessionpb::SessionConfig::OFF);
   config.set_adopt_pid(arguments.pid);
-  STILL_ASSIGN_OR_RETURN(absl::Duration max_pause, ParseDuration(arguments.max_pause));
-  config.set_max_pause_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(max_pause)));
   if (arguments.disks.empty()) {
     return absl::InvalidArgumentError("with --pid, name the process's disk files: --disk FILE");
   }

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "session/control/session_registry.h"
 #include "snapshot/progress.h"
+#include "store/book/book.h"
 #include "store/repository.h"
 
 namespace still::cli {
@@ -33,6 +34,8 @@ class Context {
   absl::StatusOr<RepositoryAccess> OpenRepositoryWithAccess(store::RepositoryOptions options = {}) const;
   // The same without ever asking: for what nobody waits for, like completion.
   absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepositoryQuietly() const;
+  // The state directory's book, with what an older version kept in this repository's catalog.
+  absl::StatusOr<std::unique_ptr<store::Book>> OpenBook(const store::Repository& repository) const;
   const std::string& repository_path() const { return repository_; }
   absl::StatusOr<store::Credentials> GivenCredentials() const;
   session::SessionRegistry sessions() const { return session::SessionRegistry(state_); }
@@ -70,6 +73,8 @@ class Context {
   std::string repository_;
   std::string state_;
   std::string key_file_;
+  std::string passphrase_;  // Of the environment, which does not have it any more.
+  int secret_fd_ = -1;      // What stilld's workers give instead.
   bool json_ = false;
   mutable bool printed_json_ = false;
   bool quiet_ = false;
@@ -94,6 +99,7 @@ void AddHydrateCommand(CLI::App& app, Context& context);      // hydrate
 void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
 void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
 void AddScheduleCommands(CLI::App& app, Context& context);    // schedule ...
+void AddSetupCommand(CLI::App& app, Context& context);        // setup
 void AddDrillCommands(CLI::App& app, Context& context);       // drill; hidden: __janitor
 void AddAgentCommands(CLI::App& app, Context& context);       // agent install
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor

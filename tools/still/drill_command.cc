@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/quantity.h"
 #include "schedule/throttle.h"
 #include "snapshot/drill.h"
 #include "snapshot/throw_away_session.h"
@@ -77,8 +78,9 @@ std::string Shown(absl::Duration duration) {
 absl::Status History(Context& context) {
   constexpr int64_t kShown = 50;
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_RETURN_IF_ERROR(snapshot::SweepDrills(*repository, context.sessions()));
-  STILL_ASSIGN_OR_RETURN(std::vector<DrillRecord> drills, repository->ListDrills(kShown));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book, context.OpenBook(*repository));
+  STILL_RETURN_IF_ERROR(snapshot::SweepDrills(*book, context.sessions()));
+  STILL_ASSIGN_OR_RETURN(std::vector<DrillRecord> drills, book->ListDrills(kShown));
   nlohmann::json list = nlohmann::json::array();
   Table table({"STARTED", "SNAPSHOT", "SESSION", "RESULT", "RESTORED", "EXIT", "MESSAGE"});
   for (const DrillRecord& drill : drills) {
@@ -98,9 +100,9 @@ absl::Status History(Context& context) {
 absl::Status Drill(Context& context, const DrillArguments& arguments) {
   if (arguments.history) return History(context);
   snapshot::DrillOptions options{.snapshot = arguments.snapshot, .check = arguments.check, .cold = arguments.cold};
-  STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDuration(arguments.timeout));
+  STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDurationFlag(arguments.timeout));
   STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, options.patience));
-  STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseBytes(arguments.bandwidth));
+  STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseSize(arguments.bandwidth));
   store::RepositoryOptions opened;
   std::optional<schedule::Throttle> throttle;
   std::optional<schedule::ThrottledFileSystem> slow;
@@ -110,8 +112,9 @@ absl::Status Drill(Context& context, const DrillArguments& arguments) {
     opened.file_system = &*slow;
   }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository(opened));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book, context.OpenBook(*repository));
   options.progress = context.MakeProgress();
-  absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, context.sessions(), options);
+  absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, *book, context.sessions(), options);
   context.ProgressDone();
   if (!drill.ok()) return drill.status();
   const bool passed = drill->state == DrillState::kPassed;

@@ -190,7 +190,7 @@ absl::StatusOr<Done> StartOne(Context& context, const StartArguments& arguments,
 absl::Status Start(Context& context, const StartArguments& arguments) {
   std::optional<absl::Duration> agent_timeout;
   if (!arguments.agent_timeout.empty()) {
-    STILL_ASSIGN_OR_RETURN(agent_timeout, ParseDuration(arguments.agent_timeout));
+    STILL_ASSIGN_OR_RETURN(agent_timeout, ParseDurationFlag(arguments.agent_timeout));
   }
   snapshot::SweepRollbacks(context.sessions());
   snapshot::ProgressSink progress = context.MakeProgress();
@@ -221,7 +221,7 @@ void AddPowerCommands(CLI::App& app, Context& context) {
   auto force = std::make_shared<bool>(false);
   CLI::App* stop = context.AddCommand(
       app, "stop", "End sessions: the guests are asked to power off first", [=](Context& c) -> absl::Status {
-        STILL_ASSIGN_OR_RETURN(absl::Duration grace, ParseDuration(*grace_text));
+        STILL_ASSIGN_OR_RETURN(absl::Duration grace, ParseDurationFlag(*grace_text));
         if (*force) grace = absl::ZeroDuration();
         return WithEach(c, *names, /*beginnings=*/true, kAtOnce,
                         [&](const std::string& name) { return StopOne(c.sessions(), name, grace); });

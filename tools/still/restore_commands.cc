@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/quantity.h"
 #include "snapshot/restore.h"
 #include "snapshot/rollback.h"
 #include "tools/still/command_tree.h"
@@ -65,7 +66,7 @@ absl::StatusOr<snapshot::LazyDiskOptions> LazyDisks(const store::RepositoryOptio
   }
   lazy.server_command.emplace_back("serve");
   if (!arguments.hydrate_rate.empty()) {
-    STILL_ASSIGN_OR_RETURN(lazy.hydrate_bytes_per_second, ParseBytes(arguments.hydrate_rate));
+    STILL_ASSIGN_OR_RETURN(lazy.hydrate_bytes_per_second, ParseSize(arguments.hydrate_rate));
   }
   return lazy;
 }
@@ -82,7 +83,7 @@ absl::Status Restore(Context& context, const RestoreArguments& arguments) {
     options.sessions.push_back(absl::StrCat(arguments.session, "-", i));
   }
   if (!arguments.memory.empty()) {
-    STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseBytes(arguments.memory));
+    STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseSize(arguments.memory));
   }
   STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, options.patience));
   STILL_ASSIGN_OR_RETURN(RepositoryAccess access, context.OpenRepositoryWithAccess());

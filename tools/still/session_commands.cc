@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/quantity.h"
 #include "base/random.h"
 #include "base/undo.h"
 #include "proto/grpc_status.h"
@@ -70,7 +71,7 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
   config.set_id(RandomUuid());
   manifestpb::Machine& machine = *config.mutable_machine();
   machine.set_vcpus(arguments.vcpus);
-  STILL_ASSIGN_OR_RETURN(uint64_t memory, ParseBytes(arguments.memory));
+  STILL_ASSIGN_OR_RETURN(uint64_t memory, ParseSize(arguments.memory));
   machine.set_memory_bytes(memory);
   machine.set_accelerator(arguments.accelerator == "auto" ? "" : arguments.accelerator);
   machine.set_cpu_model(arguments.cpu_model);
@@ -96,10 +97,10 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
         absl::StrCat("vsock port \"", arguments.port, "\": use auto or a number from 1 on"));
   }
   machine.set_vsock_port(port);
-  STILL_ASSIGN_OR_RETURN(absl::Duration agent, ParseDuration(arguments.agent_timeout));
+  STILL_ASSIGN_OR_RETURN(absl::Duration agent, ParseDurationFlag(arguments.agent_timeout));
   bool wait_for_agent = !arguments.no_agent && vsock != SessionConfig::OFF;
   config.set_agent_deadline_s(wait_for_agent ? static_cast<uint32_t>(absl::ToInt64Seconds(agent)) : 0);
-  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDuration(arguments.time_limit));
+  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDurationFlag(arguments.time_limit));
   config.set_time_limit_s(static_cast<uint32_t>(absl::ToInt64Seconds(limit)));
   return config;
 }
@@ -153,31 +154,36 @@ absl::Status Ps(Context& context) {
   std::vector<std::string> troubles;
   for (const session::SessionEntry& entry : entries) {
     sessionpb::DescribeResponse description;
-    bool described = false;
+    absl::Status described = absl::UnavailableError("not running");
     if (entry.ready) {
       grpc::ClientContext call;
       call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
       if (auto stub = sessions.Connect(entry.name); stub.ok()) {
-        described = (*stub)->Describe(&call, {}, &description).ok();
+        described = FromGrpc((*stub)->Describe(&call, {}, &description));
       }
+      if (!described.ok())
+        troubles.push_back(absl::StrCat(entry.name, ": ", Printable(std::string(described.message()))));
     }
-    const std::string state = StateName(entry, described ? &description : nullptr);
+    const std::string state = StateName(entry, described.ok() ? &description : nullptr);
     const std::string reboots =
         description.reboots() > 0 ? absl::StrCat(", rebooted ", description.reboots(), "x") : "";
-    nlohmann::json item = described ? ToJson(description) : nlohmann::json{{"name", entry.name}};
+    nlohmann::json item = described.ok() ? ToJson(description) : nlohmann::json{{"name", entry.name}};
     item["status"] = state;
     if (entry.end.has_value()) item["end"] = ToJson(*entry.end);
     if (!description.disk_trouble().empty()) {
       troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.disk_trouble())));
     }
+    if (!description.found_paused().empty()) {
+      troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.found_paused())));
+    }
     list.push_back(std::move(item));
     const manifestpb::Machine& machine = entry.config.machine();
     table.Add({entry.name,
                {state + reboots, ToneOf(entry, state)},
-               described ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
+               described.ok() ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
                FormatBytes(machine.memory_bytes()),
                absl::StrCat(machine.vcpus()),
-               described && description.agent().connected() ? description.agent().version() : "-",
+               described.ok() && description.agent().connected() ? description.agent().version() : "-",
                entry.config.origin_snapshot().empty() ? "-" : entry.config.origin_snapshot().substr(0, 12)});
   }
   context.Print(list, [&] {
@@ -194,7 +200,7 @@ struct ExecArguments {
 };
 
 absl::Status Exec(Context& context, const ExecArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(absl::Duration timeout, ParseDuration(arguments.timeout));
+  STILL_ASSIGN_OR_RETURN(absl::Duration timeout, ParseDurationFlag(arguments.timeout));
   STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(arguments.session));
   guestpb::ExecRequest request;
   request.mutable_argv()->Assign(arguments.command.begin(), arguments.command.end());
@@ -239,14 +245,18 @@ absl::Status Logs(Context& context, const std::string& name, bool own) {
     context.Print({{"log", text}}, [] {});
     return absl::OkStatus();
   }
+  // A console is the guest's: raw bytes for a file or a pipe, but nothing that drives a terminal.
+  if (::isatty(STDOUT_FILENO) != 0) text = CleanLines(text);
   return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
 }
 
-absl::Status Thaw(Context& context, const std::string& name) {
+absl::Status Thaw(Context& context, const std::string& name, bool force) {
   STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
   grpc::ClientContext call;
+  sessionpb::ThawRequest request;
+  request.set_force(force);
   guestpb::ThawResponse response;
-  STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, {}, &response)));
+  STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, request, &response)));
   context.Print(ToJson(response), [&] {
     std::cout << (response.cause() == guestpb::NOT_FROZEN ? "nothing was frozen\n"
                                                           : absl::StrCat(response.thawed(), " file systems thawed\n"));
@@ -321,8 +331,11 @@ void AddSessionCommands(CLI::App& app, Context& context) {
                                         [=](Context& c) { return Resume(c, *name); });
   resume->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 
+  auto thaw_force = std::make_shared<bool>(false);
   CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
-                                      [=](Context& c) { return Thaw(c, *name); });
+                                      [=](Context& c) { return Thaw(c, *name, *thaw_force); });
+  thaw->add_flag("--force", *thaw_force,
+                 "Also while a snapshot is being taken, which may cost it its consistency label");
   thaw->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 }
 

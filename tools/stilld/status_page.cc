@@ -11,12 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/quantity.h"
 
 namespace still::daemon {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 
 constexpr absl::string_view kStyle = R"css(
 :root { color-scheme: light dark; --text: #1d2129; --faint: #6b7280; --line: #d9dce3; --back: #fff; --card: #f6f7f9;
@@ -64,7 +65,7 @@ std::string Ago(absl::Time time, absl::Time now) {
     age = absl::Trunc(age, absl::Hours(1));
   else if (age > absl::Hours(1))
     age = absl::Trunc(age, absl::Minutes(1));
-  return schedule::FormatSpan(age);
+  return ShortDuration(age);
 }
 
 std::string Card(absl::string_view label, absl::string_view value) {
@@ -128,7 +129,7 @@ std::string Schedules(const Figures& figures) {
                     schedule.definition.paused() ? "paused" : When(next), "<td>");
     std::string message;
     int shown = 0;
-    for (const CatalogRun& run : figures.runs) {
+    for (const RunRow& run : figures.runs) {
       if (run.schedule != schedule.name()) continue;
       if (shown++ == 20) break;
       const std::string outcome = schedule::OutcomeName(run.outcome);

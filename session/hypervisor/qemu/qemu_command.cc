@@ -125,9 +125,10 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
         {"server", {{"type", "unix"}, {"path", absl::StrCat("/proc/self/fd/", directory, "/", disk.backing_socket)}}}};
     argv.insert(argv.end(), {"-blockdev", DumpJson(base)});
     format["backing"] = LazyBaseNode(index);
-    // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
-    absl::StrAppend(&device, ",rerror=stop,werror=stop");
+    absl::StrAppend(&device, ",rerror=stop");
   }
+  // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
+  if (writable) absl::StrAppend(&device, ",werror=stop");
   argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format)});
   if (lazy && disk.read_only) {
     json guard = {
@@ -283,6 +284,14 @@ bool HasQgaPort(const std::vector<std::string>& devices) {
 }
 
 std::string NetworkBackend(const std::string& kind) { return kind == "none" ? "hubport" : "user"; }
+
+std::vector<std::string> DiskAddressesOf(const VmConfig& config) {
+  std::vector<std::string> addresses;
+  for (size_t i = 0; i < config.disks.size(); ++i) {
+    addresses.push_back(absl::StrFormat("0000:00:%02x.0", kFirstDiskSlot + static_cast<int>(i)));
+  }
+  return addresses;
+}
 
 std::vector<std::string> DevicesOf(const VmConfig& config) {
   std::vector<std::string> argv;

@@ -26,7 +26,7 @@ TEST(ScheduleTest, TheCatalogGivesBackWhatItWasGiven) {
   definition.set_paused(true);
   (*definition.mutable_labels())["tier"] = "gold";
   Schedule schedule = *MakeSchedule(definition, absl::UTCTimeZone());
-  store::CatalogSchedule row = *ToRow(schedule);
+  store::ScheduleRow row = *ToRow(schedule);
   EXPECT_EQ(row.session, "web-*");
   EXPECT_EQ(row.retention, "daily=7");
   EXPECT_FALSE(row.enabled);
@@ -54,6 +54,8 @@ TEST(ScheduleTest, WhatIsWrongIsNamed) {
       {[](auto& s) { s.clear_sessions(); }, "sessions"},
       {[](auto& s) { s.set_check("true"); }, "drill"},
       {[](auto& s) { s.set_quiesce("perhaps"); }, "perhaps"},
+      {[](auto& s) { s.set_memory("perhaps"); }, "memory"},
+      {[](auto& s) { s.set_max_pause("a while"); }, "a while"},
   };
   for (const Case& c : cases) {
     schedulepb::Schedule definition = Nightly();

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""What run_ctest.py and run_unittest.py make of tests that are skipped, with a real ctest."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = pathlib.Path(__file__).parent
+
+
+class RunCtest(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.directory = pathlib.Path(scratch.name)
+        self.entries = []
+
+    def add(self, name, script):
+        self.entries.append(f'add_test({name} sh -c "{script}")\nset_tests_properties({name} PROPERTIES SKIP_RETURN_CODE 77)\n')
+
+    def run_ctest(self, ci=False):
+        (self.directory / "CTestTestfile.cmake").write_text("".join(self.entries), encoding="utf-8")
+        environment = {name: value for name, value in os.environ.items() if name != "CI"}
+        if ci:
+            environment["CI"] = "true"
+        return subprocess.run([sys.executable, "-B", HERE / "run_ctest.py", self.directory], env=environment,
+                              capture_output=True, text=True, check=False)
+
+    def test_what_was_skipped_is_listed_before_the_summary(self):
+        self.add("good", "true")
+        self.add("partly", "echo 'skipped: A.B: there is no moon'; exit 77")
+        self.add("silent", "exit 77")
+        result = self.run_ctest()
+        self.assertEqual(result.returncode, 0, result.stdout)
+        listed = result.stdout.index("Skipped here:")
+        self.assertIn("  partly: A.B: there is no moon\n  silent: all: no reason given\n", result.stdout[listed:])
+        self.assertLess(listed, result.stdout.index("% tests passed"))
+        self.assertIn("Skipped", result.stdout.splitlines()[-1])
+
+    def test_a_case_that_was_skipped_hides_no_failure(self):
+        self.add("both", "echo 'skipped: A.B: there is no moon'; exit 1")
+        self.assertNotEqual(self.run_ctest().returncode, 0)
+
+    def test_in_ci_only_what_is_named_may_be_skipped(self):
+        self.add("process_vm_test", "echo 'skipped: A.B: named'; exit 77")
+        self.assertEqual(self.run_ctest(ci=True).returncode, 0)
+        self.add("other", "exit 77")
+        self.assertEqual(self.run_ctest().returncode, 0)
+        result = self.run_ctest(ci=True)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("may not be skipped in CI (tests/may_skip.txt):\n  other: all\n", result.stdout)
+
+    def test_a_python_test_that_is_skipped_is_counted_as_such(self):
+        for body, code in (("pass", 0), ("self.skipTest('no moon')", 77), ("self.fail()", 1)):
+            (self.directory / "moon.py").write_text(
+                f"import unittest\nclass Moon(unittest.TestCase):\n    def test_it(self):\n        {body}\n", encoding="utf-8")
+            result = subprocess.run([sys.executable, "-B", HERE / "run_unittest.py", "moon.Moon"], cwd=self.directory,
+                                    capture_output=True, text=True, check=False)
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assertEqual("skipped: moon.Moon.test_it: no moon" in result.stderr, code == 77)
+
+
+if __name__ == "__main__":
+    unittest.main()
