@@ -18,7 +18,7 @@
 namespace still::session {
 namespace {
 
-constexpr absl::string_view kPrefix = "capture-";
+constexpr absl::string_view kPinPrefix = "capture-";
 constexpr absl::string_view kSuffix = ".fleece";
 constexpr absl::string_view kUnfinished = ".new";  // Behind the suffix, until its lock is held.
 constexpr uint64_t kStatBlock = 512;               // stat(2), st_blocks.
@@ -28,7 +28,7 @@ std::vector<std::string> PinFilesIn(const std::string& directory) {
   absl::StatusOr<std::vector<std::string>> names = ListDirectory(directory);
   if (!names.ok()) return paths;  // A file among the directories, or a session that has ended meanwhile.
   for (const std::string& name : *names) {
-    if (absl::StartsWith(name, kPrefix) && absl::EndsWith(name, kSuffix)) paths.push_back(JoinPath(directory, name));
+    if (absl::StartsWith(name, kPinPrefix) && absl::EndsWith(name, kSuffix)) paths.push_back(JoinPath(directory, name));
   }
   return paths;
 }
@@ -58,7 +58,7 @@ absl::Status RemoveUnheld(const std::vector<std::string>& paths) {
 }  // namespace
 
 absl::StatusOr<PinPool::File> PinPool::Make(const std::string& name, uint64_t size) const {
-  File file{.path = JoinPath(directory_, absl::StrCat(kPrefix, name, kSuffix))};
+  File file{.path = JoinPath(directory_, absl::StrCat(kPinPrefix, name, kSuffix))};
   const std::string unfinished = absl::StrCat(file.path, kUnfinished);
   STILL_ASSIGN_OR_RETURN(file.lock, OpenFile(unfinished, O_RDWR | O_CREAT | O_TRUNC));
   // It gets its name only now: others remove what nobody holds.

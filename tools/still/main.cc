@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/format.h"
 #include "tools/still/man_page.h"
 
 int main(int argc, char** argv) {

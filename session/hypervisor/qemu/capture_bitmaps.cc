@@ -12,7 +12,7 @@
 namespace still::session {
 namespace {
 
-constexpr absl::string_view kPrefix = "still-";
+constexpr absl::string_view kBitmapPrefix = "still-";
 constexpr size_t kOwnerDigits = 16;
 constexpr char kNobody[] = "0";
 
@@ -31,11 +31,11 @@ Parts PartsOf(absl::string_view name) {
 
 std::string BitmapName(absl::string_view repository_id, absl::Time now, absl::string_view capture_id) {
   const absl::string_view owner = repository_id.empty() ? absl::string_view(kNobody) : repository_id;
-  return absl::StrCat(kPrefix, owner.substr(0, kOwnerDigits), "-", absl::StrFormat("%010x", absl::ToUnixSeconds(now)),
+  return absl::StrCat(kBitmapPrefix, owner.substr(0, kOwnerDigits), "-", absl::StrFormat("%010x", absl::ToUnixSeconds(now)),
                       "-", capture_id);
 }
 
-bool IsCaptureBitmap(absl::string_view name) { return absl::StartsWith(name, kPrefix); }
+bool IsCaptureBitmap(absl::string_view name) { return absl::StartsWith(name, kBitmapPrefix); }
 
 std::vector<std::string> SupersededBitmaps(const std::vector<std::string>& on_disk, absl::string_view committed) {
   const std::string owner = PartsOf(committed).owner;

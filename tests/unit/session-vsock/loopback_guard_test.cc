@@ -71,7 +71,9 @@ void BehaveAsAHypervisor(uint16_t port, bool guarded) {
     EXPECT_EQ(SendMessage(V4(address, port)), refused) << address;
   }
   EXPECT_EQ(Connect(V6("::ffff:127.0.0.1", port)), refused);
-  if (guarded) EXPECT_EQ(Connect(V6("::1", port)), ECONNREFUSED);
+  if (guarded) {
+    EXPECT_EQ(Connect(V6("::1", port)), ECONNREFUSED);
+  }
   EXPECT_EQ(SendTo(V4("127.0.0.1", 53)), 0) << "the host's resolver";
   auto pair = MakeSocketPair();
   ASSERT_TRUE(pair.ok());

@@ -23,7 +23,7 @@ namespace {
 using ::testing::HasSubstr;
 
 // Against a hang only: what is awaited takes milliseconds.
-constexpr absl::Duration kPatience = absl::Seconds(60);
+constexpr absl::Duration kLinkPatience = absl::Seconds(60);
 
 class GuestLinkTest : public ::testing::Test {
  protected:
@@ -37,11 +37,11 @@ class GuestLinkTest : public ::testing::Test {
 
   // The version of the agent that answers.
   std::string Agent() {
-    auto client = link_->Client(kPatience);
+    auto client = link_->Client(kLinkPatience);
     return client.ok() ? (*client)->init().agent_version() : std::string(client.status().message());
   }
   bool ComesTrue(const std::function<bool()>& condition) {
-    const absl::Duration deadline = Clock::Real().Monotonic() + kPatience;
+    const absl::Duration deadline = Clock::Real().Monotonic() + kLinkPatience;
     while (!condition() && Clock::Real().Monotonic() < deadline) Clock::Real().Sleep(absl::Milliseconds(5));
     return condition();
   }

@@ -13,6 +13,8 @@
 namespace still::session {
 namespace {
 
+bool NeverCancelled() { return false; }
+
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using ::testing::HasSubstr;
@@ -98,10 +100,10 @@ TEST_F(LyingAgentTest, EveryAnswerIsCleanedAndNoneIsLost) {
     ASSERT_TRUE(answer.ok()) << answer.status();
     ExpectClean(*answer);
   };
-  expect(client->Quiesce({}, kTimeout));
-  expect(client->Thaw("", kTimeout));
+  expect(client->Quiesce({}, kTimeout, NeverCancelled));
+  expect(client->Thaw(guestpb::ThawRequest(), kTimeout));
   expect(client->QuiesceStatus(kTimeout));
-  expect(client->AdoptIdentity({}, kTimeout));
+  expect(client->AdoptIdentity({}, kTimeout, [] { return absl::OkStatus(); }));
   EXPECT_TRUE(client->RenewQuiesce("t", kTimeout).ok());
   EXPECT_TRUE(client->Ping(kTimeout).ok());
   EXPECT_TRUE(client->Shutdown(kTimeout).ok());
@@ -131,18 +133,18 @@ TEST_F(LyingAgentTest, WhatIsBeyondTheLimitsIsAnErrorThatSaysSo) {
   fill = [](guestpb::QuiesceResponse& answer) {
     for (size_t i = 0; i <= kMaxGuestElements; ++i) answer.add_skipped();
   };
-  EXPECT_EQ(client->Quiesce({}, kTimeout).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(client->Quiesce({}, kTimeout, NeverCancelled).status().code(), absl::StatusCode::kResourceExhausted);
   for (size_t size : {kMaxGuestAnswer, 4 * kMaxGuestAnswer}) {
     fill = [size](guestpb::QuiesceResponse& answer) { answer.add_skipped()->set_detail(std::string(size, 'x')); };
-    EXPECT_EQ(client->Quiesce({}, kTimeout).status().code(), absl::StatusCode::kResourceExhausted) << size;
+    EXPECT_EQ(client->Quiesce({}, kTimeout, NeverCancelled).status().code(), absl::StatusCode::kResourceExhausted) << size;
   }
   // Each byte of these becomes four.
   fill = [](guestpb::QuiesceResponse& answer) {
     for (int i = 0; i < 1000; ++i) answer.add_skipped()->set_detail(std::string(1000, '\x1b'));
   };
-  EXPECT_EQ(client->Quiesce({}, kTimeout).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(client->Quiesce({}, kTimeout, NeverCancelled).status().code(), absl::StatusCode::kResourceExhausted);
   fill = [](guestpb::QuiesceResponse& answer) { answer.add_frozen()->set_mount_point("/data"); };
-  EXPECT_TRUE(client->Quiesce({}, kTimeout).ok()) << "the connection lives on";
+  EXPECT_TRUE(client->Quiesce({}, kTimeout, NeverCancelled).ok()) << "the connection lives on";
 }
 
 }  // namespace
