@@ -227,6 +227,10 @@ absl::Status RunExecution::Drill() {
   if (!options_.repository.credentials.key_file.empty()) {
     options.argv.insert(options.argv.end(), {"--key-file", options_.repository.credentials.key_file});
   }
+  // By whatever way we got it: systemd's credentials are gone when stilld is stopped meanwhile.
+  if (const std::string& passphrase = options_.repository.credentials.passphrase; !passphrase.empty()) {
+    options.environment = {{"STILL_PASSPHRASE", passphrase}};
+  }
   if (schedule_->definition.bandwidth() > 0) {
     options.argv.insert(options.argv.end(), {"--bandwidth", absl::StrCat(schedule_->definition.bandwidth())});
   }

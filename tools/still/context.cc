@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "schedule/stored_book.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/credentials.h"
 #include "tools/still/progress_bar.h"
 
 namespace still::cli {
@@ -70,11 +71,8 @@ void Context::AddOptions(CLI::App& app) {
 }
 
 absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
-  store::Credentials credentials;
-  credentials.passphrase = Environment("STILL_PASSPHRASE");
-  credentials.key_file = key_file_.empty() ? Environment("STILL_KEY_FILE") : key_file_;
-  if (!key_file_.empty()) credentials.passphrase.clear();
-  return credentials;
+  if (!key_file_.empty()) return store::Credentials{.key_file = key_file_};
+  return CredentialsOfEnvironment();
 }
 
 absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepositoryQuietly() const {

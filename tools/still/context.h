@@ -96,6 +96,7 @@ void AddHydrateCommand(CLI::App& app, Context& context);      // hydrate
 void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
 void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
 void AddScheduleCommands(CLI::App& app, Context& context);    // schedule ...
+void AddSetupCommand(CLI::App& app, Context& context);        // setup
 void AddDrillCommands(CLI::App& app, Context& context);       // drill; hidden: __janitor
 void AddAgentCommands(CLI::App& app, Context& context);       // agent install
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   still::cli::AddRestoreCommands(app, context);
   still::cli::AddForgetCommands(app, context);
   still::cli::AddScheduleCommands(app, context);
+  still::cli::AddSetupCommand(app, context);
   still::cli::AddTransferCommands(app, context);
   still::cli::AddServeCommand(app, context);
   still::cli::AddHydrateCommand(app, context);

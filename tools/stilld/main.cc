@@ -13,6 +13,7 @@
 #include "schedule/worker.h"
 #include "session/control/session_registry.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/credentials.h"
 #include "tools/still/man_page.h"
 #include "tools/stilld/daemon.h"
 
@@ -81,8 +82,8 @@ absl::Status WriteManPage(const CLI::App& app, const Arguments& arguments) {
 absl::Status Run(const Arguments& arguments) {
   store::RepositoryOptions repository{.path = arguments.repository};
   if (repository.path.empty()) repository.path = JoinPath(arguments.state, "repository");
-  repository.credentials.key_file = arguments.key_file;
-  repository.credentials.passphrase = Environment("STILL_PASSPHRASE");
+  STILL_ASSIGN_OR_RETURN(repository.credentials, cli::CredentialsOfEnvironment());
+  if (!arguments.key_file.empty()) repository.credentials.key_file = arguments.key_file;
   if (arguments.execute > 0) {
     STILL_ASSIGN_OR_RETURN(std::string still, session::FindSibling("still", "STILL_PROGRAM"));
     return schedule::ExecuteRun({.state = arguments.state, .repository = repository, .still_program = still},
