@@ -13,12 +13,12 @@
 #include <cstring>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/fd.h"
 #include "base/file.h"
+#include "base/hex.h"
 
 namespace still::agent {
 
@@ -26,9 +26,7 @@ absl::StatusOr<std::string> ParseMac(absl::string_view text) {
   std::vector<absl::string_view> parts = absl::StrSplit(text, ':');
   std::string bytes;
   for (absl::string_view part : parts) {
-    bool hex = part.size() == 2 && absl::ascii_isxdigit(static_cast<unsigned char>(part[0])) &&
-               absl::ascii_isxdigit(static_cast<unsigned char>(part[1]));
-    if (hex) bytes += absl::HexStringToBytes(part);
+    if (part.size() == 2) bytes += BytesFromHex(part).value_or("");
   }
   // The lowest bit of the first byte marks a group of machines.
   if (parts.size() != 6 || bytes.size() != 6 || (bytes[0] & 1) != 0) {

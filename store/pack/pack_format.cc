@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/check.h"
+#include "base/hex.h"
 #include "store/block/bytes.h"
 #include "store/block/frame.h"
 
@@ -32,7 +33,7 @@ absl::StatusOr<PackName> PackNameOf(absl::string_view object) {
       hex.find_first_not_of("0123456789abcdef") != absl::string_view::npos) {
     return absl::InvalidArgumentError(absl::StrCat(object, ": not the name of a pack"));
   }
-  return PackName::FromBytes(absl::HexStringToBytes(hex));
+  return PackName::FromBytes(*BytesFromHex(hex));
 }
 
 uint32_t PackFooter::BlocksIn(uint32_t frame) const {

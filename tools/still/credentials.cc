@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/file.h"
+#include "base/secret.h"
 
 namespace still::cli {
 namespace {
@@ -19,8 +20,13 @@ std::string Variable(const char* name) {
 
 }  // namespace
 
-absl::StatusOr<store::Credentials> CredentialsOfEnvironment() {
-  store::Credentials credentials{.passphrase = Variable("STILL_PASSPHRASE"), .key_file = Variable("STILL_KEY_FILE")};
+absl::StatusOr<store::Credentials> FindCredentials(const CredentialSources& sources) {
+  if (!sources.key_file.empty()) return store::Credentials{.key_file = sources.key_file};
+  store::Credentials credentials{.passphrase = sources.passphrase};
+  if (sources.secret_fd >= 0) {
+    STILL_ASSIGN_OR_RETURN(credentials.passphrase, ReadSecretFd(sources.secret_fd));
+  }
+  if (credentials.empty()) credentials.key_file = Variable("STILL_KEY_FILE");
   const std::string directory = Variable("CREDENTIALS_DIRECTORY");
   if (!credentials.empty() || directory.empty()) return credentials;
   const std::string path = JoinPath(directory, kPassphraseCredential);

@@ -32,7 +32,6 @@ using Stub = ScheduleControl::Stub;
 
 constexpr absl::Duration kSystemctlTimeout = absl::Minutes(3);
 constexpr size_t kGeneratedBytes = 24;
-constexpr uint32_t kDefaultRetries = 3;
 constexpr char kDefaultOn[] = "*-*-* 02:00";
 constexpr char kDefaultSpread[] = "2h";
 constexpr char kDefaultRetention[] = "daily=7 weekly=4 monthly=6";

@@ -17,11 +17,6 @@ const json* FindBy(const json& list, const char* key, const std::string& value) 
   return found == list.end() ? nullptr : &*found;
 }
 
-uint64_t NumberAt(const json& object, const char* key) {
-  const json& value = Member(object, key);
-  return value.is_number_unsigned() ? value.get<uint64_t>() : 0;
-}
-
 }  // namespace
 
 std::string LazyBaseNode(size_t index) { return absl::StrCat(DiskNode(index), "-base"); }
@@ -94,13 +89,6 @@ absl::Status QemuLazyDisks::Hydrate(uint64_t bytes_per_second) {
     STILL_RETURN_IF_ERROR(machine_->qmp->Run("block-stream", job, kCommandDeadline));
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<bool> QemuLazyDisks::Held() {
-  // A capture's pause is its own: nobody may end it, also when a disk has failed right before.
-  if (machine_->capture_active) return false;
-  STILL_ASSIGN_OR_RETURN(json status, machine_->qmp->Execute("query-status", json::object(), kCommandDeadline));
-  return TextAt(status, "status") == "io-error";
 }
 
 void QemuLazyDisks::Rest() {

@@ -60,6 +60,11 @@ std::string TextAt(const json& object, const char* key) {
   return member.is_string() ? member.get<std::string>() : std::string();
 }
 
+uint64_t NumberAt(const json& object, const char* key) {
+  const json& value = Member(object, key);
+  return value.is_number_unsigned() ? value.get<uint64_t>() : 0;
+}
+
 struct QmpSubscription::Queue {
   explicit Queue(std::vector<std::string> event_names) : names(std::move(event_names)) {}
 

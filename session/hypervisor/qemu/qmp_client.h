@@ -37,10 +37,11 @@ struct QmpEvent {
   absl::Time time;      // QEMU's own clock when it happened, microseconds.
 };
 
-// Reading answers without exceptions: a member of an object, null when there is none (or no object), and a text member,
-// empty when there is none.
+// Reading answers without exceptions: a member of an object, null when there is none (or no object); a text member, empty
+// when there is none; a number, 0 when there is none.
 const nlohmann::json& Member(const nlohmann::json& object, const char* key);
 std::string TextAt(const nlohmann::json& object, const char* key);
+uint64_t NumberAt(const nlohmann::json& object, const char* key);
 
 // The events of some names since the subscription was made, in order. Move-only; may outlive the client.
 class QmpSubscription {

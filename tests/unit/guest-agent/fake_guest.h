@@ -23,12 +23,13 @@ struct FakeSuperblock {
 };
 
 // The guest: freezer, hooks, clock, timer, marker and the controller over them.
-class FakeGuest : public Freezer {
+class FakeGuest : public Freezer, public Disks {
  public:
   explicit FakeGuest(std::string mountinfo) : mountinfo_(std::move(mountinfo)) {
     controller_ = std::make_unique<FreezeController>(
         FreezeController::Parts{.freezer = *this,
                                 .hooks = hooks,
+                                .disks = *this,
                                 .marker = FreezeMarker(marker_path()),
                                 .timer = timer,
                                 .clock = clock,
@@ -44,6 +45,17 @@ class FakeGuest : public Freezer {
   }
   absl::StatusOr<std::unique_ptr<FileSystemHandle>> Open(int mount_id, const std::string& mount_point) override;
   void PinMemory() override { ++pinned; }
+  OpenForWriting FindOpen() override { return open; }
+  // One disk, with one use for each superblock that the controller says something of.
+  DiskReport Describe(const DiskFacts& facts) override;
+  std::optional<uint64_t> Writes(const DeviceId& device) override {
+    absl::MutexLock lock(&mutex_);
+    return writes_[device];
+  }
+  void CountWrite(const DeviceId& device) {
+    absl::MutexLock lock(&mutex_);
+    ++writes_[device];
+  }
 
   FreezeController& controller() { return *controller_; }
   void DestroyController() { controller_.reset(); }
@@ -88,6 +100,8 @@ class FakeGuest : public Freezer {
   int surveys = 0;
   int pinned = 0;
   std::vector<bool> quiet_changes;
+  OpenForWriting open;
+  std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
   std::function<void(const std::string& mount_point)> before_freeze;  // On the freezing thread, without locks.
 
  private:
@@ -100,6 +114,7 @@ class FakeGuest : public Freezer {
   absl::Mutex mutex_;
   std::map<std::string, FakeSuperblock> superblocks_;
   std::vector<std::string> calls_;
+  std::map<DeviceId, uint64_t> writes_;
   bool block_next_ = false;
   bool blocked_ = false;
   std::unique_ptr<FreezeController> controller_;
@@ -109,6 +124,7 @@ class FakeHandle : public FileSystemHandle {
  public:
   FakeHandle(FakeGuest& guest, std::string mount_point) : guest_(guest), mount_point_(std::move(mount_point)) {}
   absl::Status Sync() override {
+    if (guest_.on_sync) guest_.on_sync(mount_point_);
     absl::MutexLock lock(&guest_.mutex_);
     guest_.calls_.push_back("sync " + mount_point_);
     return absl::OkStatus();
@@ -123,6 +139,30 @@ class FakeHandle : public FileSystemHandle {
 
 inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int, const std::string& mount_point) {
   return std::make_unique<FakeHandle>(*this, mount_point);
+}
+
+inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
+  DiskReport report;
+  pb::Disk& disk = report.disks.emplace_back();
+  disk.set_name("vda");
+  for (const MountEntry& mount : facts.survey.mounts) {
+    pb::DiskUse use;
+    use.set_name(mount.mount_point);
+    auto clean = facts.clean.find(mount.device);
+    if (facts.frozen.contains(mount.device)) {
+      use.set_state(pb::DiskUse::FROZEN);
+    } else if (clean != facts.clean.end() && clean->second.empty()) {
+      use.set_state(pb::DiskUse::CLEAN);
+      report.watched[mount.device].insert("vda");
+    } else if (clean != facts.clean.end()) {
+      use.set_state(pb::DiskUse::NOT_COVERED);
+      use.set_detail(clean->second);
+    } else {
+      continue;
+    }
+    *disk.add_uses() = std::move(use);
+  }
+  return report;
 }
 
 inline int FakeGuest::Freeze(const std::string& mount_point) {

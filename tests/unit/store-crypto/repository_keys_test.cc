@@ -6,6 +6,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/hex.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "store/crypto/derive.h"
@@ -79,8 +80,8 @@ TEST(RepositoryKeysTest, SealingIsRandomized) {
 // What is stored today must open in ten years. The bytes come from tests/golden/keys.py, which knows only
 // docs/format/keys.md.
 TEST(RepositoryKeysTest, OpensTheGoldenFrame) {
-  std::string sealed = std::string(RepositoryKeys::kSaltBytes, 's') +
-                       absl::HexStringToBytes("876eae993dc5a80578f116a7bef746d5a309dbefb6");
+  std::string sealed =
+      std::string(RepositoryKeys::kSaltBytes, 's') + *BytesFromHex("876eae993dc5a80578f116a7bef746d5a309dbefb6");
   EXPECT_EQ(*Open(TestKeys(), "head", sealed), "hello");
   EXPECT_EQ(absl::BytesToHexString(TestKeys().id_key()),
             "43af46d34aa6bad4acd30450303a6bbc77f90214afe94c9a722f4b8e5a258939");

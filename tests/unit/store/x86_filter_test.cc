@@ -8,6 +8,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/hex.h"
 #include "store/block/bytes.h"
 #include "store/block/frame.h"
 
@@ -66,7 +67,7 @@ std::string Program(std::mt19937_64& random, size_t size) {
 TEST(X86FilterTest, TheWorkedExample) {
   const std::string nops(16, '\x90');
   // call +0x10; mov rax, [rip - 1]; call to where no code is; jmp +1, cut off by the end.
-  std::string code = absl::HexStringToBytes("e810000000488b05ffffffffe800000001e901000000");
+  std::string code = *BytesFromHex("e810000000488b05ffffffffe800000001e901000000");
   code = absl::StrCat(code.substr(0, 17), nops.substr(0, 11), code.substr(17));
   const std::string original = code;
   EXPECT_EQ(ApplyX86Filter(absl::MakeSpan(code)), 2);

@@ -109,16 +109,15 @@ TEST_F(HostFilesTest, ARepositoryElsewhereMayBeWrittenByTheUnits) {
 }
 
 TEST_F(HostFilesTest, AUnitFindsItsPassphraseInTheCredentials) {
-  ASSERT_EQ(::unsetenv("STILL_PASSPHRASE"), 0);
   ASSERT_EQ(::unsetenv("STILL_KEY_FILE"), 0);
   ASSERT_EQ(::setenv("CREDENTIALS_DIRECTORY", dir_.c_str(), 1), 0);
-  EXPECT_TRUE(CredentialsOfEnvironment()->empty()) << "a repository without encryption has none";
+  EXPECT_TRUE(FindCredentials({})->empty()) << "a repository without encryption has none";
   ASSERT_TRUE(WriteFileAtomically(JoinPath(dir_, kPassphraseCredential), "a secret\n").ok());
-  EXPECT_EQ(CredentialsOfEnvironment()->passphrase, "a secret");
-  ASSERT_EQ(::setenv("STILL_KEY_FILE", "/etc/key", 1), 0);
-  EXPECT_EQ(CredentialsOfEnvironment()->passphrase, "");
-  EXPECT_EQ(CredentialsOfEnvironment()->key_file, "/etc/key");
-  ASSERT_EQ(::unsetenv("STILL_KEY_FILE"), 0);
+  EXPECT_EQ(FindCredentials({})->passphrase, "a secret");
+  EXPECT_EQ(FindCredentials({.passphrase = "given"})->passphrase, "given");
+  const store::Credentials key_file = *FindCredentials({.key_file = "/etc/key"});
+  EXPECT_EQ(key_file.passphrase, "");
+  EXPECT_EQ(key_file.key_file, "/etc/key");
   ASSERT_EQ(::unsetenv("CREDENTIALS_DIRECTORY"), 0);
 }
 
