@@ -150,7 +150,7 @@ absl::Status SessionRegistry::Remove(const std::string& name) const {
   std::string directory = Directory(name);
   if (!PathExists(directory)) return Find(name).status();
   // One that has recorded its end is gone in a moment.
-  if (IsAlive(directory) && PathExists(EndPath(directory))) (void)AwaitGone(name, kEndingTimeout);
+  if (!IsReady(directory) && PathExists(EndPath(directory))) (void)AwaitGone(name, kEndingTimeout);
   if (IsAlive(directory)) {
     return absl::FailedPreconditionError(
         absl::StrCat("session ", name, IsReady(directory) ? " is running" : " is just starting or ending",
