@@ -1,5 +1,5 @@
 // Alerts: who is told what, once. A state of things is told when it begins, again each day while it lasts, and when it is
-// over; what was told is remembered in the catalog, so that a restart neither repeats nor forgets it. Not thread-safe.
+// over; what was told is remembered in the book, so that a restart neither repeats nor forgets it. Not thread-safe.
 #pragma once
 
 #include <functional>

@@ -59,7 +59,7 @@ absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
 }
 
 absl::StatusOr<std::optional<absl::Time>> ProcessHost::NewestGood(const std::string& session) {
-  STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSession> sessions, catalog_.ListSessions());
+  STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSession> sessions, catalog_->ListSessions());
   std::optional<absl::Time> newest;
   for (const store::CatalogSession& known : sessions) {
     if (known.name != session) continue;
@@ -69,7 +69,7 @@ absl::StatusOr<std::optional<absl::Time>> ProcessHost::NewestGood(const std::str
   return newest;
 }
 
-absl::Status ProcessHost::Start(const Schedule&, const store::CatalogRun& run) {
+absl::Status ProcessHost::Start(const Schedule&, const store::RunRow& run) {
   STILL_RETURN_IF_ERROR(MakeDirectories(Directory()));
   STILL_ASSIGN_OR_RETURN(OwnedFd lock, OpenFile(LockPath(run.id), O_RDWR | O_CREAT | O_TRUNC));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", LockPath(run.id)));

@@ -26,15 +26,16 @@ struct ProcessHostOptions {
 
 class ProcessHost final : public Host {
  public:
-  // `catalog` must outlive it.
+  // `catalog` must outlive it, or be replaced before it ends.
   ProcessHost(store::Catalog& catalog, ProcessHostOptions options)
-      : catalog_(catalog), options_(std::move(options)), registry_(options_.state) {}
+      : catalog_(&catalog), options_(std::move(options)), registry_(options_.state) {}
+  void UseCatalog(store::Catalog& catalog) { catalog_ = &catalog; }
   // Workers live on.
   ~ProcessHost() override;
 
   absl::StatusOr<std::vector<SessionState>> Sessions() override;
   absl::StatusOr<std::optional<absl::Time>> NewestGood(const std::string& session) override;
-  absl::Status Start(const Schedule& schedule, const store::CatalogRun& run) override;
+  absl::Status Start(const Schedule& schedule, const store::RunRow& run) override;
   bool Alive(int64_t run) override;
   void Stop(int64_t run) override;
 
@@ -50,7 +51,7 @@ class ProcessHost final : public Host {
   // True when there was something to heal.
   absl::StatusOr<bool> HealSession(const std::string& name);
 
-  store::Catalog& catalog_;
+  store::Catalog* catalog_;
   const ProcessHostOptions options_;
   const session::SessionRegistry registry_;
   std::map<int64_t, ChildProcess> children_;

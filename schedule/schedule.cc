@@ -156,14 +156,14 @@ std::string OutcomeName(store::RunOutcome outcome) {
   return "unknown";
 }
 
-absl::StatusOr<store::CatalogSchedule> ToRow(const Schedule& schedule) {
+absl::StatusOr<store::ScheduleRow> ToRow(const Schedule& schedule) {
   const Definition& definition = schedule.definition;
-  store::CatalogSchedule row{.name = definition.name(),
-                             .session = absl::StrJoin(definition.sessions(), " "),
-                             .timing = definition.every().empty() ? absl::StrJoin(definition.calendar(), "; ")
-                                                                  : absl::StrCat("every ", definition.every()),
-                             .retention = definition.retention(),
-                             .enabled = !definition.paused()};
+  store::ScheduleRow row{.name = definition.name(),
+                         .session = absl::StrJoin(definition.sessions(), " "),
+                         .timing = definition.every().empty() ? absl::StrJoin(definition.calendar(), "; ")
+                                                              : absl::StrCat("every ", definition.every()),
+                         .retention = definition.retention(),
+                         .enabled = !definition.paused()};
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
   auto status = google::protobuf::util::MessageToJsonString(definition, &row.settings, options);
@@ -171,20 +171,20 @@ absl::StatusOr<store::CatalogSchedule> ToRow(const Schedule& schedule) {
   return row;
 }
 
-absl::StatusOr<Schedule> FromRow(const store::CatalogSchedule& row, absl::TimeZone local) {
+absl::StatusOr<Schedule> FromRow(const store::ScheduleRow& row, absl::TimeZone local) {
   Definition definition;
   google::protobuf::util::JsonParseOptions options;
   options.ignore_unknown_fields = true;  // A newer version's.
   auto status = google::protobuf::util::JsonStringToMessage(row.settings, &definition, options);
   if (!status.ok()) {
-    return absl::DataLossError(absl::StrCat("schedule ", row.name, " in the catalog: ", status.ToString()));
+    return absl::DataLossError(absl::StrCat("schedule ", row.name, " in the book: ", status.ToString()));
   }
   definition.set_name(row.name);
   definition.set_paused(!row.enabled);
   return MakeSchedule(definition, local);
 }
 
-schedulepb::Run ToProto(const store::CatalogRun& run) {
+schedulepb::Run ToProto(const store::RunRow& run) {
   schedulepb::Run message;
   message.set_id(run.id);
   message.set_schedule(run.schedule);

@@ -11,7 +11,7 @@
 #include "proto/schedule.pb.h"
 #include "schedule/timing.h"
 #include "snapshot/retention.h"
-#include "store/catalog/rows.h"
+#include "store/book/rows.h"
 
 namespace still {
 namespace schedulepb = ::stillpoint::schedule::v1;
@@ -46,9 +46,9 @@ absl::StatusOr<Schedule> MakeSchedule(const schedulepb::Schedule& definition, ab
 std::string KindName(schedulepb::Schedule::Kind kind);
 std::string OutcomeName(store::RunOutcome outcome);
 
-absl::StatusOr<store::CatalogSchedule> ToRow(const Schedule& schedule);
-absl::StatusOr<Schedule> FromRow(const store::CatalogSchedule& row, absl::TimeZone local);
-schedulepb::Run ToProto(const store::CatalogRun& run);
+absl::StatusOr<store::ScheduleRow> ToRow(const Schedule& schedule);
+absl::StatusOr<Schedule> FromRow(const store::ScheduleRow& row, absl::TimeZone local);
+schedulepb::Run ToProto(const store::RunRow& run);
 
 // `pattern`: a name, where * stands for any characters and ? for one.
 bool MatchesPattern(absl::string_view text, absl::string_view pattern);

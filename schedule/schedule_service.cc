@@ -18,7 +18,7 @@ constexpr uint32_t kMostHistory = 100'000;
 }  // namespace
 
 absl::StatusOr<Schedule> ScheduleService::Find(const std::string& name) {
-  STILL_ASSIGN_OR_RETURN(std::vector<Schedule> schedules, supervisor_.book().Schedules());
+  STILL_ASSIGN_OR_RETURN(std::vector<Schedule> schedules, supervisor_.schedules().Schedules());
   std::vector<std::string> names;
   for (Schedule& schedule : schedules) {
     if (schedule.name() == name) return std::move(schedule);
@@ -39,8 +39,8 @@ absl::StatusOr<schedulepb::Schedule> ScheduleService::Put(schedulepb::Schedule d
   // What would have been due under other rules does not count.
   definition.set_counted_from_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
   STILL_ASSIGN_OR_RETURN(Schedule schedule, MakeSchedule(definition, absl::LocalTimeZone()));
-  STILL_ASSIGN_OR_RETURN(store::CatalogSchedule row, ToRow(schedule));
-  STILL_RETURN_IF_ERROR(supervisor_.catalog().PutSchedule(row));
+  STILL_ASSIGN_OR_RETURN(store::ScheduleRow row, ToRow(schedule));
+  STILL_RETURN_IF_ERROR(supervisor_.book().PutSchedule(row));
   supervisor_.SchedulesChanged();
   return schedule.definition;
 }
@@ -63,7 +63,7 @@ grpc::Status ScheduleService::Replace(grpc::ServerContext*, const schedulepb::Sc
 
 grpc::Status ScheduleService::Remove(grpc::ServerContext*, const schedulepb::Named* request, schedulepb::Done*) {
   if (absl::Status found = Find(request->name()).status(); !found.ok()) return ToGrpc(found);
-  absl::Status removed = supervisor_.catalog().RemoveSchedule(request->name());
+  absl::Status removed = supervisor_.book().RemoveSchedule(request->name());
   supervisor_.SchedulesChanged();
   return ToGrpc(removed);
 }
@@ -73,7 +73,7 @@ grpc::Status ScheduleService::List(grpc::ServerContext*, const schedulepb::ListR
   if (!request->name().empty()) {
     if (absl::Status found = Find(request->name()).status(); !found.ok()) return ToGrpc(found);
   }
-  absl::StatusOr<std::vector<Schedule>> schedules = supervisor_.book().Schedules();
+  absl::StatusOr<std::vector<Schedule>> schedules = supervisor_.schedules().Schedules();
   if (!schedules.ok()) return ToGrpc(schedules.status());
   absl::StatusOr<std::vector<SessionState>> sessions = supervisor_.Sessions();
   if (!sessions.ok()) return ToGrpc(sessions.status());
@@ -89,8 +89,8 @@ grpc::Status ScheduleService::List(grpc::ServerContext*, const schedulepb::ListR
       if (schedule.per_session() && schedule.Fits(session.name)) entry.add_sessions(session.name);
     }
     if (schedule.captures()) entry.set_max_age(FormatSpan(schedule.MaxAge(now)));
-    absl::StatusOr<std::vector<store::CatalogRun>> newest =
-        supervisor_.catalog().ListRuns({.schedule = schedule.name(), .limit = 1});
+    absl::StatusOr<std::vector<store::RunRow>> newest =
+        supervisor_.book().ListRuns({.schedule = schedule.name(), .limit = 1});
     if (newest.ok() && !newest->empty()) *entry.mutable_newest() = ToProto(newest->front());
   }
   return grpc::Status::OK;
@@ -99,10 +99,10 @@ grpc::Status ScheduleService::List(grpc::ServerContext*, const schedulepb::ListR
 grpc::Status ScheduleService::RunNow(grpc::ServerContext*, const schedulepb::RunNowRequest* request,
                                      schedulepb::RunList* response) {
   if (absl::Status found = Find(request->name()).status(); !found.ok()) return ToGrpc(found);
-  absl::StatusOr<std::vector<store::CatalogRun>> begun =
+  absl::StatusOr<std::vector<store::RunRow>> begun =
       supervisor_.RunNow(request->name(), {request->sessions().begin(), request->sessions().end()});
   if (!begun.ok()) return ToGrpc(begun.status());
-  for (const store::CatalogRun& run : *begun) *response->add_runs() = ToProto(run);
+  for (const store::RunRow& run : *begun) *response->add_runs() = ToProto(run);
   return grpc::Status::OK;
 }
 
@@ -118,10 +118,10 @@ grpc::Status ScheduleService::SetPaused(grpc::ServerContext*, const schedulepb::
 grpc::Status ScheduleService::History(grpc::ServerContext*, const schedulepb::HistoryRequest* request,
                                       schedulepb::RunList* response) {
   const uint32_t limit = request->limit() == 0 ? kDefaultHistory : std::min(request->limit(), kMostHistory);
-  absl::StatusOr<std::vector<store::CatalogRun>> runs = supervisor_.catalog().ListRuns(
+  absl::StatusOr<std::vector<store::RunRow>> runs = supervisor_.book().ListRuns(
       {.schedule = request->name(), .session = request->session(), .limit = static_cast<int64_t>(limit)});
   if (!runs.ok()) return ToGrpc(runs.status());
-  for (const store::CatalogRun& run : *runs) *response->add_runs() = ToProto(run);
+  for (const store::RunRow& run : *runs) *response->add_runs() = ToProto(run);
   return grpc::Status::OK;
 }
 

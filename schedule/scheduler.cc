@@ -9,7 +9,7 @@
 namespace still::schedule {
 namespace {
 
-using store::CatalogRun;
+using store::RunRow;
 
 // How often a schedule's own dead man's limit is worked out anew: gaps differ with the season.
 constexpr absl::Duration kMaxAgeGoodFor = absl::Hours(24);
@@ -27,8 +27,8 @@ absl::Status Scheduler::Recover() {
   for (const store::RunCursor& cursor : cursors) cursors_[{cursor.schedule, cursor.session}] = cursor.planned_until;
   const absl::Time now = clock_.Now();
   STILL_RETURN_IF_ERROR(LoadPairs(now));
-  STILL_ASSIGN_OR_RETURN(std::vector<CatalogRun> running, book_.Running());
-  for (const CatalogRun& run : running) {
+  STILL_ASSIGN_OR_RETURN(std::vector<RunRow> running, book_.Running());
+  for (const RunRow& run : running) {
     PairKey key{run.schedule, run.session};
     auto pair = pairs_.find(key);
     absl::Duration limit = pair == pairs_.end() ? absl::Hours(24) : pair->second.schedule->time_limit;

@@ -22,19 +22,19 @@
 #include "base/status.h"
 #include "schedule/alerts.h"
 #include "schedule/schedule.h"
-#include "store/catalog/rows.h"
+#include "store/book/rows.h"
 
 namespace still::schedule {
 
-// Where schedules and runs are written down: the catalog. Every change is durable when it returns.
+// Where schedules and runs are written down (stored_book.h). Every change is durable when it returns.
 class RunBook {
  public:
   virtual ~RunBook() = default;
   virtual absl::StatusOr<std::vector<Schedule>> Schedules() = 0;
-  virtual absl::StatusOr<int64_t> AddRun(const store::CatalogRun& run) = 0;
-  virtual absl::Status UpdateRun(const store::CatalogRun& run) = 0;
-  virtual absl::StatusOr<std::optional<store::CatalogRun>> FindRun(int64_t id) = 0;
-  virtual absl::StatusOr<std::vector<store::CatalogRun>> Running() = 0;
+  virtual absl::StatusOr<int64_t> AddRun(const store::RunRow& run) = 0;
+  virtual absl::Status UpdateRun(const store::RunRow& run) = 0;
+  virtual absl::StatusOr<std::optional<store::RunRow>> FindRun(int64_t id) = 0;
+  virtual absl::StatusOr<std::vector<store::RunRow>> Running() = 0;
   virtual absl::StatusOr<std::vector<store::RunCursor>> Cursors() = 0;
   virtual absl::Status Remember(const std::string& key, const std::string& value) = 0;
   virtual absl::StatusOr<std::map<std::string, std::string>> Remembered() = 0;
@@ -53,7 +53,7 @@ class Host {
   // The point of the newest snapshot of this session that can be restored.
   virtual absl::StatusOr<std::optional<absl::Time>> NewestGood(const std::string& session) = 0;
   // Begins the run, in the background and in a way that survives our own end; it writes its own end into its row.
-  virtual absl::Status Start(const Schedule& schedule, const store::CatalogRun& run) = 0;
+  virtual absl::Status Start(const Schedule& schedule, const store::RunRow& run) = 0;
   virtual bool Alive(int64_t run) = 0;
   // For one that takes too long.
   virtual void Stop(int64_t run) = 0;
@@ -81,8 +81,8 @@ class Scheduler {
   absl::StatusOr<absl::Duration> Step();
   // Begins runs now, beside the timing, as far as the limits allow. Empty: all sessions that the schedule fits.
   // NOT_FOUND; UNAVAILABLE when one of them is busy.
-  absl::StatusOr<std::vector<store::CatalogRun>> RunNow(const std::string& schedule,
-                                                        const std::vector<std::string>& sessions);
+  absl::StatusOr<std::vector<store::RunRow>> RunNow(const std::string& schedule,
+                                                    const std::vector<std::string>& sessions);
   const Alerts& alerts() const { return alerts_; }
   // Schedules or sessions have changed: the next step looks at them.
   void Reload() { loaded_at_ = -absl::InfiniteDuration(); }
@@ -128,15 +128,15 @@ class Scheduler {
   void FindNext(Pair& pair) const;
   void NoticeDue(Pair& pair, absl::Time now) const;
   absl::Status CloseEnded(absl::Time now);
-  absl::Status Ended(const PairKey& key, const store::CatalogRun& run, absl::Time now);
+  absl::Status Ended(const PairKey& key, const store::RunRow& run, absl::Time now);
   std::vector<Due> FindDue(absl::Time now);
   absl::Status BeginDue(const Due& due, absl::Time now);
   absl::Status BeginOccurrence(Pair& pair, absl::Time now);
-  absl::StatusOr<store::CatalogRun> Begin(Pair& pair, const store::CatalogRun& planned, absl::Time now);
+  absl::StatusOr<store::RunRow> Begin(Pair& pair, const store::RunRow& planned, absl::Time now);
   bool HasRoom(const Pair& pair) const;
   absl::Status LookForStale(absl::Time now);
   absl::Duration UntilNext(absl::Time now) const;
-  static store::CatalogRun RowFor(const Pair& pair, absl::Time planned, uint64_t occurrences);
+  static store::RunRow RowFor(const Pair& pair, absl::Time planned, uint64_t occurrences);
 
   RunBook& book_;
   Host& host_;

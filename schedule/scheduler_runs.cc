@@ -8,20 +8,20 @@
 namespace still::schedule {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 
 // Retries wait twice as long each time, up to this.
 constexpr uint32_t kMostDoublings = 6;
 
-std::string Described(const CatalogRun& run) {
+std::string Described(const RunRow& run) {
   return absl::StrCat(run.kind, run.session.empty() ? "" : " of ", run.session, " (schedule ", run.schedule, ")");
 }
 
 }  // namespace
 
 // occurrences: 0 for what stands for none of the timing's.
-CatalogRun Scheduler::RowFor(const Pair& pair, absl::Time planned, uint64_t occurrences) {
+RunRow Scheduler::RowFor(const Pair& pair, absl::Time planned, uint64_t occurrences) {
   return {.schedule = pair.schedule->name(),
           .kind = KindName(pair.schedule->definition.kind()),
           .session = pair.session,
@@ -57,7 +57,7 @@ absl::Status Scheduler::BeginOccurrence(Pair& pair, absl::Time now) {
   const absl::Time newest = *pair.seen;
   const Timing& timing = pair.schedule->timing;
   if (pair.can_run && !HasRoom(pair)) return absl::OkStatus();
-  CatalogRun missed = RowFor(pair, *pair.next, 0);
+  RunRow missed = RowFor(pair, *pair.next, 0);
   for (std::optional<absl::Time> at = pair.next; at.has_value() && *at < newest; at = timing.Next(*at)) {
     missed.planned_until = *at;
     ++missed.occurrences;
@@ -89,8 +89,8 @@ absl::Status Scheduler::BeginOccurrence(Pair& pair, absl::Time now) {
 }
 
 // The row is there before anything begins: whatever happens then, history knows of it.
-absl::StatusOr<CatalogRun> Scheduler::Begin(Pair& pair, const CatalogRun& planned, absl::Time now) {
-  CatalogRun run = planned;
+absl::StatusOr<RunRow> Scheduler::Begin(Pair& pair, const RunRow& planned, absl::Time now) {
+  RunRow run = planned;
   run.started = now;
   STILL_ASSIGN_OR_RETURN(run.id, book_.AddRun(run));
   const PairKey key{run.schedule, run.session};
@@ -114,7 +114,7 @@ absl::Status Scheduler::CloseEnded(absl::Time now) {
     Active& active = entry->second;
     // Asked before its row is read: whoever is gone has written all that it ever will.
     const bool alive = host_.Alive(id);
-    STILL_ASSIGN_OR_RETURN(std::optional<CatalogRun> run, book_.FindRun(id));
+    STILL_ASSIGN_OR_RETURN(std::optional<RunRow> run, book_.FindRun(id));
     if (alive && run.has_value()) {
       if (!active.stopped && clock_.Monotonic() > active.deadline) {
         LogWarning("a run takes too long and is ended", {{"run", id}, {"schedule", run->schedule}});
@@ -141,7 +141,7 @@ absl::Status Scheduler::CloseEnded(absl::Time now) {
   return absl::OkStatus();
 }
 
-absl::Status Scheduler::Ended(const PairKey& key, const CatalogRun& run, absl::Time now) {
+absl::Status Scheduler::Ended(const PairKey& key, const RunRow& run, absl::Time now) {
   busy_.erase(key.second);
   auto found = pairs_.find(key);
   if (run.outcome == RunOutcome::kSucceeded) {
@@ -169,8 +169,8 @@ absl::Status Scheduler::Ended(const PairKey& key, const CatalogRun& run, absl::T
                         .message = absl::StrCat(Described(run), " ", OutcomeName(run.outcome), ": ", run.message)});
 }
 
-absl::StatusOr<std::vector<CatalogRun>> Scheduler::RunNow(const std::string& schedule,
-                                                          const std::vector<std::string>& sessions) {
+absl::StatusOr<std::vector<RunRow>> Scheduler::RunNow(const std::string& schedule,
+                                                      const std::vector<std::string>& sessions) {
   const absl::Time now = clock_.Now();
   STILL_RETURN_IF_ERROR(LoadPairs(now));
   STILL_RETURN_IF_ERROR(CloseEnded(now));
@@ -188,9 +188,9 @@ absl::StatusOr<std::vector<CatalogRun>> Scheduler::RunNow(const std::string& sch
     if (busy_.count(pair->session) == 0) continue;
     return absl::UnavailableError(absl::StrCat("a run of ", pair->session, " is under way; try again when it is over"));
   }
-  std::vector<CatalogRun> begun;
+  std::vector<RunRow> begun;
   for (Pair* pair : chosen) {
-    STILL_ASSIGN_OR_RETURN(CatalogRun run, Begin(*pair, RowFor(*pair, now, 0), now));
+    STILL_ASSIGN_OR_RETURN(RunRow run, Begin(*pair, RowFor(*pair, now, 0), now));
     begun.push_back(std::move(run));
   }
   return begun;

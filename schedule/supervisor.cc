@@ -25,27 +25,33 @@ std::string SocketPath(const std::string& state) { return JoinPath(state, "still
 
 absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOptions& options) {
   std::unique_ptr<Supervisor> made(new Supervisor(options));
-  STILL_ASSIGN_OR_RETURN(made->repository_, store::Repository::Open(options.repository));
-  std::string path = options.repository.catalog_path;
-  if (path.empty()) {
-    STILL_ASSIGN_OR_RETURN(
-        path, store::CatalogPath(options.repository.path, made->repository_->id(), made->repository_->encrypted()));
-  }
-  STILL_ASSIGN_OR_RETURN(made->catalog_, store::Catalog::Open({.path = path}));
-  made->book_ = std::make_unique<CatalogBook>(*made->catalog_, absl::LocalTimeZone());
   made->announcer_ = std::make_unique<HookAnnouncer>(options.announcer);
-  ProcessHostOptions host{.state = options.state,
-                          .command = {options.worker_program, "--state", options.state, "--repo",
-                                      options.repository.path, "--catalog", path}};
+  ProcessHostOptions host{
+      .state = options.state,
+      .command = {options.worker_program, "--state", options.state, "--repo", options.repository.path}};
   if (!options.repository.credentials.key_file.empty()) {
     host.command.insert(host.command.end(), {"--key-file", options.repository.credentials.key_file});
   }
   host.command.push_back("--execute");
   absl::MutexLock lock(&made->mutex_);
+  STILL_RETURN_IF_ERROR(made->OpenRepository());
+  STILL_ASSIGN_OR_RETURN(made->book_, OpenBook(options.state, options.repository.path, *made->repository_));
+  made->schedules_ = std::make_unique<StoredBook>(*made->book_, absl::LocalTimeZone());
   made->host_ = std::make_unique<ProcessHost>(*made->catalog_, std::move(host));
-  made->scheduler_ = std::make_unique<Scheduler>(*made->book_, *made->host_, *made->announcer_, Clock::Real(),
+  made->scheduler_ = std::make_unique<Scheduler>(*made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
                                                  SchedulerOptions{.max_running = options.max_running});
   return made;
+}
+
+absl::Status Supervisor::OpenRepository() {
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Repository> repository, store::Repository::Open(options_.repository));
+  STILL_ASSIGN_OR_RETURN(std::string path,
+                         store::CatalogPath(options_.repository.path, repository->id(), repository->encrypted()));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Catalog> catalog, store::Catalog::Open({.path = path}));
+  if (host_ != nullptr) host_->UseCatalog(*catalog);
+  repository_ = std::move(repository);
+  catalog_ = std::move(catalog);
+  return absl::OkStatus();
 }
 
 absl::Status Supervisor::TakeCharge() {
@@ -69,10 +75,10 @@ absl::Status Supervisor::TakeChargeLocked() {
   }
   STILL_RETURN_IF_ERROR(scheduler_->Recover());
   STILL_RETURN_IF_ERROR(host_->SweepLocks());
-  if (absl::Status swept = snapshot::SweepDrills(*repository_, session::SessionRegistry(options_.state)); !swept.ok()) {
+  if (absl::Status swept = snapshot::SweepDrills(*book_, session::SessionRegistry(options_.state)); !swept.ok()) {
     LogWarning("drills that were killed are not swept", {{"error", swept.ToString()}});
   }
-  return catalog_->TrimRuns(Clock::Real().Now() - kHistoryKept);
+  return book_->TrimRuns(Clock::Real().Now() - kHistoryKept);
 }
 
 absl::Status Supervisor::LookForStale() {
@@ -84,7 +90,17 @@ absl::Status Supervisor::LookForStale() {
 
 absl::StatusOr<absl::Duration> Supervisor::Step() {
   absl::MutexLock lock(&mutex_);
+  // A catalog is a cache: whoever deletes or rebuilds it must not stop the schedules.
+  if (absl::Status same = catalog_->CheckNotReplaced(); !same.ok()) {
+    LogInfo("the repository is opened anew", {{"reason", same.ToString()}});
+    STILL_RETURN_IF_ERROR(OpenRepository());
+  }
   return scheduler_->Step();
+}
+
+std::shared_ptr<store::Repository> Supervisor::repository() {
+  absl::MutexLock lock(&mutex_);
+  return repository_;
 }
 
 void Supervisor::Sleep(absl::Duration time) {
@@ -108,8 +124,8 @@ size_t Supervisor::running() {
   return scheduler_->running();
 }
 
-absl::StatusOr<std::vector<store::CatalogRun>> Supervisor::RunNow(const std::string& schedule,
-                                                                  const std::vector<std::string>& sessions) {
+absl::StatusOr<std::vector<store::RunRow>> Supervisor::RunNow(const std::string& schedule,
+                                                              const std::vector<std::string>& sessions) {
   absl::MutexLock lock(&mutex_);
   STILL_RETURN_IF_ERROR(TakeChargeLocked());
   woken_ = true;

@@ -16,9 +16,9 @@
 #include "absl/synchronization/mutex.h"
 #include "base/fd.h"
 #include "schedule/announcements.h"
-#include "schedule/catalog_book.h"
 #include "schedule/process_host.h"
 #include "schedule/scheduler.h"
+#include "schedule/stored_book.h"
 #include "store/repository.h"
 
 namespace still::schedule {
@@ -50,15 +50,16 @@ class Supervisor {
   size_t running() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Takes charge if nobody is.
-  absl::StatusOr<std::vector<store::CatalogRun>> RunNow(const std::string& schedule,
-                                                        const std::vector<std::string>& sessions)
+  absl::StatusOr<std::vector<store::RunRow>> RunNow(const std::string& schedule,
+                                                    const std::vector<std::string>& sessions)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  // Schedules were changed in the catalog.
+  // Schedules were changed in the book.
   void SchedulesChanged() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  store::Catalog& catalog() { return *catalog_; }
-  store::Repository& repository() { return *repository_; }
-  CatalogBook& book() { return *book_; }
+  store::Book& book() { return *book_; }
+  StoredBook& schedules() { return *schedules_; }
+  // It may be opened anew at any time: keep what is given for as long as it is used.
+  std::shared_ptr<store::Repository> repository() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::vector<SessionState>> Sessions() ABSL_LOCKS_EXCLUDED(mutex_);
   const std::string& state() const { return options_.state; }
   const std::string& repository_path() const { return options_.repository.path; }
@@ -66,13 +67,15 @@ class Supervisor {
  private:
   explicit Supervisor(SupervisorOptions options) : options_(std::move(options)) {}
   absl::Status TakeChargeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status OpenRepository() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const SupervisorOptions options_;
-  std::unique_ptr<store::Repository> repository_;
-  std::unique_ptr<store::Catalog> catalog_;
-  std::unique_ptr<CatalogBook> book_;
+  std::unique_ptr<store::Book> book_;
+  std::unique_ptr<StoredBook> schedules_;
   std::unique_ptr<HookAnnouncer> announcer_;
   absl::Mutex mutex_;
+  std::shared_ptr<store::Repository> repository_ ABSL_GUARDED_BY(mutex_);  // Shared with those who read it.
+  std::unique_ptr<store::Catalog> catalog_ ABSL_GUARDED_BY(mutex_);
   OwnedFd charge_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ProcessHost> host_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Scheduler> scheduler_ ABSL_GUARDED_BY(mutex_);

@@ -22,13 +22,13 @@
 #include "schedule/throttle.h"
 #include "session/control/session_registry.h"
 #include "snapshot/take_snapshot.h"
-#include "store/catalog/catalog.h"
+#include "store/book/book.h"
 
 namespace still::schedule {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 using Definition = schedulepb::Schedule;
 
 constexpr absl::Duration kHookTimeout = absl::Minutes(30);
@@ -41,8 +41,8 @@ constexpr int kNice = 10;
 
 class RunExecution {
  public:
-  RunExecution(const WorkerOptions& options, store::Catalog& catalog, CatalogRun run)
-      : options_(options), catalog_(catalog), run_(std::move(run)) {}
+  RunExecution(const WorkerOptions& options, store::Book& book, RunRow run)
+      : options_(options), book_(book), run_(std::move(run)) {}
 
   absl::Status Execute() {
     absl::Status status = Prepare();
@@ -57,7 +57,7 @@ class RunExecution {
     }
     run_.ended = Clock::Real().Now();
     if (run_.message.size() > kLongestMessage) run_.message.resize(kLongestMessage);
-    STILL_RETURN_IF_ERROR(catalog_.UpdateRun(run_));
+    STILL_RETURN_IF_ERROR(book_.UpdateRun(run_));
     return status;
   }
 
@@ -68,9 +68,9 @@ class RunExecution {
     char host[256] = {};
     (void)::gethostname(host, sizeof host - 1);  // Only for people.
     run_.owner = absl::StrCat(host, " ", ::getpid());
-    STILL_RETURN_IF_ERROR(catalog_.UpdateRun(run_));
-    STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSchedule> rows, catalog_.ListSchedules());
-    for (const store::CatalogSchedule& row : rows) {
+    STILL_RETURN_IF_ERROR(book_.UpdateRun(run_));
+    STILL_ASSIGN_OR_RETURN(std::vector<store::ScheduleRow> rows, book_.ListSchedules());
+    for (const store::ScheduleRow& row : rows) {
       if (row.name != run_.schedule) continue;
       STILL_ASSIGN_OR_RETURN(schedule_, FromRow(row, absl::LocalTimeZone()));
     }
@@ -127,8 +127,8 @@ class RunExecution {
   absl::Status Prune();
 
   const WorkerOptions& options_;
-  store::Catalog& catalog_;
-  CatalogRun run_;
+  store::Book& book_;
+  RunRow run_;
   std::optional<Schedule> schedule_;
   std::optional<Throttle> throttle_;       // Of the repository.
   std::optional<Throttle> read_throttle_;  // Of the session's disks.
@@ -201,7 +201,7 @@ absl::Status RunExecution::Retain() {
 // Each run reads the next slice; their number is what fits into the period, so that then all was read once.
 absl::Status RunExecution::Verify() {
   const std::string key = absl::StrCat("verify/", schedule_->name());
-  STILL_ASSIGN_OR_RETURN(auto remembered, catalog_.Remembered());
+  STILL_ASSIGN_OR_RETURN(auto remembered, book_.Remembered());
   uint64_t done = 0;
   if (auto at = remembered.find(key); at != remembered.end() && !absl::SimpleAtoi(at->second, &done)) done = 0;
   const absl::Duration gap = std::max(schedule_->timing.LongestGap(run_.planned), absl::Seconds(1));
@@ -218,7 +218,7 @@ absl::Status RunExecution::Verify() {
   }
   Note(absl::StrCat("slice ", done % slices + 1, " of ", slices));
   // A slice that failed is read again next time.
-  return catalog_.Remember(key, absl::StrCat(done + 1));
+  return book_.Remember(key, absl::StrCat(done + 1));
 }
 
 absl::Status RunExecution::Drill() {
@@ -253,12 +253,13 @@ absl::Status RunExecution::Prune() {
 }  // namespace
 
 absl::Status ExecuteRun(const WorkerOptions& options, int64_t run_id) {
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Catalog> catalog, store::Catalog::Open({.path = options.catalog_path}));
-  STILL_ASSIGN_OR_RETURN(std::optional<CatalogRun> run, catalog->FindRun(run_id));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book,
+                         store::Book::Open({.path = store::BookPath(options.state)}));
+  STILL_ASSIGN_OR_RETURN(std::optional<RunRow> run, book->FindRun(run_id));
   if (!run.has_value() || run->outcome != RunOutcome::kRunning) {
     return absl::FailedPreconditionError(absl::StrCat("run ", run_id, " is not open"));
   }
-  return RunExecution(options, *catalog, *std::move(run)).Execute();
+  return RunExecution(options, *book, *std::move(run)).Execute();
 }
 
 }  // namespace still::schedule

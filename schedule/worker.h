@@ -12,7 +12,6 @@ namespace still::schedule {
 
 struct WorkerOptions {
   std::string state;                    // The state directory.
-  std::string catalog_path;             // Of `repository`.
   store::RepositoryOptions repository;  // With its credentials.
   std::string still_program;            // For restore drills.
 };

@@ -115,9 +115,9 @@ absl::Status Try(store::Repository& repository, const session::SessionRegistry& 
 
 }  // namespace
 
-absl::StatusOr<DrillRecord> RunDrill(store::Repository& repository, const session::SessionRegistry& sessions,
-                                     const DrillOptions& options) {
-  STILL_RETURN_IF_ERROR(SweepDrills(repository, sessions));
+absl::StatusOr<DrillRecord> RunDrill(store::Repository& repository, store::Book& book,
+                                     const session::SessionRegistry& sessions, const DrillOptions& options) {
+  STILL_RETURN_IF_ERROR(SweepDrills(book, sessions));
   STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot snapshot, FindSnapshot(repository, options.snapshot));
   STILL_ASSIGN_OR_RETURN(ThrowAwaySession place, ThrowAwaySession::Reserve(sessions, kPrefix));
   DrillRecord drill = {.snapshot_id = snapshot.id(),
@@ -127,29 +127,29 @@ absl::StatusOr<DrillRecord> RunDrill(store::Repository& repository, const sessio
                        .started = Clock::Real().Now(),
                        .check = options.check};
   // Before anything is restored: a drill that is killed leaves a row all the same.
-  STILL_ASSIGN_OR_RETURN(drill.id, repository.AddDrill(drill));
+  STILL_ASSIGN_OR_RETURN(drill.id, book.AddDrill(drill));
   absl::Status tried = Try(repository, sessions, options, snapshot, drill);
   drill.state = DrillState::kPassed;
   if (!tried.ok()) Fail(drill, tried);
   drill.ended = Clock::Real().Now();
   // Recorded before the lock goes: whoever sweeps must find no row that seems to run.
-  absl::Status recorded = repository.UpdateDrill(drill);
+  absl::Status recorded = book.UpdateDrill(drill);
   STILL_RETURN_IF_ERROR(FirstError(recorded, place.End()));
   return drill;
 }
 
-absl::Status SweepDrills(store::Repository& repository, const session::SessionRegistry& sessions) {
+absl::Status SweepDrills(store::Book& book, const session::SessionRegistry& sessions) {
   std::vector<DrillRecord> drills;
   return SweepThrowAwaySessions(sessions, [&](const std::string& name) -> absl::Status {
     if (drills.empty()) {
-      STILL_ASSIGN_OR_RETURN(drills, repository.ListDrills(kMaxDrills));
+      STILL_ASSIGN_OR_RETURN(drills, book.ListDrills(kMaxDrills));
     }
     for (DrillRecord& drill : drills) {
       if (drill.place != name || drill.state != DrillState::kRunning) continue;
       drill.state = DrillState::kAbandoned;
       drill.ended = Clock::Real().Now();
       drill.message = "ended before it was over";
-      return repository.UpdateDrill(drill);
+      return book.UpdateDrill(drill);
     }
     return absl::OkStatus();  // Of another repository, or it ended before its row was made.
   });

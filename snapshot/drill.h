@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "session/control/session_registry.h"
 #include "snapshot/progress.h"
+#include "store/book/book.h"
 #include "store/repository.h"
 
 namespace still::snapshot {
@@ -22,14 +23,14 @@ struct DrillOptions {
   ProgressSink progress = [](const Progress&) {};
 };
 
-// Blocks until the drill is over, recorded, and nothing of the session is left; also when it fails. The record says
+// Blocks until the drill is over, recorded in the book, and nothing of the session is left; also when it fails. The record says
 // whether the snapshot works: kPassed or kFailed, with the reason in `message`. An error is about the drill itself:
 // NOT_FOUND (the snapshot), or it could not be begun or recorded.
-absl::StatusOr<store::DrillRecord> RunDrill(store::Repository& repository, const session::SessionRegistry& sessions,
-                                            const DrillOptions& options);
+absl::StatusOr<store::DrillRecord> RunDrill(store::Repository& repository, store::Book& book,
+                                            const session::SessionRegistry& sessions, const DrillOptions& options);
 
 // Closes drills of this state directory that were killed (kAbandoned) and removes what they left. Part of RunDrill(),
 // and of the start of a service.
-absl::Status SweepDrills(store::Repository& repository, const session::SessionRegistry& sessions);
+absl::Status SweepDrills(store::Book& book, const session::SessionRegistry& sessions);
 
 }  // namespace still::snapshot

@@ -30,7 +30,6 @@
 #include "proto/manifest.pb.h"
 #include "store/block/compression.h"
 #include "store/crypto/key_ring.h"
-#include "store/drill_record.h"
 #include "store/image/image_reader.h"
 #include "store/image/image_writer.h"
 #include "store/maintenance.h"
@@ -129,13 +128,6 @@ class Repository {
   virtual absl::StatusOr<PruneReport> Prune(const PruneOptions& options) = 0;
   // Writes the catalog anew from packs and manifests alone.
   virtual absl::Status RebuildCatalog() = 0;
-
-  // Restore drills: what was tried when, and whether it worked. Gives the drill's id; `drill.id` is ignored.
-  virtual absl::StatusOr<int64_t> AddDrill(const DrillRecord& drill) = 0;
-  // State, end, times, exit code and message. NOT_FOUND.
-  virtual absl::Status UpdateDrill(const DrillRecord& drill) = 0;
-  // Newest first, at most `limit`.
-  virtual absl::StatusOr<std::vector<DrillRecord>> ListDrills(int64_t limit) = 0;
 
   // Passphrases and key files that open this repository; encrypted ones only (FAILED_PRECONDITION).
   virtual absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() = 0;

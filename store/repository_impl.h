@@ -36,11 +36,6 @@ class RepositoryImpl final : public Repository {
   absl::Status ReleaseSnapshot(const std::string& id) override;
   absl::StatusOr<PruneReport> Prune(const PruneOptions& options) override;
   absl::Status RebuildCatalog() override;
-  absl::StatusOr<int64_t> AddDrill(const DrillRecord& drill) override { return state_->catalog().AddDrill(drill); }
-  absl::Status UpdateDrill(const DrillRecord& drill) override { return state_->catalog().UpdateDrill(drill); }
-  absl::StatusOr<std::vector<DrillRecord>> ListDrills(int64_t limit) override {
-    return state_->catalog().ListDrills(limit);
-  }
   absl::StatusOr<std::vector<KeySlotInfo>> ListKeys() override;
   absl::StatusOr<std::string> AddKey(const Credentials& credentials, const std::string& label) override;
   absl::StatusOr<std::string> ChangeKey(absl::string_view key_id, const Credentials& credentials,

@@ -1,8 +1,6 @@
 #include "store/catalog/catalog.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/stat.h>
 
 #include <cerrno>
 #include <utility>
@@ -12,7 +10,8 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "store/catalog/schema.h"
-#include "store/catalog/sqlite.h"
+#include "store/sqlite/migrate.h"
+#include "store/sqlite/sqlite.h"
 
 namespace still::store {
 namespace {
@@ -104,37 +103,24 @@ class ReadTransaction {
 
 }  // namespace
 
-Catalog::Catalog(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader,
-                 FileIdentity file)
-    : path_(std::move(path)), file_(file), writer_(std::move(writer)), reader_(std::move(reader)) {}
+Catalog::Catalog(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader)
+    : path_(std::move(path)), writer_(std::move(writer)), reader_(std::move(reader)) {}
 
 Catalog::~Catalog() = default;
 
 absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Open(const CatalogOptions& options) {
-  STILL_ASSIGN_OR_RETURN(Database writer, Database::Open(options.path, options.busy_timeout));
-  STILL_RETURN_IF_ERROR(MigrateCatalog(writer));
-  STILL_ASSIGN_OR_RETURN(Database reader, Database::Open(options.path, options.busy_timeout));
-  STILL_ASSIGN_OR_RETURN(FileIdentity file, Identify(options.path));
+  STILL_ASSIGN_OR_RETURN(Database writer, Database::Open(options.path, kCatalogKind, options.busy_timeout));
+  STILL_RETURN_IF_ERROR(Migrate(writer));
+  STILL_ASSIGN_OR_RETURN(Database reader, Database::Open(options.path, kCatalogKind, options.busy_timeout));
   return std::unique_ptr<Catalog>(new Catalog(options.path, std::make_unique<Database>(std::move(writer)),
-                                              std::make_unique<Database>(std::move(reader)), file));
+                                              std::make_unique<Database>(std::move(reader))));
 }
 
 absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
     const CatalogOptions& options, const std::function<absl::Status(CatalogTransaction& change)>& fill) {
-  std::vector<CatalogSchedule> schedules;
-  std::vector<CatalogJob> jobs;
-  std::vector<DrillRecord> drills;
-  std::vector<CatalogRun> runs;
   absl::StatusOr<std::unique_ptr<Catalog>> catalog = Open(options);
   absl::Status health = catalog.ok() ? (*catalog)->Check() : catalog.status();
   if (absl::IsDataLoss(health)) {
-    if (catalog.ok()) {
-      // Whatever of it can still be read; they are nowhere else.
-      if (auto readable = (*catalog)->ListSchedules(); readable.ok()) schedules = *std::move(readable);
-      if (auto readable = (*catalog)->ListJobs(1000); readable.ok()) jobs = *std::move(readable);
-      if (auto readable = (*catalog)->ListDrills(1000); readable.ok()) drills = *std::move(readable);
-      if (auto readable = (*catalog)->ListRuns({.limit = 10000}); readable.ok()) runs = *std::move(readable);
-    }
     LogWarning("damaged catalog set aside", {{"path", options.path}, {"error", health.ToString()}});
     catalog = absl::UnknownError("closed");
     STILL_RETURN_IF_ERROR(SetAside(options.path));
@@ -143,16 +129,8 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Rebuild(
     return health;
   }
   if (!catalog.ok()) return catalog.status();
-  for (const CatalogSchedule& schedule : schedules) STILL_RETURN_IF_ERROR((*catalog)->PutSchedule(schedule));
-  for (auto job = jobs.rbegin(); job != jobs.rend(); ++job) {
-    STILL_RETURN_IF_ERROR((*catalog)->AddJob(*job).status());
-  }
-  for (auto drill = drills.rbegin(); drill != drills.rend(); ++drill) {
-    STILL_RETURN_IF_ERROR((*catalog)->AddDrill(*drill).status());
-  }
-  for (auto run = runs.rbegin(); run != runs.rend(); ++run) STILL_RETURN_IF_ERROR((*catalog)->AddRun(*run).status());
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, (*catalog)->Begin());
-  STILL_RETURN_IF_ERROR(change.ClearRebuildable());
+  STILL_RETURN_IF_ERROR(change.Clear());
   STILL_RETURN_IF_ERROR(fill(change));
   STILL_RETURN_IF_ERROR(change.Commit());
   return catalog;
@@ -168,22 +146,9 @@ absl::Status Catalog::SetAside(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Catalog::FileIdentity> Catalog::Identify(const std::string& path) {
-  struct stat status {};
-  if (::stat(path.c_str(), &status) != 0) return ErrnoStatus(errno, absl::StrCat("catalog ", path));
-  return FileIdentity{.device = status.st_dev, .inode = status.st_ino};
-}
-
-absl::Status Catalog::CheckNotReplaced() const {
-  absl::StatusOr<FileIdentity> now = Identify(path_);
-  if (now.ok() && *now == file_) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("catalog ", path_, ": the file was replaced while it was open; try again"));
-}
-
 absl::StatusOr<CatalogTransaction> Catalog::Begin() {
   writing_.Lock();
-  absl::Status status = CheckNotReplaced();
+  absl::Status status = writer_->CheckNotReplaced();
   if (status.ok()) status = writer_->Execute("BEGIN IMMEDIATE");
   if (status.ok()) return CatalogTransaction(this);
   writing_.Unlock();
@@ -293,13 +258,11 @@ absl::StatusOr<std::optional<CatalogBase>> Catalog::FindBase(absl::string_view s
   return CatalogBase{.snapshot_id = select.Bytes(0), .image = ImageFrom(select, 1)};
 }
 
+absl::Status Catalog::CheckNotReplaced() const { return writer_->CheckNotReplaced(); }
+
 absl::Status Catalog::Check() {
   absl::MutexLock lock(&reading_);
-  STILL_ASSIGN_OR_RETURN(Statement check, reader_->Prepare("PRAGMA integrity_check(1)"));
-  STILL_ASSIGN_OR_RETURN(bool row, check.Step());
-  std::string verdict = row ? check.Bytes(0) : "no answer";
-  if (verdict == "ok") return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat("catalog ", path_, ": ", verdict, "; run `still repair catalog`"));
+  return reader_->CheckIntegrity();
 }
 
 absl::StatusOr<uint64_t> Catalog::FileBytes() const {

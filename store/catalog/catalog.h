@@ -1,5 +1,5 @@
-// Catalog: the SQLite index of a repository. It speeds everything up and is never the only place of anything but
-// schedules, runs, jobs and drills: whatever else it says can be rebuilt from packs and manifests (docs/format/catalog.md).
+// Catalog: the SQLite index of a repository. It speeds everything up and is never the only place of anything: all that
+// it says can be rebuilt from packs and manifests (docs/format/catalog.md), so that it may be deleted at any moment.
 //
 //   STILL_ASSIGN_OR_RETURN(std::unique_ptr<Catalog> catalog, Catalog::Open({.path = "/srv/vm.still/catalog.db"}));
 //   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog->Begin());
@@ -15,7 +15,6 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,7 +27,6 @@
 #include "absl/types/span.h"
 #include "base/status.h"
 #include "store/catalog/rows.h"
-#include "store/drill_record.h"
 
 namespace still::store {
 
@@ -53,8 +51,8 @@ class CatalogTransaction {
   // ALREADY_EXISTS when the id or the name (unless empty) is taken.
   absl::Status PutSnapshot(const CatalogSnapshot& snapshot);
   absl::Status RemoveSnapshot(absl::string_view id);
-  // Everything that can be rebuilt: packs, nodes, snapshots. Schedules, runs, jobs and drills stay.
-  absl::Status ClearRebuildable();
+  // All packs, nodes and snapshots.
+  absl::Status Clear();
 
   // FAILED_PRECONDITION when the file was replaced by a rebuild meanwhile: open the catalog again.
   absl::Status Commit();
@@ -75,9 +73,9 @@ class Catalog {
  public:
   // Makes the file if there is none, and brings an older one up to date.
   static absl::StatusOr<std::unique_ptr<Catalog>> Open(const CatalogOptions& options);
-  // Replaces everything that can be rebuilt with what `fill` puts, in one transaction. Schedules, runs, jobs and drills
-  // are kept where they can be read. A file that is damaged is set aside first as PATH.damaged, replacing an earlier
-  // one: the caller holds the repository's exclusive lock, or nobody else has the catalog open.
+  // Replaces everything with what `fill` puts, in one transaction. A file that is damaged is set aside first as
+  // PATH.damaged, replacing an earlier one: the caller holds the repository's exclusive lock, or nobody else has the
+  // catalog open.
   static absl::StatusOr<std::unique_ptr<Catalog>> Rebuild(
       const CatalogOptions& options, const std::function<absl::Status(CatalogTransaction& change)>& fill);
   ~Catalog();
@@ -100,60 +98,20 @@ class Catalog {
   // Of the newest snapshot of this session that has the image.
   absl::StatusOr<std::optional<CatalogBase>> FindBase(absl::string_view session_id, absl::string_view image);
 
-  // Schedules and jobs are changed one at a time, each durably.
-  absl::Status PutSchedule(const CatalogSchedule& schedule);  // Replaces the one of this name.
-  absl::Status RemoveSchedule(absl::string_view name);        // NOT_FOUND.
-  absl::StatusOr<std::vector<CatalogSchedule>> ListSchedules();
-  // Gives the job's id; `job.id` is ignored.
-  absl::StatusOr<int64_t> AddJob(const CatalogJob& job);
-  absl::Status UpdateJob(const CatalogJob& job);  // NOT_FOUND.
-  // Newest first, at most `limit`.
-  absl::StatusOr<std::vector<CatalogJob>> ListJobs(int64_t limit);
-  // Forgets all that have ended but the newest `keep`.
-  absl::Status TrimJobs(int64_t keep);
-
-  // Restore drills, likewise. Gives the drill's id; `drill.id` is ignored.
-  absl::StatusOr<int64_t> AddDrill(const DrillRecord& drill);
-  // State, end, times, exit code and message. NOT_FOUND.
-  absl::Status UpdateDrill(const DrillRecord& drill);
-  // Newest first, at most `limit`.
-  absl::StatusOr<std::vector<DrillRecord>> ListDrills(int64_t limit);
-
-  // Runs of schedules. Gives the run's id; `run.id` is ignored.
-  absl::StatusOr<int64_t> AddRun(const CatalogRun& run);
-  absl::Status UpdateRun(const CatalogRun& run);  // NOT_FOUND.
-  // Newest first.
-  absl::StatusOr<std::vector<CatalogRun>> ListRuns(const RunQuery& query);
-  absl::StatusOr<std::optional<CatalogRun>> FindRun(int64_t id);
-  absl::StatusOr<std::vector<RunCursor>> RunCursors();
-  // Forgets those that ended before `before`, but never the newest that stands for an occurrence of a schedule
-  // and session: the next is counted from it.
-  absl::Status TrimRuns(absl::Time before);
-  // A few words that must outlive a process: which alerts were told, how far a verification got.
-  absl::Status Remember(absl::string_view key, absl::string_view value);  // Empty: forget it.
-  absl::StatusOr<std::map<std::string, std::string>> Remembered();
-
   // OK, or DATA_LOSS with what SQLite finds wrong. Reads the whole file.
   absl::Status Check();
+  // FAILED_PRECONDITION when the file was deleted or replaced: what is read here is old. Open it again.
+  absl::Status CheckNotReplaced() const;
   // Size of the file with its log, in bytes.
   absl::StatusOr<uint64_t> FileBytes() const;
 
  private:
   friend class CatalogTransaction;
-  struct FileIdentity {
-    uint64_t device = 0;
-    uint64_t inode = 0;
-    bool operator==(const FileIdentity&) const = default;
-  };
-
-  Catalog(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader, FileIdentity file);
-  static absl::StatusOr<FileIdentity> Identify(const std::string& path);
+  Catalog(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader);
   static absl::Status SetAside(const std::string& path);
-  absl::Status CheckNotReplaced() const;
   absl::StatusOr<std::optional<CatalogSnapshot>> FindOneSnapshot(const char* sql, absl::string_view key);
 
   const std::string path_;
-  const FileIdentity file_;
   absl::Mutex writing_;  // Held while a transaction is open; its owner may be moved, so no scope shows it.
   std::unique_ptr<Database> writer_;
   absl::Mutex reading_;
@@ -161,10 +119,14 @@ class Catalog {
 };
 
 // Where the catalog of a repository lies. Without encryption beside the objects, for all who use them; with it in a
-// private cache of this host ($STILL_CACHE_DIR, else $XDG_CACHE_HOME/stillpoint, else ~/.cache/stillpoint), because
-// whoever has the storage may neither read nor forge it. `repository_id`: 32 hex digits. FAILED_PRECONDITION when no
-// cache directory is known. Makes the directory.
+// private cache of this host, because whoever has the storage may neither read nor forge it: $STILL_CACHE_DIR; else for
+// root /var/cache/stillpoint, for others $XDG_CACHE_HOME/stillpoint, else .cache/stillpoint in the home directory ($HOME,
+// or what the user database says). `repository_id`: 32 hex digits. FAILED_PRECONDITION when there is no home directory.
+// Makes the directory.
 absl::StatusOr<std::string> CatalogPath(absl::string_view repository_path, absl::string_view repository_id,
                                         bool encrypted);
+// Where an older version may have had it: those that exist, among them the one above.
+std::vector<std::string> KnownCatalogs(absl::string_view repository_path, absl::string_view repository_id,
+                                       bool encrypted);
 
 }  // namespace still::store

@@ -1,10 +1,5 @@
 #include "store/catalog/schema.h"
 
-#include <string>
-
-#include "absl/strings/str_cat.h"
-#include "base/log.h"
-
 namespace still::store {
 namespace {
 
@@ -143,53 +138,11 @@ CREATE TABLE remembered (
 
 constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3};
 
-absl::Status ApplyMigrations(Database& db, absl::Span<const char* const> migrations) {
-  STILL_ASSIGN_OR_RETURN(int64_t version, db.QueryInt("PRAGMA user_version"));
-  STILL_ASSIGN_OR_RETURN(int64_t application, db.QueryInt("PRAGMA application_id"));
-  STILL_ASSIGN_OR_RETURN(int64_t tables, db.QueryInt("SELECT count(*) FROM sqlite_schema"));
-  const bool empty = version == 0 && application == 0 && tables == 0;
-  if (!empty && application != kCatalogApplicationId) {
-    return absl::FailedPreconditionError(absl::StrCat("catalog ", db.path(), ": a database, but not a catalog"));
-  }
-  if (version < 0) {
-    return absl::DataLossError(absl::StrCat("catalog ", db.path(), ": impossible version ", version,
-                                            "; run `still repair catalog` to rebuild it"));
-  }
-  const auto current = static_cast<int64_t>(migrations.size());
-  if (version > current) {
-    return absl::FailedPreconditionError(absl::StrCat("catalog ", db.path(), ": version ", version,
-                                                      " was written by a newer stillpoint; this one knows up to ",
-                                                      current));
-  }
-  if (version == current) return absl::OkStatus();
-  for (int64_t from = version; from < current; ++from) {
-    STILL_RETURN_IF_ERROR(db.Execute(migrations[static_cast<size_t>(from)]));
-  }
-  // A pragma takes no bound values; these are our own numbers.
-  STILL_RETURN_IF_ERROR(db.Execute(
-      absl::StrCat("PRAGMA application_id = ", kCatalogApplicationId, "; PRAGMA user_version = ", current).c_str()));
-  if (version > 0) LogInfo("catalog migrated", {{"path", db.path()}, {"from", version}, {"to", current}});
-  return absl::OkStatus();
-}
-
 }  // namespace
 
-const absl::Span<const char* const> kCatalogMigrations = kMigrations;
-
-absl::Status MigrateCatalog(Database& db, absl::Span<const char* const> migrations) {
-  // Nearly always there is nothing to do, and then nobody has to wait for whoever writes.
-  STILL_ASSIGN_OR_RETURN(int64_t version, db.QueryInt("PRAGMA user_version"));
-  STILL_ASSIGN_OR_RETURN(int64_t application, db.QueryInt("PRAGMA application_id"));
-  if (version == static_cast<int64_t>(migrations.size()) && application == kCatalogApplicationId) {
-    return absl::OkStatus();
-  }
-  // Immediate: of several processes that open a new file one makes the tables, and the others then find them.
-  STILL_RETURN_IF_ERROR(db.Execute("BEGIN IMMEDIATE"));
-  absl::Status status = ApplyMigrations(db, migrations);
-  if (status.ok()) status = db.Execute("COMMIT");
-  // The rollback fails only if the transaction is gone already.
-  if (!status.ok()) (void)db.Execute("ROLLBACK");
-  return status;
-}
+const DatabaseKind kCatalogKind = {.noun = "catalog",
+                                   .mend = "run `still repair catalog` to rebuild it",
+                                   .application_id = 0x5374696c,  // "Stil"
+                                   .migrations = kMigrations};
 
 }  // namespace still::store

@@ -5,7 +5,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "store/catalog/catalog.h"
-#include "store/catalog/sqlite.h"
+#include "store/sqlite/sqlite.h"
 
 namespace still::store {
 
@@ -95,7 +95,7 @@ absl::Status CatalogTransaction::RemoveSnapshot(absl::string_view id) {
   return remove.Run();
 }
 
-absl::Status CatalogTransaction::ClearRebuildable() {
+absl::Status CatalogTransaction::Clear() {
   return catalog_->writer_->Execute("DELETE FROM node; DELETE FROM pack; DELETE FROM snapshot");
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "schedule/stored_book.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/progress_bar.h"
 
@@ -100,6 +101,10 @@ absl::StatusOr<RepositoryAccess> Context::OpenRepositoryWithAccess(store::Reposi
   if (!opened.ok()) return opened.status();
   access.repository = *std::move(opened);
   return access;
+}
+
+absl::StatusOr<std::unique_ptr<store::Book>> Context::OpenBook(const store::Repository& repository) const {
+  return schedule::OpenBook(state_, repository_, repository);
 }
 
 snapshot::ProgressSink Context::MakeProgress() {

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "session/control/session_registry.h"
 #include "snapshot/progress.h"
+#include "store/book/book.h"
 #include "store/repository.h"
 
 namespace still::cli {
@@ -33,6 +34,8 @@ class Context {
   absl::StatusOr<RepositoryAccess> OpenRepositoryWithAccess(store::RepositoryOptions options = {}) const;
   // The same without ever asking: for what nobody waits for, like completion.
   absl::StatusOr<std::unique_ptr<store::Repository>> OpenRepositoryQuietly() const;
+  // The state directory's book, with what an older version kept in this repository's catalog.
+  absl::StatusOr<std::unique_ptr<store::Book>> OpenBook(const store::Repository& repository) const;
   const std::string& repository_path() const { return repository_; }
   absl::StatusOr<store::Credentials> GivenCredentials() const;
   session::SessionRegistry sessions() const { return session::SessionRegistry(state_); }

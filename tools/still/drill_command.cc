@@ -77,8 +77,9 @@ std::string Shown(absl::Duration duration) {
 absl::Status History(Context& context) {
   constexpr int64_t kShown = 50;
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_RETURN_IF_ERROR(snapshot::SweepDrills(*repository, context.sessions()));
-  STILL_ASSIGN_OR_RETURN(std::vector<DrillRecord> drills, repository->ListDrills(kShown));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book, context.OpenBook(*repository));
+  STILL_RETURN_IF_ERROR(snapshot::SweepDrills(*book, context.sessions()));
+  STILL_ASSIGN_OR_RETURN(std::vector<DrillRecord> drills, book->ListDrills(kShown));
   nlohmann::json list = nlohmann::json::array();
   Table table({"STARTED", "SNAPSHOT", "SESSION", "RESULT", "RESTORED", "EXIT", "MESSAGE"});
   for (const DrillRecord& drill : drills) {
@@ -110,8 +111,9 @@ absl::Status Drill(Context& context, const DrillArguments& arguments) {
     opened.file_system = &*slow;
   }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository(opened));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book, context.OpenBook(*repository));
   options.progress = context.MakeProgress();
-  absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, context.sessions(), options);
+  absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, *book, context.sessions(), options);
   context.ProgressDone();
   if (!drill.ok()) return drill.status();
   const bool passed = drill->state == DrillState::kPassed;

@@ -24,13 +24,14 @@ absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor) {
   Figures figures;
   figures.now = Clock::Real().Now();
   figures.repository = supervisor.repository_path();
+  const std::shared_ptr<store::Repository> repository = supervisor.repository();
   STILL_ASSIGN_OR_RETURN(figures.sessions, supervisor.Sessions());
-  STILL_ASSIGN_OR_RETURN(figures.schedules, supervisor.book().Schedules());
-  STILL_ASSIGN_OR_RETURN(figures.snapshots, supervisor.repository().ListSnapshots());
-  STILL_ASSIGN_OR_RETURN(figures.runs, supervisor.catalog().ListRuns({.limit = kMostRuns}));
-  STILL_ASSIGN_OR_RETURN(figures.drills, supervisor.catalog().ListDrills(kMostDrills));
-  STILL_ASSIGN_OR_RETURN(figures.stats, supervisor.repository().Stats());
-  STILL_ASSIGN_OR_RETURN(auto remembered, supervisor.catalog().Remembered());
+  STILL_ASSIGN_OR_RETURN(figures.schedules, supervisor.schedules().Schedules());
+  STILL_ASSIGN_OR_RETURN(figures.snapshots, repository->ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(figures.runs, supervisor.book().ListRuns({.limit = kMostRuns}));
+  STILL_ASSIGN_OR_RETURN(figures.drills, supervisor.book().ListDrills(kMostDrills));
+  STILL_ASSIGN_OR_RETURN(figures.stats, repository->Stats());
+  STILL_ASSIGN_OR_RETURN(auto remembered, supervisor.book().Remembered());
   for (const auto& [key, value] : remembered) {
     // "alert/stale/nightly/web"
     std::vector<std::string> parts = absl::StrSplit(key, '/');

@@ -10,7 +10,7 @@
 #include "proto/aliases.h"
 #include "proto/manifest.pb.h"
 #include "schedule/supervisor.h"
-#include "store/drill_record.h"
+#include "store/book/drill_record.h"
 #include "store/repository.h"
 
 namespace still::daemon {
@@ -21,7 +21,7 @@ struct Figures {
   std::vector<schedule::SessionState> sessions;
   std::vector<schedule::Schedule> schedules;
   std::vector<manifestpb::Snapshot> snapshots;  // Oldest first.
-  std::vector<store::CatalogRun> runs;          // Newest first; the newest two thousand.
+  std::vector<store::RunRow> runs;              // Newest first; the newest two thousand.
   std::vector<store::DrillRecord> drills;       // Newest first.
   struct Alert {
     std::string kind;  // "failed", "stale".

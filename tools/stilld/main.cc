@@ -23,7 +23,6 @@ struct Arguments {
   std::string state;
   std::string repository;
   std::string key_file;
-  std::string catalog;
   std::string http;
   std::string drain = "60s";
   std::string notify_command;
@@ -66,7 +65,6 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
   app.add_option("--notify-command", arguments.notify_command,
                  "Shell command for each alert (STILL_EVENT, STILL_JSON)");
   app.add_option("--webhook", arguments.webhook, "URL that gets each alert as JSON");
-  app.add_option("--catalog", arguments.catalog)->group("");
   app.add_option("--execute", arguments.execute)->group("");
   app.add_option("--man", arguments.man_directory)->group("");
   app.add_option("--man-date", arguments.man_date)->group("");
@@ -81,15 +79,14 @@ absl::Status WriteManPage(const CLI::App& app, const Arguments& arguments) {
 }
 
 absl::Status Run(const Arguments& arguments) {
-  store::RepositoryOptions repository{.path = arguments.repository, .catalog_path = arguments.catalog};
+  store::RepositoryOptions repository{.path = arguments.repository};
   if (repository.path.empty()) repository.path = JoinPath(arguments.state, "repository");
   repository.credentials.key_file = arguments.key_file;
   repository.credentials.passphrase = Environment("STILL_PASSPHRASE");
   if (arguments.execute > 0) {
     STILL_ASSIGN_OR_RETURN(std::string still, session::FindSibling("still", "STILL_PROGRAM"));
-    return schedule::ExecuteRun(
-        {.state = arguments.state, .catalog_path = arguments.catalog, .repository = repository, .still_program = still},
-        arguments.execute);
+    return schedule::ExecuteRun({.state = arguments.state, .repository = repository, .still_program = still},
+                                arguments.execute);
   }
   DaemonOptions options{.http = arguments.http};
   options.supervisor = {.state = arguments.state, .repository = repository, .max_running = arguments.max_running};

@@ -15,8 +15,8 @@ namespace {
 using prometheus::Family;
 using prometheus::Gauge;
 using prometheus::Registry;
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 
 // Seconds. Windows: what guests notice, from a millisecond to the longest lease. Runs: from seconds to a day.
 const prometheus::Histogram::BucketBoundaries kWindowBuckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
@@ -86,7 +86,7 @@ void PutResults(Registry& registry, const Figures& figures) {
   Family<Gauge>& when = GaugeFamily(registry, "last_success_timestamp_seconds", "The end of the newest good run");
   std::set<std::vector<std::string>> ended;
   std::set<std::vector<std::string>> succeeded;
-  for (const CatalogRun& run : figures.runs) {  // Newest first.
+  for (const RunRow& run : figures.runs) {  // Newest first.
     const std::vector<std::string> key = {run.schedule, run.kind, run.session};
     const prometheus::Labels labels = {{"schedule", run.schedule}, {"kind", run.kind}, {"session", run.session}};
     const bool success = run.outcome == RunOutcome::kSucceeded;
@@ -130,7 +130,7 @@ Metrics::Metrics()
                  .Help("Pause windows: how long the machine stood still")
                  .Register(registry_)) {}
 
-void Metrics::Count(const CatalogRun& run) {
+void Metrics::Count(const RunRow& run) {
   runs_.Add({{"schedule", run.schedule}, {"kind", run.kind}, {"outcome", schedule::OutcomeName(run.outcome)}})
       .Increment();
   if (!run.started.has_value() || !run.ended.has_value()) return;
@@ -145,7 +145,7 @@ void Metrics::Count(const CatalogRun& run) {
 
 std::string Metrics::Render(const Figures& figures) {
   int64_t newest = newest_seen_;
-  for (const CatalogRun& run : figures.runs) {
+  for (const RunRow& run : figures.runs) {
     newest = std::max(newest, run.id);
     const bool ended = run.outcome != RunOutcome::kRunning;
     const bool known = !begun_ ? ended : run.id <= newest_seen_;

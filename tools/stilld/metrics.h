@@ -21,7 +21,7 @@ class Metrics {
   std::string Render(const Figures& figures);
 
  private:
-  void Count(const store::CatalogRun& run);
+  void Count(const store::RunRow& run);
 
   prometheus::Registry registry_;
   prometheus::Family<prometheus::Counter>& runs_;

@@ -97,9 +97,9 @@ std::string TimelineSvg(const Figures& figures) {
 }
 
 std::string WindowsSvg(const Figures& figures) {
-  std::vector<const store::CatalogRun*> bars;
+  std::vector<const store::RunRow*> bars;
   uint64_t longest = 1000;
-  for (const store::CatalogRun& run : figures.runs) {
+  for (const store::RunRow& run : figures.runs) {
     if (run.kind != "capture" || run.outcome != store::RunOutcome::kSucceeded || bars.size() == kMostBars) continue;
     bars.push_back(&run);
     longest = std::max({longest, run.freeze_us, run.pause_us});
@@ -123,7 +123,7 @@ std::string WindowsSvg(const Figures& figures) {
   }
   const double step = std::min(40.0, (kWidth - kLeft - 20) / static_cast<double>(bars.size()));
   double x = kLeft + 2;
-  for (const store::CatalogRun* run : bars) {
+  for (const store::RunRow* run : bars) {
     const std::string title =
         EscapeHtml(absl::StrCat(run->session, ", ", LocalTime(run->started.value_or(run->planned), "%Y-%m-%d %H:%M:%S"),
                                 ": frozen ", Milliseconds(run->freeze_us), ", paused ", Milliseconds(run->pause_us)));

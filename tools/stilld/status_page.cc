@@ -15,8 +15,8 @@
 namespace still::daemon {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 
 constexpr absl::string_view kStyle = R"css(
 :root { color-scheme: light dark; --text: #1d2129; --faint: #6b7280; --line: #d9dce3; --back: #fff; --card: #f6f7f9;
@@ -128,7 +128,7 @@ std::string Schedules(const Figures& figures) {
                     schedule.definition.paused() ? "paused" : When(next), "<td>");
     std::string message;
     int shown = 0;
-    for (const CatalogRun& run : figures.runs) {
+    for (const RunRow& run : figures.runs) {
       if (run.schedule != schedule.name()) continue;
       if (shown++ == 20) break;
       const std::string outcome = schedule::OutcomeName(run.outcome);

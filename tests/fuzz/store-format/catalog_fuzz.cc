@@ -28,10 +28,6 @@ void ReadEverything(Catalog& catalog) {
   }
   catalog.ListSessions().status().IgnoreError();
   catalog.FindBase("session-1", "vda").status().IgnoreError();
-  catalog.ListSchedules().status().IgnoreError();
-  catalog.ListJobs(10).status().IgnoreError();
-  catalog.ListDrills(10).status().IgnoreError();
-  catalog.ListRuns({.limit = 10}).status().IgnoreError();
 }
 
 }  // namespace

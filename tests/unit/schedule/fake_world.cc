@@ -7,37 +7,37 @@
 
 namespace still::schedule {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 
-absl::StatusOr<int64_t> MemoryBook::AddRun(const CatalogRun& run) {
+absl::StatusOr<int64_t> MemoryBook::AddRun(const RunRow& run) {
   rows.push_back(run);
   rows.back().id = static_cast<int64_t>(rows.size());
   if (run.outcome == RunOutcome::kRunning) open.insert(rows.back().id);
   return rows.back().id;
 }
 
-absl::Status MemoryBook::UpdateRun(const CatalogRun& run) {
+absl::Status MemoryBook::UpdateRun(const RunRow& run) {
   if (run.id < 1 || run.id > static_cast<int64_t>(rows.size())) return absl::NotFoundError("no such run");
   rows[static_cast<size_t>(run.id - 1)] = run;
   if (run.outcome != RunOutcome::kRunning) open.erase(run.id);
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<CatalogRun>> MemoryBook::FindRun(int64_t id) {
+absl::StatusOr<std::optional<RunRow>> MemoryBook::FindRun(int64_t id) {
   if (id < 1 || id > static_cast<int64_t>(rows.size())) return std::nullopt;
   return rows[static_cast<size_t>(id - 1)];
 }
 
-absl::StatusOr<std::vector<CatalogRun>> MemoryBook::Running() {
-  std::vector<CatalogRun> running;
+absl::StatusOr<std::vector<RunRow>> MemoryBook::Running() {
+  std::vector<RunRow> running;
   for (int64_t id : open) running.push_back(rows[static_cast<size_t>(id - 1)]);
   return running;
 }
 
 absl::StatusOr<std::vector<store::RunCursor>> MemoryBook::Cursors() {
   std::map<std::pair<std::string, std::string>, absl::Time> newest;
-  for (const CatalogRun& row : rows) {
+  for (const RunRow& row : rows) {
     if (row.occurrences == 0) continue;
     auto [at, added] = newest.try_emplace({row.schedule, row.session}, row.planned_until);
     at->second = std::max(at->second, row.planned_until);
@@ -87,7 +87,7 @@ absl::StatusOr<std::optional<absl::Time>> FakeHost::NewestGood(const std::string
   return newest;
 }
 
-absl::Status FakeHost::Start(const Schedule& schedule, const CatalogRun& run) {
+absl::Status FakeHost::Start(const Schedule& schedule, const RunRow& run) {
   ++started;
   for (int64_t other : book_.open) {
     if (other == run.id) continue;
@@ -113,7 +113,7 @@ void FakeHost::Pass() {
 }
 
 void FakeHost::Finish(int64_t id, const Schedule& schedule) {
-  CatalogRun row = book_.rows[static_cast<size_t>(id - 1)];
+  RunRow row = book_.rows[static_cast<size_t>(id - 1)];
   row.ended = clock_.Now();
   absl::Status status = outcome(row);
   row.outcome = status.ok() ? RunOutcome::kSucceeded : RunOutcome::kFailed;

@@ -25,10 +25,10 @@ class FakeClock final : public Clock {
 class MemoryBook final : public RunBook {
  public:
   absl::StatusOr<std::vector<Schedule>> Schedules() override { return schedules; }
-  absl::StatusOr<int64_t> AddRun(const store::CatalogRun& run) override;
-  absl::Status UpdateRun(const store::CatalogRun& run) override;
-  absl::StatusOr<std::optional<store::CatalogRun>> FindRun(int64_t id) override;
-  absl::StatusOr<std::vector<store::CatalogRun>> Running() override;
+  absl::StatusOr<int64_t> AddRun(const store::RunRow& run) override;
+  absl::Status UpdateRun(const store::RunRow& run) override;
+  absl::StatusOr<std::optional<store::RunRow>> FindRun(int64_t id) override;
+  absl::StatusOr<std::vector<store::RunRow>> Running() override;
   absl::StatusOr<std::vector<store::RunCursor>> Cursors() override;
   absl::Status Remember(const std::string& key, const std::string& value) override;
   absl::StatusOr<std::map<std::string, std::string>> Remembered() override { return remembered; }
@@ -39,7 +39,7 @@ class MemoryBook final : public RunBook {
       const std::function<void(schedulepb::Schedule&)>& change = [](auto&) {});
 
   std::vector<Schedule> schedules;
-  std::vector<store::CatalogRun> rows;  // Row i has the id i + 1.
+  std::vector<store::RunRow> rows;  // Row i has the id i + 1.
   std::set<int64_t> open;
   std::map<std::string, std::string> remembered;
 };
@@ -49,7 +49,7 @@ class FakeHost final : public Host {
   FakeHost(FakeClock& clock, MemoryBook& book) : clock_(clock), book_(book) {}
   absl::StatusOr<std::vector<SessionState>> Sessions() override;
   absl::StatusOr<std::optional<absl::Time>> NewestGood(const std::string& session) override;
-  absl::Status Start(const Schedule& schedule, const store::CatalogRun& run) override;
+  absl::Status Start(const Schedule& schedule, const store::RunRow& run) override;
   bool Alive(int64_t run) override { return active.count(run) != 0; }
   void Stop(int64_t run) override { active.erase(run); }
 
@@ -71,8 +71,8 @@ class FakeHost final : public Host {
   std::map<int64_t, Run> active;
   std::map<std::pair<std::string, std::string>, std::vector<Taken>> kept;   // By session, schedule.
   std::map<std::pair<std::string, std::string>, std::vector<Taken>> taken;  // All there ever were.
-  std::function<absl::Duration(const store::CatalogRun&)> duration = [](const auto&) { return absl::Minutes(3); };
-  std::function<absl::Status(const store::CatalogRun&)> outcome = [](const auto&) { return absl::OkStatus(); };
+  std::function<absl::Duration(const store::RunRow&)> duration = [](const auto&) { return absl::Minutes(3); };
+  std::function<absl::Status(const store::RunRow&)> outcome = [](const auto&) { return absl::OkStatus(); };
   size_t most_running = 0;
   int started = 0;
 

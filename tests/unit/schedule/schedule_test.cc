@@ -26,7 +26,7 @@ TEST(ScheduleTest, TheCatalogGivesBackWhatItWasGiven) {
   definition.set_paused(true);
   (*definition.mutable_labels())["tier"] = "gold";
   Schedule schedule = *MakeSchedule(definition, absl::UTCTimeZone());
-  store::CatalogSchedule row = *ToRow(schedule);
+  store::ScheduleRow row = *ToRow(schedule);
   EXPECT_EQ(row.session, "web-*");
   EXPECT_EQ(row.retention, "daily=7");
   EXPECT_FALSE(row.enabled);

@@ -12,8 +12,8 @@
 namespace still::schedule {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -43,9 +43,9 @@ class SchedulerTest : public ::testing::Test {
   }
   // Without it.
   void Sleep(absl::Duration time) { clock_.true_time += time; }
-  std::vector<CatalogRun> Rows(RunOutcome outcome, const std::string& session = "") const {
-    std::vector<CatalogRun> rows;
-    for (const CatalogRun& row : book_.rows) {
+  std::vector<RunRow> Rows(RunOutcome outcome, const std::string& session = "") const {
+    std::vector<RunRow> rows;
+    for (const RunRow& row : book_.rows) {
       if (row.outcome == outcome && (session.empty() || row.session == session)) rows.push_back(row);
     }
     return rows;
@@ -63,7 +63,7 @@ TEST_F(SchedulerTest, EachOccurrenceIsRunAndHasItsRow) {
   book_.Add("hourly", "web", "hourly");
   Begin();
   Live(absl::Hours(10) + absl::Minutes(30));
-  std::vector<CatalogRun> rows = Rows(RunOutcome::kSucceeded);
+  std::vector<RunRow> rows = Rows(RunOutcome::kSucceeded);
   ASSERT_THAT(rows, SizeIs(10));
   EXPECT_EQ(rows[0].planned, clock_.true_time - absl::Hours(9) - absl::Minutes(30));
   EXPECT_EQ(rows[0].planned, *rows[0].started);
@@ -166,7 +166,7 @@ TEST_F(SchedulerTest, FailuresAreTriedAgainWithGrowingPausesAndToldOnce) {
   book_.Add("nightly", "web", "01:00");
   Begin();
   Live(absl::Hours(3));
-  std::vector<CatalogRun> failed = Rows(RunOutcome::kFailed);
+  std::vector<RunRow> failed = Rows(RunOutcome::kFailed);
   ASSERT_THAT(failed, SizeIs(4)) << "one and three retries";
   EXPECT_GT(*failed[3].started - *failed[2].started, *failed[2].started - *failed[1].started);
   EXPECT_EQ(listener_.Count(Event::Kind::kFailed), 1);
@@ -181,7 +181,7 @@ TEST_F(SchedulerTest, NothingBeginsInABlackoutAndTheNewestAfterIt) {
   book_.Add("hourly", "web", "hourly", [](auto& s) { s.add_blackouts("03:30-06:30"); });
   Begin();
   Live(absl::Hours(8));
-  for (const CatalogRun& row : Rows(RunOutcome::kSucceeded)) {
+  for (const RunRow& row : Rows(RunOutcome::kSucceeded)) {
     absl::CivilSecond at = absl::ToCivilSecond(*row.started, absl::UTCTimeZone());
     int minute = at.hour() * 60 + at.minute();
     EXPECT_TRUE(minute < 210 || minute >= 390) << at;
@@ -263,7 +263,7 @@ TEST_F(SchedulerTest, ByHandBesideTheTimingAndNotTwiceAtATime) {
   book_.Add("nightly", "*", "05:00");
   Begin();
   Live(absl::Minutes(10));
-  absl::StatusOr<std::vector<CatalogRun>> begun = scheduler_->RunNow("nightly", {"web"});
+  absl::StatusOr<std::vector<RunRow>> begun = scheduler_->RunNow("nightly", {"web"});
   ASSERT_TRUE(begun.ok()) << begun.status();
   EXPECT_THAT(*begun, SizeIs(1));
   EXPECT_TRUE(absl::IsUnavailable(scheduler_->RunNow("nightly", {}).status()));

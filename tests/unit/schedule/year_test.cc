@@ -23,8 +23,8 @@
 namespace still::schedule {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 using Key = std::pair<std::string, std::string>;
 
 constexpr int kMachines = 200;
@@ -56,7 +56,7 @@ class Year {
       s.set_missed("skip");
     });
     host_.duration = [this](const auto&) { return absl::Seconds(30 + random_() % 300); };
-    host_.outcome = [this](const CatalogRun& run) -> absl::Status {
+    host_.outcome = [this](const RunRow& run) -> absl::Status {
       if (clock_.true_time < disk_full_until_) return absl::ResourceExhaustedError("no space left");
       if (silent_.count(run.session) != 0) return absl::UnavailableError("the guest does not answer");
       return random_() % 200 == 0 ? absl::UnavailableError("bad luck") : absl::OkStatus();
@@ -223,7 +223,7 @@ void Year::CheckAges() {
 // Each occurrence lies in a row that stands for some.
 void Year::CheckRows() const {
   std::map<Key, std::vector<std::pair<absl::Time, absl::Time>>> covered;
-  for (const CatalogRun& row : book_.rows) {
+  for (const RunRow& row : book_.rows) {
     if (row.occurrences > 0) covered[{row.schedule, row.session}].emplace_back(row.planned, row.planned_until);
     if (row.outcome == RunOutcome::kRunning) continue;
     EXPECT_TRUE(row.ended.has_value()) << row.id;

@@ -7,8 +7,8 @@
 namespace still::daemon {
 namespace {
 
-using store::CatalogRun;
 using store::RunOutcome;
+using store::RunRow;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -25,8 +25,8 @@ Figures SomeFigures() {
   return figures;
 }
 
-CatalogRun RunOf(int64_t id, RunOutcome outcome) {
-  CatalogRun run{.id = id, .schedule = "nightly", .kind = "capture", .session = "web", .outcome = outcome};
+RunRow RunOf(int64_t id, RunOutcome outcome) {
+  RunRow run{.id = id, .schedule = "nightly", .kind = "capture", .session = "web", .outcome = outcome};
   run.started = absl::FromUnixSeconds(100);
   if (outcome != RunOutcome::kRunning) run.ended = absl::FromUnixSeconds(103);
   run.freeze_us = 30'000;

@@ -31,7 +31,7 @@ TEST(StatusPageTest, NothingThatIsShownCanBecomeMarkup) {
   snapshot.set_point_unix_ns(1'699'999'000'000'000'000);
   figures.snapshots.push_back(snapshot);
   figures.alerts = {{.kind = evil, .schedule = evil, .session = evil, .told = figures.now}};
-  store::CatalogRun run{.schedule = evil, .kind = "capture", .session = evil};
+  store::RunRow run{.schedule = evil, .kind = "capture", .session = evil};
   run.outcome = store::RunOutcome::kSucceeded;
   run.freeze_us = 12345;
   run.message = evil;
@@ -54,7 +54,7 @@ TEST(StatusPageTest, LabelsAndWindowsAreDrawn) {
   }
   EXPECT_THAT(TimelineSvg(figures), HasSubstr("circle class=crash"));
   EXPECT_THAT(TimelineSvg(figures), HasSubstr("circle class=application"));
-  store::CatalogRun run{.kind = "capture", .session = "web"};
+  store::RunRow run{.kind = "capture", .session = "web"};
   run.outcome = store::RunOutcome::kSucceeded;
   run.freeze_us = 30'000;
   run.pause_us = 3'000;

@@ -14,7 +14,8 @@
 #include "base/unix_socket.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "store/catalog/sqlite.h"
+#include "store/catalog/schema.h"
+#include "store/sqlite/sqlite.h"
 
 namespace still::store {
 namespace {
@@ -252,47 +253,6 @@ TEST_F(CatalogTest, ProcessesShareTheFileAndAKilledOneLeavesNothingHalf) {
   EXPECT_TRUE(catalog->Check().ok());
 }
 
-TEST_F(CatalogTest, SchedulesAndJobsAreKept) {
-  std::unique_ptr<Catalog> catalog = OpenOrDie();
-  CatalogSchedule schedule{
-      .name = "nightly", .session = "web", .timing = "daily 02:00", .retention = "daily=7", .settings = "{}"};
-  ASSERT_TRUE(catalog->PutSchedule(schedule).ok());
-  schedule.enabled = false;
-  schedule.last_run = absl::FromUnixSeconds(5);
-  ASSERT_TRUE(catalog->PutSchedule(schedule).ok());
-  std::vector<CatalogSchedule> schedules = *catalog->ListSchedules();
-  ASSERT_THAT(schedules, SizeIs(1));
-  EXPECT_FALSE(schedules[0].enabled);
-  EXPECT_EQ(schedules[0].last_run, absl::FromUnixSeconds(5));
-  EXPECT_FALSE(schedules[0].next_run.has_value());
-  EXPECT_TRUE(catalog->RemoveSchedule("nightly").ok());
-  EXPECT_EQ(catalog->RemoveSchedule("nightly").code(), absl::StatusCode::kNotFound);
-
-  std::vector<int64_t> ids;
-  for (int i = 0; i < 4; ++i) {
-    ids.push_back(
-        *catalog->AddJob({.kind = "capture", .subject = absl::StrCat(i), .started = absl::FromUnixSeconds(i)}));
-  }
-  for (int i = 0; i < 3; ++i) {
-    EXPECT_TRUE(catalog
-                    ->UpdateJob({.id = ids[static_cast<size_t>(i)],
-                                 .kind = "capture",
-                                 .state = JobState::kDone,
-                                 .ended = absl::FromUnixSeconds(9),
-                                 .done = 3,
-                                 .message = "stored"})
-                    .ok());
-  }
-  EXPECT_EQ(catalog->UpdateJob({.id = 99}).code(), absl::StatusCode::kNotFound);
-  ASSERT_TRUE(catalog->TrimJobs(1).ok());
-  std::vector<CatalogJob> jobs = *catalog->ListJobs(10);
-  ASSERT_THAT(jobs, SizeIs(2)) << "the running one and the newest of the others";
-  EXPECT_EQ(jobs[0].state, JobState::kRunning);
-  EXPECT_EQ(jobs[1].id, ids[2]);
-  EXPECT_EQ(jobs[1].message, "stored");
-  EXPECT_THAT(*catalog->ListJobs(1), SizeIs(1));
-}
-
 TEST_F(CatalogTest, ADamagedFileIsNamedWithTheCommandThatMendsIt) {
   ASSERT_TRUE(WriteFileAtomically(path_, std::string(8192, 'x')).ok());
   absl::Status status = Catalog::Open({.path = path_}).status();
@@ -309,7 +269,7 @@ TEST_F(CatalogTest, DamagedPagesAreFoundByCheck) {
   }
   int64_t root;
   {
-    absl::StatusOr<Database> db = Database::Open(path_, absl::Seconds(10));
+    absl::StatusOr<Database> db = Database::Open(path_, kCatalogKind, absl::Seconds(10));
     ASSERT_TRUE(db.ok()) << db.status();
     root = *db->QueryInt("SELECT rootpage FROM sqlite_master WHERE name = 'snapshot'");
   }
@@ -330,7 +290,7 @@ TEST_F(CatalogTest, DamagedPagesAreFoundByCheck) {
 TEST_F(CatalogTest, AnImpossibleVersionIsDamage) {
   OpenOrDie();
   {
-    absl::StatusOr<Database> db = Database::Open(path_, absl::Seconds(10));
+    absl::StatusOr<Database> db = Database::Open(path_, kCatalogKind, absl::Seconds(10));
     ASSERT_TRUE(db.ok()) << db.status();
     ASSERT_TRUE(db->Execute("PRAGMA user_version = -3").ok());
   }
@@ -346,7 +306,7 @@ TEST_F(CatalogTest, ADamagedNameOfAPackIsAnErrorAndNoReasonToDie) {
     ASSERT_TRUE(Change(*catalog, [&](CatalogTransaction& change) { return change.PutPack(Pack('a'), nodes); }).ok());
   }
   {
-    absl::StatusOr<Database> db = Database::Open(path_, absl::Seconds(10));
+    absl::StatusOr<Database> db = Database::Open(path_, kCatalogKind, absl::Seconds(10));
     ASSERT_TRUE(db.ok()) << db.status();
     ASSERT_TRUE(db->Execute("PRAGMA ignore_check_constraints = ON; UPDATE pack SET name = x'6161'").ok());
   }
@@ -358,16 +318,13 @@ TEST_F(CatalogTest, ADamagedNameOfAPackIsAnErrorAndNoReasonToDie) {
   EXPECT_EQ(catalog->Check().code(), absl::StatusCode::kDataLoss);
 }
 
-TEST_F(CatalogTest, RebuildReplacesWhatCanBeRebuiltAndKeepsTheRest) {
+TEST_F(CatalogTest, RebuildReplacesEverything) {
   for (bool damaged : {false, true}) {
     SCOPED_TRACE(damaged);
     ASSERT_TRUE(RemoveTree(dir_).ok() && MakeDirectories(dir_).ok());
     {
       std::unique_ptr<Catalog> catalog = OpenOrDie();
       ASSERT_TRUE(PutSnapshot(*catalog, Snapshot('a', "lost")).ok());
-      ASSERT_TRUE(catalog->PutSchedule({.name = "nightly"}).ok());
-      ASSERT_TRUE(catalog->AddJob({.kind = "prune"}).ok());
-      ASSERT_TRUE(catalog->AddDrill({.session = "web"}).ok());
     }
     if (damaged) {
       ASSERT_TRUE(WriteFileAtomically(path_, "no database at all, but long enough to be one").ok());
@@ -381,9 +338,6 @@ TEST_F(CatalogTest, RebuildReplacesWhatCanBeRebuiltAndKeepsTheRest) {
     std::vector<CatalogSnapshot> snapshots = *(*rebuilt)->ListSnapshots();
     ASSERT_THAT(snapshots, SizeIs(1));
     EXPECT_EQ(snapshots[0].name, "found");
-    EXPECT_EQ((*rebuilt)->ListSchedules()->size(), damaged ? 0u : 1u);
-    EXPECT_EQ((*rebuilt)->ListJobs(10)->size(), damaged ? 0u : 1u);
-    EXPECT_EQ((*rebuilt)->ListDrills(10)->size(), damaged ? 0u : 1u);
     EXPECT_EQ(PathExists(path_ + ".damaged"), damaged) << "what was damaged is set aside, not destroyed";
   }
 }
@@ -404,13 +358,42 @@ TEST_F(CatalogTest, AnOpenCatalogNoticesThatItsFileWasReplaced) {
   EXPECT_EQ(PutSnapshot(*catalog, Snapshot('a', "one")).code(), absl::StatusCode::kFailedPrecondition);
 }
 
-TEST(CatalogPathTest, AnEncryptedRepositoryKeepsItsCatalogAtHome) {
+// The environment of a test, put back at its end.
+class ScopedEnvironment {
+ public:
+  ScopedEnvironment(const char* name, const char* value) : name_(name) {
+    if (const char* old = ::getenv(name); old != nullptr) old_ = old;
+    EXPECT_EQ(value == nullptr ? ::unsetenv(name) : ::setenv(name, value, 1), 0);
+  }
+  ~ScopedEnvironment() { EXPECT_EQ(old_.has_value() ? ::setenv(name_, old_->c_str(), 1) : ::unsetenv(name_), 0); }
+
+ private:
+  const char* const name_;
+  std::optional<std::string> old_;
+};
+
+TEST(CatalogPathTest, AnEncryptedRepositoryKeepsItsCatalogInTheCache) {
   EXPECT_EQ(*CatalogPath("/srv/r", "0123", false), "/srv/r/catalog.db");
   std::string cache = JoinPath(::testing::TempDir(), absl::StrCat("still-cache-", ::getpid()));
-  ASSERT_EQ(::setenv("STILL_CACHE_DIR", cache.c_str(), 1), 0);
+  ScopedEnvironment own("STILL_CACHE_DIR", cache.c_str());
   EXPECT_EQ(*CatalogPath("/srv/r", "0123", true), JoinPath(cache, "0123.db"));
-  EXPECT_EQ(::unsetenv("STILL_CACHE_DIR"), 0);
+  EXPECT_THAT(KnownCatalogs("/srv/r", "0123", true), SizeIs(0));
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(cache, "0123.db"), "").ok());
+  EXPECT_THAT(KnownCatalogs("/srv/r", "0123", true), SizeIs(1));
   EXPECT_TRUE(RemoveTree(cache).ok());
+}
+
+TEST(CatalogPathTest, WhoHasNoHomeInTheEnvironmentHasAPlaceAllTheSame) {
+  // As systemd starts a service.
+  ScopedEnvironment own("STILL_CACHE_DIR", nullptr);
+  ScopedEnvironment xdg("XDG_CACHE_HOME", nullptr);
+  ScopedEnvironment home("HOME", nullptr);
+  absl::StatusOr<std::string> path = CatalogPath("/srv/r", "0123", true);
+  ASSERT_TRUE(path.ok()) << path.status();
+  if (::geteuid() == 0) {
+    EXPECT_EQ(*path, "/var/cache/stillpoint/0123.db");
+  }
+  (void)::rmdir(path->substr(0, path->rfind('/')).c_str());  // Unless somebody uses it.
 }
 
 }  // namespace

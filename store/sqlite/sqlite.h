@@ -1,13 +1,14 @@
-// A thin, typed layer over SQLite for this folder only: one connection, statements that clean up after themselves, and
-// error codes as Status. Everything that varies is bound, never spliced into SQL.
+// A thin, typed layer over SQLite for the two databases of store/, catalog and book: one connection, statements that
+// clean up after themselves, and error codes as Status. Everything that varies is bound, never spliced into SQL.
 //
 //   STILL_ASSIGN_OR_RETURN(Statement select, db.Prepare("SELECT size FROM pack WHERE name = ?"));
 //   STILL_RETURN_IF_ERROR(select.Bind(Blob(name)));
 //   STILL_ASSIGN_OR_RETURN(bool found, select.Step());
 //
 // Not thread-safe: whoever owns a Database serialises its use. Errors: UNAVAILABLE another process kept it locked for
-// longer than the busy timeout; DATA_LOSS the file is damaged (the message says what to run); RESOURCE_EXHAUSTED the
-// disk is full; ALREADY_EXISTS a unique value is taken; FAILED_PRECONDITION a row that is referred to is missing.
+// longer than the busy timeout; DATA_LOSS the file is damaged (the message says what to do); RESOURCE_EXHAUSTED the
+// disk is full; ALREADY_EXISTS a unique value is taken; FAILED_PRECONDITION a row that is referred to is missing, or
+// the file was replaced while it was open.
 #pragma once
 
 #include <sqlite3.h>
@@ -21,9 +22,25 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "base/status.h"
 
 namespace still::store {
+
+// What a database of ours is: how messages name it, what mends it, and how its schema came about.
+struct DatabaseKind {
+  const char* noun;
+  const char* mend;        // What to do about a damaged one; ends the sentence "..., ".
+  int64_t application_id;  // SQLite's file format, "The Database Header".
+  // migrations[n] leads from version n (user_version) to n + 1, the first of them from nothing to 1. They are never
+  // edited once released: what a version looked like is frozen, and each has a golden file in tests/golden.
+  absl::Span<const char* const> migrations;
+};
+
+struct DatabaseFile {
+  const DatabaseKind* kind;
+  std::string path;
+};
 
 // Bytes, as opposed to text.
 struct Blob {
@@ -33,9 +50,9 @@ struct Blob {
 
 class Statement {
  public:
-  Statement(sqlite3_stmt* statement, const std::string* path) : statement_(statement), path_(path) {}
+  Statement(sqlite3_stmt* statement, const DatabaseFile* file) : statement_(statement), file_(file) {}
   Statement(Statement&& other) noexcept
-      : statement_(std::exchange(other.statement_, nullptr)), path_(other.path_), bound_(other.bound_) {}
+      : statement_(std::exchange(other.statement_, nullptr)), file_(other.file_), bound_(other.bound_) {}
   Statement& operator=(Statement&&) = delete;
   Statement(const Statement&) = delete;
   // Ready for its next use: what was bound is forgotten, locks are given up.
@@ -69,16 +86,20 @@ class Statement {
   absl::Status BindNext(std::nullopt_t);
 
   sqlite3_stmt* statement_;
-  const std::string* path_;
+  const DatabaseFile* file_;
   int bound_ = 0;
 };
 
 class Database {
  public:
-  // Opens or makes the file, with mode 0600, in WAL mode, synced at each commit, foreign keys on.
-  static absl::StatusOr<Database> Open(const std::string& path, absl::Duration busy_timeout);
+  // Opens or makes the file, with mode 0600, in WAL mode, synced at each commit, foreign keys on. `kind` must live as
+  // long as the program. The file itself may be no symbolic link; its directory may be reached by some.
+  static absl::StatusOr<Database> Open(const std::string& path, const DatabaseKind& kind, absl::Duration busy_timeout);
   Database(Database&& other) noexcept
-      : db_(std::exchange(other.db_, nullptr)), path_(std::move(other.path_)), cache_(std::move(other.cache_)) {}
+      : db_(std::exchange(other.db_, nullptr)),
+        file_(std::move(other.file_)),
+        identity_(other.identity_),
+        cache_(std::move(other.cache_)) {}
   Database& operator=(Database&&) = delete;
   Database(const Database&) = delete;
   ~Database();
@@ -90,14 +111,26 @@ class Database {
   absl::StatusOr<int64_t> QueryInt(const char* sql);
   int64_t last_insert_id() const { return sqlite3_last_insert_rowid(db_); }
   int64_t changes() const { return sqlite3_changes64(db_); }
-  const std::string& path() const { return *path_; }
+  const std::string& path() const { return file_->path; }
+  const DatabaseKind& kind() const { return *file_->kind; }
+  // FAILED_PRECONDITION when another file, or none, now has this path: what is read here is old, what is written is lost.
+  absl::Status CheckNotReplaced() const;
+  // OK, or DATA_LOSS with what SQLite finds wrong. Reads the whole file.
+  absl::Status CheckIntegrity();
 
  private:
-  Database(sqlite3* db, std::unique_ptr<const std::string> path) : db_(db), path_(std::move(path)) {}
+  struct Identity {
+    uint64_t device = 0;
+    uint64_t inode = 0;
+    bool operator==(const Identity&) const = default;
+  };
+  Database(sqlite3* db, std::unique_ptr<const DatabaseFile> file) : db_(db), file_(std::move(file)) {}
   absl::Status Configure(absl::Duration busy_timeout);
+  absl::StatusOr<Identity> Identify() const;
 
   sqlite3* db_;
-  std::unique_ptr<const std::string> path_;  // At a fixed address: statements refer to it.
+  std::unique_ptr<const DatabaseFile> file_;  // At a fixed address: statements refer to it.
+  Identity identity_;
   absl::flat_hash_map<const char*, sqlite3_stmt*> cache_;
 };
 

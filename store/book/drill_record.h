@@ -1,5 +1,5 @@
 // DrillRecord: a restore drill as a value. What was restored to be tried, and whether it worked; snapshot/drill.h runs
-// them. The catalog keeps them (docs/format/catalog.md).
+// them. The book keeps them (docs/format/book.md).
 #pragma once
 
 #include <cstdint>

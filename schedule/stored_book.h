@@ -1,0 +1,39 @@
+// StoredBook: the scheduler's book, kept in the state directory (store/book). Thread-safe.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "schedule/scheduler.h"
+#include "store/book/book.h"
+#include "store/repository.h"
+
+namespace still::schedule {
+
+class StoredBook final : public RunBook {
+ public:
+  // `book` must outlive it. `local`: the zone of schedules that name none.
+  StoredBook(store::Book& book, absl::TimeZone local) : book_(book), local_(local) {}
+
+  // One that cannot be read is logged and left out: the others go on.
+  absl::StatusOr<std::vector<Schedule>> Schedules() override;
+  absl::StatusOr<int64_t> AddRun(const store::RunRow& run) override { return book_.AddRun(run); }
+  absl::Status UpdateRun(const store::RunRow& run) override { return book_.UpdateRun(run); }
+  absl::StatusOr<std::optional<store::RunRow>> FindRun(int64_t id) override { return book_.FindRun(id); }
+  absl::StatusOr<std::vector<store::RunRow>> Running() override;
+  absl::StatusOr<std::vector<store::RunCursor>> Cursors() override { return book_.RunCursors(); }
+  absl::Status Remember(const std::string& key, const std::string& value) override {
+    return book_.Remember(key, value);
+  }
+  absl::StatusOr<std::map<std::string, std::string>> Remembered() override { return book_.Remembered(); }
+
+ private:
+  store::Book& book_;
+  const absl::TimeZone local_;
+};
+
+// The book of a state directory, with what a version without one kept in this repository's catalog.
+absl::StatusOr<std::unique_ptr<store::Book>> OpenBook(const std::string& state, const std::string& repository_path,
+                                                      const store::Repository& repository);
+
+}  // namespace still::schedule
