@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <string>
 
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "base/clean_text.h"
 
 namespace still {
 namespace {
@@ -32,15 +32,16 @@ bool JsonWanted() {
   return text != nullptr && absl::string_view(text) == "json";
 }
 
-// A quoted string in which control characters are escaped: log values may come from a hostile guest.
+// Beyond this a value is cut: no line can be used to fill a disk.
+constexpr size_t kMaxValueBytes = 4096;
+
+// A quoted string. What is in it was cleaned: log values may come from a hostile guest.
 std::string QuotedValue(absl::string_view text) {
   std::string out = "\"";
   for (unsigned char c : text) {
     if (c == '"' || c == '\\') {
       out += '\\';
       out += static_cast<char>(c);
-    } else if (c < 0x20 || c == 0x7f) {
-      absl::StrAppendFormat(&out, "\\u%04x", c);
     } else {
       out += static_cast<char>(c);
     }
@@ -51,7 +52,7 @@ std::string QuotedValue(absl::string_view text) {
 bool NeedsQuotes(absl::string_view text) {
   if (text.empty()) return true;
   for (unsigned char c : text) {
-    if (c <= 0x20 || c == 0x7f || c == '"' || c == '\\' || c == '=') return true;
+    if (c == ' ' || c == '"' || c == '\\' || c == '=') return true;
   }
   return false;
 }
@@ -71,13 +72,14 @@ void Log(LogLevel level, absl::string_view message, LogFields fields) {
   if (JsonWanted()) {
     absl::StrAppend(&line, "{\"time\":\"", time, "\",\"level\":\"", name, "\",\"message\":", QuotedValue(message));
     for (const LogField& field : fields)
-      absl::StrAppend(&line, ",", QuotedValue(field.key), ":", QuotedValue(field.value.Piece()));
+      absl::StrAppend(&line, ",", QuotedValue(field.key), ":",
+                      QuotedValue(CleanText(field.value.Piece(), kMaxValueBytes)));
     line += "}";
   } else {
     absl::StrAppend(&line, time, " ", std::string(1, static_cast<char>(name[0] - 'a' + 'A')), " ", message);
     for (const LogField& field : fields) {
-      absl::string_view value = field.value.Piece();
-      absl::StrAppend(&line, " ", field.key, "=", NeedsQuotes(value) ? QuotedValue(value) : std::string(value));
+      const std::string value = CleanText(field.value.Piece(), kMaxValueBytes);
+      absl::StrAppend(&line, " ", field.key, "=", NeedsQuotes(value) ? QuotedValue(value) : value);
     }
   }
   line += "\n";

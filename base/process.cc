@@ -1,7 +1,6 @@
 #include "base/process.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -14,15 +13,13 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
-#include "base/clock.h"
+#include "base/pipe.h"
 #include "base/unix_socket.h"
 
 extern char** environ;
 
 namespace still {
 namespace {
-
-constexpr size_t kMaxCollectedBytes = 1 << 20;
 
 std::vector<std::string> MergedEnvironment(const std::vector<std::pair<std::string, std::string>>& changes) {
   std::map<std::string, std::string> variables;
@@ -113,10 +110,7 @@ std::string ProcessExit::ToString() const {
 
 absl::StatusOr<ChildProcess> ChildProcess::Start(const ProcessOptions& options) {
   if (options.argv.empty()) return absl::InvalidArgumentError("start process: no command given");
-  int pipe_fds[2];
-  if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd error_read(pipe_fds[0]);
-  OwnedFd error_write(pipe_fds[1]);
+  STILL_ASSIGN_OR_RETURN(Pipe error, MakePipe());
 
   std::vector<std::string> argv = options.argv;
   std::vector<std::string> environment = MergedEnvironment(options.environment);
@@ -125,14 +119,14 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const ProcessOptions& options) 
                  .options = &options,
                  .kept_fds = options.inherited_fds,
                  .parent = ::getpid(),
-                 .error_pipe = error_write.get()};
-  plan.kept_fds.push_back(error_write.get());
+                 .error_pipe = error.write_end.get()};
+  plan.kept_fds.push_back(error.write_end.get());
   std::sort(plan.kept_fds.begin(), plan.kept_fds.end());
 
   pid_t pid = ::fork();
   if (pid < 0) return ErrnoStatus(errno, "fork");
   if (pid == 0) RunChild(plan);
-  error_write.Reset();
+  error.write_end.Reset();
 
   OwnedFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!pidfd.valid()) {
@@ -145,7 +139,7 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const ProcessOptions& options) 
   int child_errno = 0;
   ssize_t got;
   do {
-    got = ::read(error_read.get(), &child_errno, sizeof child_errno);
+    got = ::read(error.read_end.get(), &child_errno, sizeof child_errno);
   } while (got < 0 && errno == EINTR);
   if (got == sizeof child_errno) return ErrnoStatus(child_errno, absl::StrCat("start ", options.argv[0]));
   return child;
@@ -201,49 +195,6 @@ absl::Status ChildProcess::Kill(int signal) const {
 void ChildProcess::Release() {
   pid_ = -1;
   pidfd_.Reset();
-}
-
-absl::StatusOr<CommandOutput> RunCommand(ProcessOptions options, absl::Duration timeout) {
-  int out_fds[2];
-  int err_fds[2];
-  if (::pipe2(out_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd out_read(out_fds[0]), out_write(out_fds[1]);
-  if (::pipe2(err_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd err_read(err_fds[0]), err_write(err_fds[1]);
-  options.stdout_fd = out_write.get();
-  options.stderr_fd = err_write.get();
-  STILL_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Start(options));
-  out_write.Reset();
-  err_write.Reset();
-
-  CommandOutput output;
-  absl::Duration deadline = Clock::Real().Monotonic() + timeout;
-  pollfd fds[2] = {{.fd = out_read.get(), .events = POLLIN, .revents = 0},
-                   {.fd = err_read.get(), .events = POLLIN, .revents = 0}};
-  std::string* texts[2] = {&output.stdout_text, &output.stderr_text};
-  while (fds[0].fd >= 0 || fds[1].fd >= 0) {
-    absl::Duration left = deadline - Clock::Real().Monotonic();
-    if (left <= absl::ZeroDuration()) {
-      return absl::DeadlineExceededError(
-          absl::StrCat(options.argv[0], ": still running after ", absl::FormatDuration(timeout)));
-    }
-    int wait_ms = left == absl::InfiniteDuration() ? -1 : static_cast<int>(absl::ToInt64Milliseconds(left) + 1);
-    if (::poll(fds, 2, wait_ms) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
-    for (int i = 0; i < 2; ++i) {
-      if (fds[i].fd < 0 || fds[i].revents == 0) continue;
-      char buffer[16384];
-      ssize_t got = ::read(fds[i].fd, buffer, sizeof buffer);
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) {
-        fds[i].fd = -1;
-        continue;
-      }
-      size_t room = kMaxCollectedBytes - std::min(kMaxCollectedBytes, texts[i]->size());
-      texts[i]->append(buffer, std::min(room, static_cast<size_t>(got)));
-    }
-  }
-  STILL_ASSIGN_OR_RETURN(output.exit, child.Wait(std::max(absl::ZeroDuration(), deadline - Clock::Real().Monotonic())));
-  return output;
 }
 
 }  // namespace still

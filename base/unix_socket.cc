@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/waker.h"
 
 namespace still {
 namespace {
@@ -79,11 +80,7 @@ absl::Status WaitReadable(int fd, absl::Duration timeout, absl::string_view what
   for (;;) {
     absl::Duration left = deadline - Clock::Real().Monotonic();
     pollfd poll_fd{.fd = fd, .events = POLLIN, .revents = 0};
-    int wait_ms = -1;
-    if (left != absl::InfiniteDuration()) {
-      wait_ms = left <= absl::ZeroDuration() ? 0 : static_cast<int>(absl::ToInt64Milliseconds(left) + 1);
-    }
-    int ready = ::poll(&poll_fd, 1, wait_ms);
+    int ready = ::poll(&poll_fd, 1, PollTimeout(left));
     if (ready > 0) return absl::OkStatus();
     if (ready < 0 && errno != EINTR) return ErrnoStatus(errno, absl::StrCat("poll ", what));
     if (ready == 0 && left <= absl::ZeroDuration()) {

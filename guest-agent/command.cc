@@ -1,6 +1,5 @@
 #include "guest-agent/command.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <unistd.h>
@@ -12,7 +11,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/fd.h"
+#include "base/nonblocking.h"
+#include "base/pipe.h"
 #include "base/process.h"
 #include "guest-agent/call_watch.h"
 
@@ -49,23 +49,21 @@ absl::Status Validate(const pb::ExecRequest& request) {
   return absl::OkStatus();
 }
 
-struct Pipe {
-  OwnedFd ours;
-  OwnedFd theirs;
-};
-
-// Only our end is non-blocking: a program must find its standard streams as it expects them.
-absl::StatusOr<Pipe> MakePipe(bool we_read) {
-  int fds[2];
-  if (::pipe2(fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  Pipe pipe{OwnedFd(fds[we_read ? 0 : 1]), OwnedFd(fds[we_read ? 1 : 0])};
-  if (::fcntl(pipe.ours.get(), F_SETFL, O_NONBLOCK) != 0) return ErrnoStatus(errno, "set non-blocking");
-  return pipe;
-}
-
 struct Streams {
   Pipe in, out, err;
 };
+
+// Only our ends are non-blocking.
+absl::StatusOr<Streams> MakeStreams() {
+  Streams streams;
+  STILL_ASSIGN_OR_RETURN(streams.in, MakePipe());
+  STILL_ASSIGN_OR_RETURN(streams.out, MakePipe());
+  STILL_ASSIGN_OR_RETURN(streams.err, MakePipe());
+  for (const OwnedFd* ours : {&streams.in.write_end, &streams.out.read_end, &streams.err.read_end}) {
+    STILL_RETURN_IF_ERROR(SetNonBlocking(ours->get()));
+  }
+  return streams;
+}
 
 // Moves data between the program and `send` until the program has ended and what it wrote has been read.
 class Pump {
@@ -76,17 +74,17 @@ class Pump {
   // False when nobody listens any more.
   bool Run(const ChildProcess& child) {
     for (bool ended = false; !ended;) {
-      if (unsent_.empty()) streams_.in.ours.Reset();
+      if (unsent_.empty()) streams_.in.write_end.Reset();
       pollfd fds[4] = {{.fd = child.pidfd(), .events = POLLIN, .revents = 0},
-                       {.fd = streams_.in.ours.get(), .events = POLLOUT, .revents = 0},
-                       {.fd = streams_.out.ours.get(), .events = POLLIN, .revents = 0},
-                       {.fd = streams_.err.ours.get(), .events = POLLIN, .revents = 0}};
+                       {.fd = streams_.in.write_end.get(), .events = POLLOUT, .revents = 0},
+                       {.fd = streams_.out.read_end.get(), .events = POLLIN, .revents = 0},
+                       {.fd = streams_.err.read_end.get(), .events = POLLIN, .revents = 0}};
       if (::poll(fds, 4, -1) < 0) continue;  // Only EINTR is possible.
       // What it wrote before it ended is in the pipes now; background processes may hold them open for ever.
       ended = fds[0].revents != 0;
       if (fds[1].revents != 0) WriteStdin();
-      if (!Forward(streams_.out.ours, &pb::ExecOutput::set_stdout_data<std::string>) ||
-          !Forward(streams_.err.ours, &pb::ExecOutput::set_stderr_data<std::string>)) {
+      if (!Forward(streams_.out.read_end, &pb::ExecOutput::set_stdout_data<std::string>) ||
+          !Forward(streams_.err.read_end, &pb::ExecOutput::set_stderr_data<std::string>)) {
         return false;
       }
     }
@@ -95,7 +93,7 @@ class Pump {
 
  private:
   void WriteStdin() {
-    ssize_t put = ::write(streams_.in.ours.get(), unsent_.data(), unsent_.size());
+    ssize_t put = ::write(streams_.in.write_end.get(), unsent_.data(), unsent_.size());
     if (put >= 0) {
       unsent_.remove_prefix(static_cast<size_t>(put));
     } else if (errno != EAGAIN && errno != EINTR) {
@@ -128,21 +126,18 @@ class Pump {
 };
 
 absl::StatusOr<ChildProcess> StartProgram(const pb::ExecRequest& request, Streams& streams) {
-  STILL_ASSIGN_OR_RETURN(streams.in, MakePipe(false));
-  STILL_ASSIGN_OR_RETURN(streams.out, MakePipe(true));
-  STILL_ASSIGN_OR_RETURN(streams.err, MakePipe(true));
   ProcessOptions options;
   options.argv.assign(request.argv().begin(), request.argv().end());
   options.environment.assign(request.env().begin(), request.env().end());
   options.working_directory = request.working_directory();
-  options.stdin_fd = streams.in.theirs.get();
-  options.stdout_fd = streams.out.theirs.get();
-  options.stderr_fd = streams.err.theirs.get();
+  options.stdin_fd = streams.in.read_end.get();
+  options.stdout_fd = streams.out.write_end.get();
+  options.stderr_fd = streams.err.write_end.get();
   options.new_session = true;
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
-  streams.in.theirs.Reset();
-  streams.out.theirs.Reset();
-  streams.err.theirs.Reset();
+  streams.in.read_end.Reset();
+  streams.out.write_end.Reset();
+  streams.err.write_end.Reset();
   return child;
 }
 
@@ -151,7 +146,7 @@ absl::StatusOr<ChildProcess> StartProgram(const pb::ExecRequest& request, Stream
 absl::Status RunCommandStreaming(const pb::ExecRequest& request, const std::function<bool(const pb::ExecOutput&)>& send,
                                  const std::function<bool()>& cancelled) {
   STILL_RETURN_IF_ERROR(Validate(request));
-  Streams streams;
+  STILL_ASSIGN_OR_RETURN(Streams streams, MakeStreams());
   STILL_ASSIGN_OR_RETURN(ChildProcess child, StartProgram(request, streams));
   std::atomic<bool> was_cancelled = false;
   std::atomic<bool> timed_out = false;

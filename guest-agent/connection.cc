@@ -11,10 +11,13 @@
 #include <cerrno>
 #include <vector>
 
+#include "absl/base/call_once.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/unix_socket.h"
 
 namespace still::agent {
@@ -22,6 +25,32 @@ namespace {
 
 constexpr absl::Duration kFirstPause = absl::Milliseconds(10);
 constexpr absl::Duration kLongestPause = absl::Seconds(1);
+// The kernel lets only CAP_NET_BIND_SERVICE have such a port (net/vmw_vsock/af_vsock.c, LAST_RESERVED_PORT), so it proves
+// to the host that a privileged program dials. Port 0 is left out: it is easily taken for "any".
+constexpr uint32_t kLastPrivilegedPort = 1023;
+// A port may still belong to a connection that is being closed, or to a service of the guest.
+constexpr uint64_t kPortAttempts = 32;
+
+// Without the privilege the kernel chooses the port and the host turns the connection away: it is the host that can tell
+// an operator.
+absl::Status BindPrivileged(int fd) {
+  // The clock, because the kernel's random numbers may not be ready when a guest boots.
+  auto first = static_cast<uint64_t>(absl::ToInt64Nanoseconds(Clock::Real().Monotonic()));
+  for (uint64_t attempt = 0; attempt < kPortAttempts; ++attempt) {
+    sockaddr_vm address{};
+    address.svm_family = AF_VSOCK;
+    address.svm_cid = VMADDR_CID_ANY;
+    address.svm_port = 1 + static_cast<uint32_t>((first + attempt) % kLastPrivilegedPort);
+    if (::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return absl::OkStatus();
+    if (errno == EACCES) {
+      static absl::once_flag once;
+      absl::call_once(once, [] { LogWarning("the host will turn us away: still-agent needs CAP_NET_BIND_SERVICE"); });
+      return absl::OkStatus();
+    }
+    if (errno != EADDRINUSE) break;
+  }
+  return ErrnoStatus(errno, "bind a privileged vsock port");
+}
 
 absl::StatusOr<OwnedFd> DialVsock(const Endpoint& endpoint) {
   OwnedFd fd(::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -29,6 +58,7 @@ absl::StatusOr<OwnedFd> DialVsock(const Endpoint& endpoint) {
   // Half of the default: a request that was lost with a restored guest's transport must not hold up the next one.
   timeval limit{.tv_sec = 1, .tv_usec = 0};
   (void)::setsockopt(fd.get(), AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof limit);
+  STILL_RETURN_IF_ERROR(BindPrivileged(fd.get()));
   sockaddr_vm address{};
   address.svm_family = AF_VSOCK;
   address.svm_cid = endpoint.cid;

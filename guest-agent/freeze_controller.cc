@@ -1,13 +1,14 @@
 #include "guest-agent/freeze_controller.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "guest-agent/freeze_run.h"
 
 namespace still::agent {
 namespace {
@@ -16,12 +17,10 @@ constexpr size_t kMaxTokenBytes = 64;
 constexpr uint32_t kMinLeaseMs = 100;
 // A guest that stands still for longer than ten minutes is broken for its users whatever the host is doing.
 constexpr uint32_t kMaxLeaseMs = 600000;
-constexpr uint32_t kDefaultHookTimeoutMs = 10000;
-constexpr uint32_t kMaxHookTimeoutMs = 600000;
+// Of write-back and hooks, each.
+constexpr uint32_t kMaxPreparationMs = 600000;
 constexpr size_t kRememberedTokens = 64;
 constexpr absl::Duration kThawRetry = absl::Seconds(1);
-
-uint64_t Microseconds(absl::Duration duration) { return static_cast<uint64_t>(absl::ToInt64Microseconds(duration)); }
 
 uint32_t MillisecondsLeft(absl::Duration left) {
   return static_cast<uint32_t>(std::max<int64_t>(0, absl::ToInt64Milliseconds(left)));
@@ -42,47 +41,18 @@ absl::Status ValidateLease(uint32_t lease_ms) {
   return absl::OkStatus();
 }
 
-std::string CauseName(pb::ThawCause cause) { return pb::ThawCause_Name(cause); }
-
-void AddSkipped(const FrozenFileSystem& fs, pb::SkippedMount::Reason reason, pb::QuiesceResponse& response) {
-  pb::SkippedMount& skipped = *response.add_skipped();
-  skipped.set_mount_point(fs.mount.mount_point());
-  skipped.set_fs_type(fs.mount.fs_type());
-  skipped.set_reason(reason);
+// Whoever may thaw chose it; it goes into logs and reports.
+std::string Requester(absl::string_view text) {
+  std::string name(text.substr(0, kMaxTokenBytes));
+  for (char& c : name) {
+    if (!absl::ascii_isprint(static_cast<unsigned char>(c))) c = '?';
+  }
+  return name;
 }
 
 }  // namespace
 
-// One freeze from Begin to Finish. Guarded by mutex_, except what is const or atomic.
-struct FreezeController::Run {
-  Run(const pb::QuiesceRequest& request, absl::string_view connection)
-      : token(request.token()),
-        connection(connection),
-        hook_policy(request.hook_policy() == pb::HOOK_POLICY_UNSPECIFIED ? pb::HOOK_FAIL : request.hook_policy()),
-        hook_timeout(
-            absl::Milliseconds(request.hook_timeout_ms() == 0 ? kDefaultHookTimeoutMs : request.hook_timeout_ms())) {}
-  const std::string token;
-  const std::string connection;
-  const pb::HookPolicy hook_policy;
-  const absl::Duration hook_timeout;
-
-  absl::Duration lease;
-  absl::Duration deadline;
-  bool confirmed = false;       // The host has shown that it knows of this freeze.
-  bool worker_active = true;    // Quiesce is still under way.
-  bool freezing_begun = false;  // Before that there is nothing to thaw, and the worker notices a cancel soon by itself.
-  std::atomic<bool> run_thaw_hooks = true;  // A Thaw may say so while the lease's end unwinds already.
-  int unwinders = 0;
-  pb::ThawCause cause = pb::THAW_CAUSE_UNSPECIFIED;
-  std::atomic<bool> cancelled_flag = false;  // cause is set; for the hook that is running.
-  std::vector<FrozenFileSystem> held;        // In freezing order.
-  std::vector<std::string> hooks_run;        // In freezing order; their thaw is owed.
-  pb::QuiesceResponse response;
-  pb::ThawResponse thaw;
-  absl::Duration thaw_started;
-};
-
-FreezeController::FreezeController(Parts parts) : parts_(std::move(parts)) {
+FreezeController::FreezeController(Parts parts) : parts_(std::move(parts)), thaw_hooks_(parts_.hooks) {
   last_thaw_.set_cause(pb::NOT_FROZEN);
   parts_.timer.OnFire([this] { OnTimer(); });
 }
@@ -108,10 +78,8 @@ absl::Status FreezeController::Begin(const pb::QuiesceRequest& request, absl::st
   }
   run_ = std::make_unique<Run>(request, connection);
   run_->lease = absl::Milliseconds(request.lease_ms());
-  run_->deadline = parts_.clock.Monotonic() + run_->lease;
   last_token_ = request.token();
   state_ = pb::FREEZING;
-  parts_.timer.Arm(run_->deadline);
   return absl::OkStatus();
 }
 
@@ -119,8 +87,9 @@ absl::StatusOr<pb::QuiesceResponse> FreezeController::Quiesce(const pb::QuiesceR
                                                               absl::string_view connection) {
   STILL_RETURN_IF_ERROR(ValidateToken(request.token()));
   STILL_RETURN_IF_ERROR(ValidateLease(request.lease_ms()));
-  if (request.hook_timeout_ms() > kMaxHookTimeoutMs)
-    return absl::InvalidArgumentError("quiesce: hook timeout too long");
+  for (uint32_t limit_ms : {request.hook_timeout_ms(), request.hooks_timeout_ms(), request.presync_timeout_ms()}) {
+    if (limit_ms > kMaxPreparationMs) return absl::InvalidArgumentError("quiesce: a time limit is too long");
+  }
   Run* run;
   {
     absl::MutexLock lock(&mutex_);
@@ -147,106 +116,9 @@ absl::StatusOr<pb::QuiesceResponse> FreezeController::Quiesce(const pb::QuiesceR
   return FirstError(status, WaitUntilOver(request.token()).status());
 }
 
-absl::Status FreezeController::CheckCancelled(const Run& run) {
-  absl::MutexLock lock(&mutex_);
-  if (run.cause == pb::THAW_CAUSE_UNSPECIFIED) return absl::OkStatus();
-  return absl::AbortedError(absl::StrCat("quiesce: given up: ", CauseName(run.cause)));
-}
-
-absl::Status FreezeController::FreezeAll(Run& run, const pb::QuiesceRequest& request) {
-  std::vector<std::string> requested(request.mounts().begin(), request.mounts().end());
-  STILL_ASSIGN_OR_RETURN(MountSurvey survey, parts_.freezer.Survey());
-  STILL_ASSIGN_OR_RETURN(FreezePlan plan, MakeFreezePlan(survey, requested));
-  STILL_RETURN_IF_ERROR(parts_.marker.CheckOutside(survey, plan));
-  parts_.freezer.PinMemory();
-  if (!request.skip_presync()) {
-    pb::QuiesceResponse unused;
-    STILL_RETURN_IF_ERROR(SyncAll(OpenPlanned(parts_.freezer, plan, unused), run));
-  }
-  STILL_RETURN_IF_ERROR(RunFreezeHooks(run));
-  // Surveyed again: hooks may have mounted or unmounted something.
-  STILL_ASSIGN_OR_RETURN(survey, parts_.freezer.Survey());
-  STILL_ASSIGN_OR_RETURN(plan, MakeFreezePlan(survey, requested));
-  STILL_RETURN_IF_ERROR(parts_.marker.CheckOutside(survey, plan));
-  std::vector<FrozenFileSystem> opened = OpenPlanned(parts_.freezer, plan, run.response);
-  return FreezeOpened(std::move(opened), run);
-}
-
-absl::Status FreezeController::SyncAll(const std::vector<FrozenFileSystem>& opened, Run& run) {
-  absl::Duration start = parts_.clock.Monotonic();
-  for (const FrozenFileSystem& fs : opened) {
-    STILL_RETURN_IF_ERROR(CheckCancelled(run));
-    // The freeze syncs again, and what fails here fails there with more reason.
-    if (absl::Status status = fs.handle->Sync(); !status.ok()) {
-      LogWarning("cannot sync before the freeze", {{"mount", fs.mount.mount_point()}, {"error", status.ToString()}});
-    }
-  }
-  run.response.set_presync_us(Microseconds(parts_.clock.Monotonic() - start));
-  return absl::OkStatus();
-}
-
-absl::Status FreezeController::RunFreezeHooks(Run& run) {
-  if (run.hook_policy == pb::HOOK_SKIP) return absl::OkStatus();
-  absl::Duration start = parts_.clock.Monotonic();
-  for (const std::string& path : parts_.hooks.List()) {
-    STILL_RETURN_IF_ERROR(CheckCancelled(run));
-    {
-      // Before it runs: a hook that fails half-way is thawed as well.
-      absl::MutexLock lock(&mutex_);
-      run.hooks_run.push_back(path);
-    }
-    pb::HookResult result =
-        parts_.hooks.Run(path, "freeze", run.hook_timeout, [&run] { return run.cancelled_flag.load(); });
-    bool failed = result.exit_code() != 0;
-    if (failed) {
-      LogWarning("freeze hook failed", {{"hook", path}, {"exit", result.exit_code()}, {"output", result.output()}});
-    }
-    std::string output = result.output();
-    *run.response.add_hooks() = std::move(result);
-    STILL_RETURN_IF_ERROR(CheckCancelled(run));
-    if (failed && run.hook_policy == pb::HOOK_FAIL) {
-      return absl::FailedPreconditionError(absl::StrCat("hook ", path, " failed: ", output));
-    }
-  }
-  run.response.set_hooks_us(Microseconds(parts_.clock.Monotonic() - start));
-  return absl::OkStatus();
-}
-
-absl::Status FreezeController::FreezeOpened(std::vector<FrozenFileSystem> opened, Run& run) {
-  MarkedFreeze marked{run.token, {}};
-  for (const FrozenFileSystem& fs : opened) marked.mounts.push_back(fs.reached);
-  STILL_RETURN_IF_ERROR(Annotate(parts_.marker.Write(marked), "freeze marker"));
-  parts_.set_quiet(true);
-  {
-    absl::MutexLock lock(&mutex_);
-    run.freezing_begun = true;
-  }
-  absl::Duration start = parts_.clock.Monotonic();
-  for (FrozenFileSystem& fs : opened) {
-    STILL_RETURN_IF_ERROR(CheckCancelled(run));
-    absl::Duration one = parts_.clock.Monotonic();
-    int error = fs.handle->Freeze();
-    if (error == EOPNOTSUPP || error == EBUSY) {
-      // One file system that cannot freeze does not fail the others. A freeze of somebody else's is not ours to thaw,
-      // not even by a successor that finds the marker.
-      AddSkipped(fs, error == EBUSY ? pb::SkippedMount::ALREADY_FROZEN : pb::SkippedMount::NOT_SUPPORTED, run.response);
-      std::erase_if(marked.mounts, [&fs](const auto& mount) { return mount.mount_id == fs.reached.mount_id; });
-      STILL_RETURN_IF_ERROR(Annotate(parts_.marker.Write(marked), "freeze marker"));
-      continue;
-    }
-    if (error != 0) return ErrnoStatus(error, absl::StrCat("freeze ", fs.mount.mount_point()));
-    fs.mount.set_freeze_us(Microseconds(parts_.clock.Monotonic() - one));
-    *run.response.add_frozen() = fs.mount;
-    absl::MutexLock lock(&mutex_);
-    run.held.push_back(std::move(fs));
-  }
-  run.response.set_freeze_us(Microseconds(parts_.clock.Monotonic() - start));
-  return absl::OkStatus();
-}
-
 void FreezeController::OnTimer() {
   absl::MutexLock lock(&mutex_);
-  if (run_ == nullptr) return;
+  if (run_ == nullptr || run_->deadline == absl::InfiniteDuration()) return;
   if (parts_.clock.Monotonic() < run_->deadline) {
     parts_.timer.Arm(run_->deadline);  // Renewed while the timer was firing.
     return;
@@ -266,10 +138,16 @@ void FreezeController::Cancel(Run& run, pb::ThawCause cause) {
 void FreezeController::Unwind(Run& run) {
   if (run.held.empty() && run.unwinders > 0) return;  // Another thread is about to finish it.
   state_ = pb::THAWING;
-  if (run.thaw_started == absl::ZeroDuration()) run.thaw_started = parts_.clock.Monotonic();
+  if (run.thaw_started == absl::ZeroDuration()) {
+    run.thaw_started = parts_.clock.Monotonic();
+    run.thaw.set_thaw_began_ns(NowNs());
+  }
   ++run.unwinders;
   std::vector<FrozenFileSystem> held = std::exchange(run.held, {});
+  const std::vector<Watched> watched = std::exchange(run.watched, {});
   mutex_.Unlock();
+  // While nobody can write because of us: what was written was written before.
+  std::vector<std::string> written = WrittenSince(watched);
   std::vector<FrozenFileSystem> still_held;
   std::vector<std::string> early;
   uint32_t thawed = 0;
@@ -288,6 +166,7 @@ void FreezeController::Unwind(Run& run) {
   mutex_.Lock();
   std::move(still_held.begin(), still_held.end(), std::back_inserter(run.held));
   for (std::string& mount_point : early) run.thaw.add_thawed_early(std::move(mount_point));
+  for (std::string& name : written) run.thaw.add_written(std::move(name));
   run.thaw.set_thawed(run.thaw.thawed() + thawed);
   if (--run.unwinders > 0 || run.worker_active) return;
   if (run.held.empty()) {
@@ -309,15 +188,15 @@ void FreezeController::Finish(Run& run) {
     LogError("cannot remove the freeze marker", {{"error", status.ToString()}});
   }
   parts_.set_quiet(false);
-  std::vector<pb::HookResult> results;
-  for (auto path = run.hooks_run.rbegin(); run.run_thaw_hooks && path != run.hooks_run.rend(); ++path) {
-    results.push_back(parts_.hooks.Run(*path, "thaw", run.hook_timeout, [] { return false; }));
-    if (results.back().exit_code() == 0) continue;
-    LogWarning("thaw hook failed", {{"hook", *path}, {"exit", results.back().exit_code()}});
-  }
   mutex_.Lock();
-  for (pb::HookResult& result : results) *run.thaw.add_hooks() = std::move(result);
-  LogInfo("thawed", {{"token", run.token}, {"cause", CauseName(run.cause)}, {"file_systems", run.thaw.thawed()}});
+  if (run.run_thaw_hooks && !run.hooks_run.empty()) {
+    run.thaw.set_hooks_pending(static_cast<uint32_t>(run.hooks_run.size()));
+    thaw_hooks_.Start(run.token, std::move(run.hooks_run), run.hook_timeout);
+  }
+  LogInfo("thawed", {{"token", run.token},
+                     {"cause", CauseName(run.cause)},
+                     {"requester", run.thaw.requester()},
+                     {"file_systems", run.thaw.thawed()}});
   last_thaw_ = run.thaw;
   Remember(run.token, std::move(run.thaw));
   run_.reset();
@@ -347,9 +226,12 @@ absl::StatusOr<pb::RenewQuiesceResponse> FreezeController::Renew(const pb::Renew
   }
   run_->confirmed = state_ == pb::FROZEN;
   if (request.lease_ms() != 0) run_->lease = absl::Milliseconds(request.lease_ms());
-  run_->deadline = parts_.clock.Monotonic() + run_->lease;
-  parts_.timer.Arm(run_->deadline);
+  if (run_->freezing_begun) {
+    run_->deadline = parts_.clock.Monotonic() + run_->lease;
+    parts_.timer.Arm(run_->deadline);
+  }
   pb::RenewQuiesceResponse response;
+  response.set_boottime_ns(NowNs());
   response.set_remaining_ms(MillisecondsLeft(run_->lease));
   return response;
 }
@@ -365,6 +247,10 @@ absl::StatusOr<pb::ThawResponse> FreezeController::Thaw(const pb::ThawRequest& r
     absl::MutexLock lock(&mutex_);
     if (run_ != nullptr && (token.empty() || token == run_->token)) {
       run_->run_thaw_hooks = request.hook_policy() != pb::HOOK_SKIP;
+      if (run_->cause == pb::THAW_CAUSE_UNSPECIFIED) {
+        run_->thaw.set_by_token(!token.empty());
+        run_->thaw.set_requester(Requester(request.requester()));
+      }
       const std::string in_force = run_->token;
       Cancel(*run_, pb::REQUESTED);
       response = WaitUntilOver(in_force);
@@ -400,11 +286,13 @@ pb::QuiesceStatusResponse FreezeController::Status() {
   response.set_state(state_);
   response.set_token(last_token_);
   if (run_ != nullptr) {
-    response.set_remaining_ms(MillisecondsLeft(run_->deadline - parts_.clock.Monotonic()));
+    response.set_remaining_ms(
+        MillisecondsLeft(run_->freezing_begun ? run_->deadline - parts_.clock.Monotonic() : run_->lease));
     for (const FrozenFileSystem& fs : run_->held) *response.add_frozen() = fs.mount;
   }
   response.set_last_thaw_cause(last_thaw_.cause());
   response.set_last_thawed_at_ns(last_thaw_.thawed_at_ns());
+  thaw_hooks_.Describe(response);
   return response;
 }
 

@@ -4,7 +4,8 @@
 //                          `--an error, a lost caller, the lease----------------->'
 //
 // Invariants:
-//  - the marker exists and the lease is armed before the first FIFREEZE and until after the last FITHAW;
+//  - the marker exists and the lease is armed before the first FIFREEZE and until after the last FITHAW; what comes
+//    before (write-back, hooks) has limits of its own;
 //  - every superblock that we froze is in exactly one place: in the hands of the thread that just froze it, in
 //    Run::held, or in the hands of the thread that thaws it;
 //  - whoever ends a freeze thaws what is held at that moment; the thread that is still inside a FIFREEZE (which cannot
@@ -18,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,7 @@
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/status.h"
+#include "guest-agent/disk_survey.h"
 #include "guest-agent/freeze_marker.h"
 #include "guest-agent/freeze_plan.h"
 #include "guest-agent/freezer.h"
@@ -33,6 +36,7 @@
 #include "guest-agent/hooks.h"
 #include "guest-agent/lease_timer.h"
 #include "guest-agent/recovery.h"
+#include "guest-agent/thaw_hooks.h"
 #include "proto/guest.pb.h"
 
 namespace still::agent {
@@ -42,6 +46,7 @@ class FreezeController {
   struct Parts {
     Freezer& freezer;
     Hooks& hooks;
+    Disks& disks;
     FreezeMarker marker;
     LeaseTimer& timer;
     Clock& clock;
@@ -77,12 +82,24 @@ class FreezeController {
   struct Run;
   absl::Status Begin(const pb::QuiesceRequest& request, absl::string_view connection)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The steps of Quiesce, without the lock; they return as soon as the run is cancelled.
+  struct Unfrozen;
+  // A device that must not be written to before the thaw, and how often it had been.
+  struct Watched {
+    DeviceId device;
+    std::set<std::string> disks;
+    uint64_t writes = 0;
+  };
+  // The steps of Quiesce (freeze_steps.cc), without the lock; they return as soon as the run is cancelled.
   absl::Status FreezeAll(Run& run, const pb::QuiesceRequest& request);
   absl::Status SyncAll(const std::vector<FrozenFileSystem>& opened, Run& run);
   absl::Status RunFreezeHooks(Run& run);
-  absl::Status FreezeOpened(std::vector<FrozenFileSystem> opened, Run& run);
+  absl::Status FreezeOpened(std::vector<FrozenFileSystem> opened, Run& run, Unfrozen& unfrozen);
+  void LookAtDisks(const OpenForWriting& open, const Unfrozen& unfrozen, Run& run);
+  // Empty: a file system that cannot freeze is clean, and its device had been written to `writes` times. Else why not.
+  std::string WhyNotClean(const FrozenFileSystem& fs, const OpenForWriting& open, uint64_t& writes);
   absl::Status CheckCancelled(const Run& run) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The disks of those that have been written to since.
+  std::vector<std::string> WrittenSince(const std::vector<Watched>& watched);
 
   void OnTimer();
   // Ends the freeze for the first `cause` given, and thaws what is held. Releases the lock while it does.
@@ -95,6 +112,7 @@ class FreezeController {
   uint64_t NowNs() const;
 
   Parts parts_;
+  ThawHooks thaw_hooks_;
   absl::Mutex mutex_;
   pb::QuiesceState state_ ABSL_GUARDED_BY(mutex_) = pb::THAWED;
   std::unique_ptr<Run> run_ ABSL_GUARDED_BY(mutex_);  // Null exactly when THAWED.

@@ -11,15 +11,13 @@
 namespace still::agent {
 namespace {
 
-// File systems that freeze although their device number is anonymous.
-bool FreezesWithoutDevice(const MountEntry& mount) { return mount.fs_type == "btrfs" || mount.fs_type == "bcachefs"; }
-
 pb::SkippedMount Skipped(const MountEntry& mount, pb::SkippedMount::Reason reason, std::string detail = "") {
   pb::SkippedMount skipped;
   skipped.set_mount_point(mount.mount_point);
   skipped.set_fs_type(mount.fs_type);
   skipped.set_reason(reason);
   skipped.set_detail(std::move(detail));
+  skipped.set_seen_by(mount.seen_by);
   return skipped;
 }
 
@@ -47,8 +45,9 @@ absl::StatusOr<std::set<DeviceId>> RequestedDevices(const std::vector<MountEntry
   std::set<DeviceId> devices;
   for (const std::string& path : requested) {
     // The last mount made there is the one that a path reaches.
-    auto found = std::find_if(mounts.rbegin(), mounts.rend(),
-                              [name = WithoutTrailingSlashes(path)](auto& m) { return m.mount_point == name; });
+    auto found = std::find_if(mounts.rbegin(), mounts.rend(), [name = WithoutTrailingSlashes(path)](auto& m) {
+      return m.seen_by.empty() && m.mount_point == name;
+    });
     if (found == mounts.rend()) return absl::InvalidArgumentError(absl::StrCat("freeze ", path, ": no mount point"));
     devices.insert(found->device);
     if (const MountEntry* upper = found->fs_type == "overlay" ? UpperMount(mounts, *found) : nullptr) {
@@ -73,9 +72,12 @@ void PlaceAfterDependents(const DeviceId& device, const std::vector<DeviceId>& o
 
 }  // namespace
 
+bool FreezesWithoutDevice(const MountEntry& mount) { return mount.fs_type == "btrfs" || mount.fs_type == "bcachefs"; }
+
 const MountEntry* MountOfPath(const std::vector<MountEntry>& mounts, absl::string_view path) {
   const MountEntry* best = nullptr;
   for (const MountEntry& mount : mounts) {
+    if (!mount.seen_by.empty()) continue;  // Its name is another namespace's.
     absl::string_view point = mount.mount_point;
     bool prefix = point == "/" || path == point || (absl::StartsWith(path, point) && path[point.size()] == '/');
     if (prefix && (best == nullptr || point.size() >= best->mount_point.size())) best = &mount;
@@ -96,6 +98,8 @@ absl::StatusOr<FreezePlan> MakeFreezePlan(const MountSurvey& survey, const std::
       plan.skipped.push_back(Skipped(mount, pb::SkippedMount::NO_BLOCK_DEVICE, std::move(detail)));
     } else if (mount.read_only_superblock) {
       plan.skipped.push_back(Skipped(mount, pb::SkippedMount::READ_ONLY));
+    } else if (auto silent = survey.unanswering.find(mount.device); silent != survey.unanswering.end()) {
+      plan.skipped.push_back(Skipped(mount, pb::SkippedMount::NO_ANSWER, silent->second));
     } else {
       auto [found, is_new] = by_device.try_emplace(mount.device);
       if (is_new) {
@@ -104,7 +108,8 @@ absl::StatusOr<FreezePlan> MakeFreezePlan(const MountSurvey& survey, const std::
         found->second.device_name = mount.device.anonymous() ? mount.source : mount.device.ToString();
         order.push_back(mount.device);
       }
-      found->second.mounts.push_back({mount.mount_id, mount.mount_point, mount.root == "/"});
+      found->second.mounts.push_back(
+          {mount.mount_id, mount.mount_point, mount.root == "/", mount.open_path, mount.seen_by});
     }
   }
   std::reverse(order.begin(), order.end());

@@ -17,7 +17,10 @@ struct PlannedFileSystem {
   struct Mount {
     int mount_id = 0;
     std::string mount_point;
-    bool whole = false;  // Not a bind mount of a part, nor a subvolume.
+    bool whole = false;     // Not a bind mount of a part, nor a subvolume.
+    std::string open_path;  // As in MountEntry; empty: the mount point.
+    std::string seen_by;
+    const std::string& path() const { return open_path.empty() ? mount_point : open_path; }
   };
   DeviceId device;
   std::string fs_type;
@@ -36,6 +39,9 @@ struct FreezePlan {
 // Order: a file system before the ones it lies on, else the newest mount first, as the QEMU guest agent does it (mounts
 // made later may lie on files of earlier ones).
 absl::StatusOr<FreezePlan> MakeFreezePlan(const MountSurvey& survey, const std::vector<std::string>& requested);
+
+// File systems that freeze although their device number is anonymous.
+bool FreezesWithoutDevice(const MountEntry& mount);
 
 // The mount a path lies on by the table's names alone: the last one made at its longest prefix. Null when there is
 // none.

@@ -11,10 +11,11 @@ namespace {
 // Each freeze is undone by one thaw; nobody stacks more than a few.
 constexpr int kMaxThaws = 64;
 
-void AddSkipped(pb::QuiesceResponse& response, const PlannedFileSystem& fs, const std::string& mount_point,
+void AddSkipped(pb::QuiesceResponse& response, const PlannedFileSystem& fs, const PlannedFileSystem::Mount& mount,
                 pb::SkippedMount::Reason reason, std::string detail) {
   pb::SkippedMount& skipped = *response.add_skipped();
-  skipped.set_mount_point(mount_point);
+  skipped.set_mount_point(mount.mount_point);
+  skipped.set_seen_by(mount.seen_by);
   skipped.set_fs_type(fs.fs_type);
   skipped.set_reason(reason);
   skipped.set_detail(std::move(detail));
@@ -29,21 +30,24 @@ std::vector<FrozenFileSystem> OpenPlanned(Freezer& freezer, const FreezePlan& pl
     const PlannedFileSystem::Mount* chosen = nullptr;
     for (const PlannedFileSystem::Mount& mount : fs.mounts) {
       if (chosen != nullptr) {
-        AddSkipped(response, fs, mount.mount_point, pb::SkippedMount::DUPLICATE,
+        AddSkipped(response, fs, mount, pb::SkippedMount::DUPLICATE,
                    absl::StrCat("same file system as ", chosen->mount_point));
         continue;
       }
-      auto handle = freezer.Open(mount.mount_id, mount.mount_point);
+      auto handle = freezer.Open(mount.mount_id, mount.path());
       if (!handle.ok()) {
-        AddSkipped(response, fs, mount.mount_point, pb::SkippedMount::UNREACHABLE,
-                   std::string(handle.status().message()));
+        AddSkipped(
+            response, fs, mount,
+            absl::IsDeadlineExceeded(handle.status()) ? pb::SkippedMount::NO_ANSWER : pb::SkippedMount::UNREACHABLE,
+            std::string(handle.status().message()));
         continue;
       }
       chosen = &mount;
-      opened.push_back({*std::move(handle), mount, {}});
+      opened.push_back({*std::move(handle), fs.device, mount, {}});
       opened.back().mount.set_mount_point(mount.mount_point);
       opened.back().mount.set_fs_type(fs.fs_type);
       opened.back().mount.set_device(fs.device_name);
+      opened.back().mount.set_seen_by(mount.seen_by);
     }
   }
   return opened;

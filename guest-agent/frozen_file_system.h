@@ -12,7 +12,9 @@
 namespace still::agent {
 
 struct FrozenFileSystem {
-  std::unique_ptr<FileSystemHandle> handle;
+  // Shared with a write-back that hangs and was left behind.
+  std::shared_ptr<FileSystemHandle> handle;
+  DeviceId device;                   // The superblock's.
   PlannedFileSystem::Mount reached;  // The mount it was opened through.
   pb::FrozenMount mount;             // What is reported about it.
 };

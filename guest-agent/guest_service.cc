@@ -5,14 +5,17 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "base/clean_text.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "guest-agent/call_watch.h"
 #include "guest-agent/command.h"
+#include "guest-agent/valid_texts.h"
 
 namespace still::agent {
 namespace {
 
+constexpr char kClockSource[] = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 constexpr uint32_t kProtocolVersion = 1;
 constexpr size_t kMaxNameBytes = 64;
 constexpr size_t kMaxPingBytes = 4 << 10;
@@ -20,16 +23,18 @@ constexpr size_t kMaxPingBytes = 4 << 10;
 constexpr int kMaxCommands = 32;
 // gRPC's default limit for a message is 4 MiB, and a report of skipped mounts is not worth more than this.
 constexpr size_t kMaxReportBytes = 1 << 20;
+constexpr size_t kMaxErrorBytes = 1024;
 
 grpc::Status ToGrpc(const absl::Status& status) {
   // The codes have the same numbers by design (absl/status/status.h).
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), CleanText(status.message(), kMaxErrorBytes));
 }
 
 template <typename Response>
 grpc::Status Answer(absl::StatusOr<Response> result, Response* response) {
   if (!result.ok()) return ToGrpc(result.status());
   *response = *std::move(result);
+  MakeTextsValid(*response);
   return grpc::Status::OK;
 }
 
@@ -92,8 +97,13 @@ grpc::Status GuestService::Init(grpc::ServerContext* context, const pb::InitRequ
   std::string boot_id = ReadFile("/proc/sys/kernel/random/boot_id", 64).value_or("");
   absl::StripAsciiWhitespace(&boot_id);
   response->set_boot_id(boot_id);
+  std::string clock = ReadFile(kClockSource, 64).value_or("");
+  absl::StripAsciiWhitespace(&clock);
+  response->set_clock_source(clock);
   response->add_features("identity");
+  response->add_features("disks");
   response->set_quiesce_state(controller_.Status().state());
+  MakeTextsValid(*response);
   LogInfo("host connected", {{"session", request->session()}, {"restore", request->restore_id()}});
   return grpc::Status::OK;
 }
@@ -146,8 +156,7 @@ grpc::Status GuestService::Thaw(grpc::ServerContext* context, const pb::ThawRequ
 grpc::Status GuestService::QuiesceStatus(grpc::ServerContext* context, const pb::QuiesceStatusRequest*,
                                          pb::QuiesceStatusResponse* response) {
   if (absl::Status status = Admit(*context, WhileFrozen::kAllowed); !status.ok()) return ToGrpc(status);
-  *response = controller_.Status();
-  return grpc::Status::OK;
+  return Answer<pb::QuiesceStatusResponse>(controller_.Status(), response);
 }
 
 grpc::Status GuestService::AdoptIdentity(grpc::ServerContext* context, const pb::AdoptIdentityRequest* request,

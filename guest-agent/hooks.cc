@@ -8,6 +8,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
+#include <optional>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -21,6 +24,8 @@ namespace {
 constexpr size_t kMaxOutputBytes = 1024;
 constexpr absl::Duration kPollInterval = absl::Milliseconds(10);
 constexpr size_t kMaxHooks = 256;
+// After SIGKILL: a process that can end does so in milliseconds.
+constexpr absl::Duration kDeathLimit = absl::Seconds(1);
 
 bool IsExecutableFile(const std::string& path) {
   struct stat status {};
@@ -33,6 +38,11 @@ void AppendHooksIn(const std::string& directory, std::vector<std::string>& hooks
     std::string path = JoinPath(directory, name);
     if (!IsSkippedHookName(name) && IsExecutableFile(path)) hooks.push_back(std::move(path));
   }
+}
+
+std::string Resolved(const std::string& path) {
+  std::error_code none;
+  return std::filesystem::weakly_canonical(path, none).string();
 }
 
 // What is there now, keeping the last kMaxOutputBytes. False at the end.
@@ -59,19 +69,20 @@ std::string Printable(std::string text) {
 struct HookEnd {
   int exit_code = -1;
   std::string output;
+  std::optional<ChildProcess> left_behind;  // Killed, but it does not end.
 };
 
 HookEnd RunToEnd(ProcessOptions options, absl::Duration deadline, const std::function<bool()>& cancelled) {
   HookEnd end;
   int fds[2];
-  if (::pipe2(fds, O_CLOEXEC) != 0) return {-1, ErrnoStatus(errno, "pipe").ToString()};
+  if (::pipe2(fds, O_CLOEXEC) != 0) return {-1, ErrnoStatus(errno, "pipe").ToString(), {}};
   OwnedFd read_end(fds[0]), write_end(fds[1]);
   // Only our end: a program must not find its standard output non-blocking.
   ::fcntl(read_end.get(), F_SETFL, O_NONBLOCK);
   options.stdout_fd = options.stderr_fd = write_end.get();
   options.new_session = true;
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
-  if (!child.ok()) return {-1, Printable(child.status().ToString())};
+  if (!child.ok()) return {-1, Printable(child.status().ToString()), {}};
   write_end.Reset();
   const char* killed = nullptr;
   pollfd wait[2] = {{.fd = child->pidfd(), .events = POLLIN, .revents = 0},
@@ -87,12 +98,16 @@ HookEnd RunToEnd(ProcessOptions options, absl::Duration deadline, const std::fun
     // Its group, and before it is reaped: the number cannot have been given to anybody else.
     ::kill(-child->pid(), SIGKILL);
   }
-  absl::StatusOr<ProcessExit> exit = child->Wait();
+  absl::StatusOr<ProcessExit> exit = child->Wait(killed == nullptr ? absl::InfiniteDuration() : kDeathLimit);
   (void)ReadAvailable(read_end.get(), end.output);
   end.output = Printable(std::move(end.output));
   if (killed != nullptr) {
     absl::StrAppend(&end.output, end.output.empty() ? "" : "\n", "killed: ", killed);
-  } else if (exit.ok()) {
+  }
+  if (absl::IsDeadlineExceeded(exit.status())) {
+    end.output += ", and hangs in the kernel";
+    end.left_behind = *std::move(child);
+  } else if (killed == nullptr && exit.ok()) {
     end.exit_code = exit->signal != 0 ? 128 + exit->signal : exit->exit_code;
   }
   return end;
@@ -112,19 +127,53 @@ bool IsSkippedHookName(absl::string_view name) {
 std::vector<std::string> HookPrograms::List() {
   std::vector<std::string> hooks;
   AppendHooksIn(directories_.own, hooks);
-  if (PathExists(directories_.qemu)) {
-    AppendHooksIn(directories_.qemu, hooks);
-  } else if (IsExecutableFile(directories_.qemu_single)) {
-    hooks.push_back(directories_.qemu_single);
+  // A single hook beside a directory is its wrapper, also where another place has a link to it.
+  std::set<std::string> seen;
+  for (const HookDirectories::Qemu& qemu : directories_.qemu) {
+    if (PathExists(qemu.directory)) seen.insert(Resolved(qemu.single));
+  }
+  std::vector<std::string> theirs;
+  for (const HookDirectories::Qemu& qemu : directories_.qemu) {
+    if (PathExists(qemu.directory)) {
+      AppendHooksIn(qemu.directory, theirs);
+    } else if (IsExecutableFile(qemu.single)) {
+      theirs.push_back(qemu.single);
+    }
+  }
+  for (std::string& path : theirs) {
+    if (seen.insert(Resolved(path)).second) hooks.push_back(std::move(path));
   }
   if (hooks.size() > kMaxHooks) hooks.resize(kMaxHooks);
   return hooks;
 }
 
+bool HookPrograms::StillHangs(const std::string& path) {
+  absl::MutexLock lock(&mutex_);
+  auto left = left_behind_.find(path);
+  if (left == left_behind_.end()) return false;
+  if (!left->second.Wait(absl::ZeroDuration()).ok()) return true;
+  left_behind_.erase(left);
+  return false;
+}
+
+HookPrograms::~HookPrograms() {
+  // They were killed; whoever inherits them reaps them.
+  for (auto& [path, child] : left_behind_) child.Release();
+}
+
 pb::HookResult HookPrograms::Run(const std::string& path, absl::string_view verb, absl::Duration timeout,
                                  const std::function<bool()>& cancelled) {
   absl::Duration start = Clock::Real().Monotonic();
-  HookEnd end = RunToEnd({.argv = {path, std::string(verb)}, .environment = environment_}, start + timeout, cancelled);
+  HookEnd end;
+  if (StillHangs(path)) {
+    end.output = "not started: it was killed the last time, and still hangs in the kernel";
+  } else {
+    end = RunToEnd({.argv = {path, std::string(verb)}, .environment = environment_}, start + timeout, cancelled);
+  }
+  if (end.left_behind) {
+    absl::MutexLock lock(&mutex_);
+    left_behind_.emplace(path, *std::move(end.left_behind));
+  }
   pb::HookResult result;
   result.set_path(path);
   result.set_verb(std::string(verb));

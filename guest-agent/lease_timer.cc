@@ -1,7 +1,6 @@
 #include "guest-agent/lease_timer.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,16 +13,16 @@
 
 #include "base/check.h"
 #include "base/fd.h"
+#include "base/waker.h"
 
 namespace still::agent {
 namespace {
 
 class KernelLeaseTimer final : public LeaseTimer {
  public:
-  KernelLeaseTimer(OwnedFd timer, OwnedFd stop) : timer_(std::move(timer)), stop_(std::move(stop)) {}
+  KernelLeaseTimer(OwnedFd timer, Waker stop) : timer_(std::move(timer)), stop_(std::move(stop)) {}
   ~KernelLeaseTimer() override {
-    uint64_t one = 1;
-    STILL_CHECK(::write(stop_.get(), &one, sizeof one) == sizeof one);
+    stop_.Wake();
     if (thread_.joinable()) thread_.join();
   }
 
@@ -47,7 +46,7 @@ class KernelLeaseTimer final : public LeaseTimer {
 
   void Run() {
     pollfd fds[2] = {{.fd = timer_.get(), .events = POLLIN, .revents = 0},
-                     {.fd = stop_.get(), .events = POLLIN, .revents = 0}};
+                     {.fd = stop_.fd(), .events = POLLIN, .revents = 0}};
     for (;;) {
       if (::poll(fds, 2, -1) < 0) {
         STILL_CHECK(errno == EINTR);
@@ -61,7 +60,7 @@ class KernelLeaseTimer final : public LeaseTimer {
   }
 
   OwnedFd timer_;
-  OwnedFd stop_;
+  const Waker stop_;
   std::function<void()> callback_;
   std::thread thread_;
 };
@@ -71,8 +70,7 @@ class KernelLeaseTimer final : public LeaseTimer {
 absl::StatusOr<std::unique_ptr<LeaseTimer>> MakeKernelLeaseTimer() {
   OwnedFd timer(::timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK));
   if (!timer.valid()) return ErrnoStatus(errno, "timerfd_create");
-  OwnedFd stop(::eventfd(0, EFD_CLOEXEC));
-  if (!stop.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_ASSIGN_OR_RETURN(Waker stop, Waker::Create());
   return std::make_unique<KernelLeaseTimer>(std::move(timer), std::move(stop));
 }
 

@@ -136,8 +136,10 @@ absl::Status RunAgent(Inheritance& inheritance) {
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<LeaseTimer> timer, MakeKernelLeaseTimer());
   KernelFreezer freezer;
   HookPrograms hooks(options.hooks);
+  KernelDisks disks;
   FreezeController controller({.freezer = freezer,
                                .hooks = hooks,
+                               .disks = disks,
                                .marker = FreezeMarker(options.marker),
                                .timer = *timer,
                                .clock = Clock::Real(),

@@ -37,6 +37,9 @@ struct MountEntry {
   std::string source;
   std::string super_options;
   bool read_only_superblock = false;  // A read-only *mount* of a writable superblock does not count.
+  // Of a mount that only another mount namespace has: the path that reaches it from here, and a process there. Else empty.
+  std::string open_path;
+  std::string seen_by;
 };
 
 // INVALID_ARGUMENT names the line that is no mountinfo; RESOURCE_EXHAUSTED when a limit is exceeded.

@@ -17,17 +17,18 @@ std::string OptionsHelp() {
          "  --cmdline FILE      the kernel's command line (default /proc/cmdline): still.port=N, still.agent=off\n"
          "  --marker FILE       exists while frozen; must be on a tmpfs (default /run/still-agent/frozen)\n"
          "  --hooks DIR         freeze hooks (default /etc/still/hooks.d)\n"
-         "  --qemu-hooks DIR    hooks of the QEMU guest agent (default /etc/qemu/fsfreeze-hook.d)\n"
+         "  --qemu-hooks DIR    hooks of the QEMU guest agent (default fsfreeze-hook.d of /etc/qemu,\n"
+         "                      /etc/qemu-ga and /etc/qemu-kvm)\n"
          "  --no-guardian       do not keep a second process that thaws and restarts the agent if it dies\n"
          "  --version, --help\n";
 }
 
 absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) {
   Options options;
-  std::string connect;
+  std::string connect, qemu_hooks;
   std::map<absl::string_view, std::string*> with_value = {
       {"--connect", &connect},       {"--listen", &options.listen},   {"--cmdline", &options.cmdline},
-      {"--marker", &options.marker}, {"--hooks", &options.hooks.own}, {"--qemu-hooks", &options.hooks.qemu}};
+      {"--marker", &options.marker}, {"--hooks", &options.hooks.own}, {"--qemu-hooks", &qemu_hooks}};
   std::map<absl::string_view, std::pair<bool*, bool>> flags = {{"--no-guardian", {&options.guardian, false}},
                                                                {"--help", {&options.help, true}},
                                                                {"--version", {&options.version, true}}};
@@ -50,6 +51,7 @@ absl::StatusOr<Options> ParseOptions(const std::vector<std::string>& arguments) 
   if (!options.listen.empty() && !absl::StartsWith(options.listen, "unix:")) {
     return absl::InvalidArgumentError("--listen: not unix:PATH");
   }
+  if (!qemu_hooks.empty()) options.hooks.qemu = {{std::move(qemu_hooks), ""}};
   if (connect.empty()) return options;
   STILL_ASSIGN_OR_RETURN(options.endpoint, Endpoint::Parse(connect));
   options.cmdline.clear();  // Said more closely.

@@ -1,6 +1,7 @@
 #include "guest-agent/recovery.h"
 
 #include <cstring>
+#include <map>
 #include <vector>
 
 #include "base/log.h"
@@ -18,14 +19,21 @@ absl::StatusOr<std::vector<FrozenFileSystem>> OpenEverything(Freezer& freezer) {
 
 std::vector<FrozenFileSystem> OpenMarked(Freezer& freezer, const MarkedFreeze& marked) {
   std::vector<FrozenFileSystem> opened;
+  // A mount of another namespace is reached through a process that lives in it now.
+  absl::StatusOr<MountSurvey> survey = freezer.Survey();
+  std::map<int, std::string> paths;
+  for (const MountEntry& mount : survey.ok() ? survey->mounts : std::vector<MountEntry>()) {
+    if (!mount.open_path.empty()) paths[mount.mount_id] = mount.open_path;
+  }
   for (const PlannedFileSystem::Mount& mount : marked.mounts) {
-    auto handle = freezer.Open(mount.mount_id, mount.mount_point);
+    auto path = paths.find(mount.mount_id);
+    auto handle = freezer.Open(mount.mount_id, path == paths.end() ? mount.mount_point : path->second);
     if (!handle.ok()) {
       // Unmounted since, so nobody waits for it; or covered, which the operator must see.
       LogError("cannot reach a frozen mount", {{"error", handle.status().ToString()}});
       continue;
     }
-    opened.push_back({*std::move(handle), mount, {}});
+    opened.push_back({*std::move(handle), {}, mount, {}});
   }
   return opened;
 }

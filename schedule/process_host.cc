@@ -13,7 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/secret.h"
 #include "proto/grpc_status.h"
+#include "session/session_config.h"
 
 namespace still::schedule {
 namespace {
@@ -52,7 +54,7 @@ absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
   for (const session::SessionEntry& entry : entries) {
     if (absl::StartsWith(entry.name, kDrillPrefix)) continue;
     // One that did not end on purpose counts as running: its runs fail, and somebody is told.
-    bool on_purpose = entry.end.has_value() && entry.end->kind() != sessionpb::SessionEnd::ERROR;
+    bool on_purpose = entry.end.has_value() && session::EndedOnPurpose(*entry.end);
     states.push_back({.name = entry.name, .running = entry.alive || !on_purpose});
   }
   return states;
@@ -75,6 +77,12 @@ absl::Status ProcessHost::Start(const Schedule&, const store::RunRow& run) {
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", LockPath(run.id)));
   ProcessOptions options{.argv = options_.command, .working_directory = "/", .inherited_fds = {lock.get()}};
   options.argv.push_back(absl::StrCat(run.id));
+  OwnedFd secret;
+  if (!options_.passphrase.empty()) {
+    STILL_ASSIGN_OR_RETURN(secret, MakeSecretFd(options_.passphrase));
+    options.argv.insert(options.argv.end(), {"--secret-fd", absl::StrCat(secret.get())});
+    options.inherited_fds.push_back(secret.get());
+  }
   options.new_session = true;
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
   if (!child.ok()) return Annotate(child.status(), "starting the run");
@@ -114,7 +122,7 @@ absl::StatusOr<int> ProcessHost::HealSessions() {
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, registry_.List());
   int healed = 0;
   for (const session::SessionEntry& entry : entries) {
-    if (!entry.alive) continue;
+    if (!entry.ready) continue;
     absl::StatusOr<bool> status = HealSession(entry.name);
     if (!status.ok()) {
       LogError("session not healed", {{"session", entry.name}, {"error", status.status().ToString()}});

@@ -21,7 +21,8 @@ inline constexpr absl::string_view kDrillPrefix = "drill-";
 
 struct ProcessHostOptions {
   std::string state;                 // The state directory.
-  std::vector<std::string> command;  // A worker, but for the id of its run, which comes last.
+  std::vector<std::string> command;  // A worker, but for the id of its run and its passphrase, which come last.
+  std::string passphrase;            // It gets it in a descriptor; empty: it needs none.
 };
 
 class ProcessHost final : public Host {

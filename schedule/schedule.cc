@@ -9,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/quantity.h"
 
 namespace still::schedule {
 namespace {
@@ -38,7 +39,7 @@ absl::Status OneOf(absl::string_view what, const std::string& value, const std::
 
 absl::StatusOr<absl::Duration> SpanOr(const std::string& text, absl::Duration otherwise) {
   if (text.empty()) return otherwise;
-  return ParseSpan(text);
+  return ParseDuration(text);
 }
 
 absl::StatusOr<Timing> MakeTiming(const Definition& definition, absl::TimeZone local) {
@@ -74,6 +75,8 @@ absl::Status CheckRest(const Definition& definition) {
   STILL_RETURN_IF_ERROR(OneOf("quiesce", definition.quiesce(), {"require", "try", "off"}));
   STILL_RETURN_IF_ERROR(OneOf("hooks", definition.hooks(), {"fail", "warn", "skip"}));
   STILL_RETURN_IF_ERROR(SpanOr(definition.freeze_lease(), absl::Seconds(10)).status());
+  STILL_RETURN_IF_ERROR(SpanOr(definition.max_pause(), absl::Seconds(2)).status());
+  STILL_RETURN_IF_ERROR(OneOf("memory", definition.memory(), {"try", "require", "stop"}));
   STILL_RETURN_IF_ERROR(SpanOr(definition.max_age(), absl::ZeroDuration()).status());
   if (!definition.check().empty() && definition.kind() != Definition::KIND_DRILL) {
     return absl::InvalidArgumentError("a check is for schedules of kind drill");

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
+#include "base/quantity.h"
 #include "proto/grpc_status.h"
 
 namespace still::schedule {
@@ -88,7 +89,7 @@ grpc::Status ScheduleService::List(grpc::ServerContext*, const schedulepb::ListR
     for (const SessionState& session : *sessions) {
       if (schedule.per_session() && schedule.Fits(session.name)) entry.add_sessions(session.name);
     }
-    if (schedule.captures()) entry.set_max_age(FormatSpan(schedule.MaxAge(now)));
+    if (schedule.captures()) entry.set_max_age(ShortDuration(schedule.MaxAge(now)));
     absl::StatusOr<std::vector<store::RunRow>> newest =
         supervisor_.book().ListRuns({.schedule = schedule.name(), .limit = 1});
     if (newest.ok() && !newest->empty()) *entry.mutable_newest() = ToProto(newest->front());

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/quantity.h"
 
 namespace still::schedule {
 namespace {
@@ -172,13 +173,14 @@ absl::Status Scheduler::LookForStale(absl::Time now) {
     const std::string& name = pair.schedule->name();
     if (pair.freshness.Age(now) > pair.max_age) {
       pair.told_stale = true;
-      STILL_RETURN_IF_ERROR(alerts_.Raise(
-          {.kind = Event::Kind::kStale,
-           .schedule = name,
-           .session = pair.session,
-           .at = now,
-           .message = absl::StrCat(pair.session, " has had no good snapshot for ", FormatSpan(pair.freshness.Age(now)),
-                                   "; at most ", FormatSpan(pair.max_age), " are allowed by schedule ", name)}));
+      STILL_RETURN_IF_ERROR(
+          alerts_.Raise({.kind = Event::Kind::kStale,
+                         .schedule = name,
+                         .session = pair.session,
+                         .at = now,
+                         .message = absl::StrCat(pair.session, " has had no good snapshot for ",
+                                                 ShortDuration(pair.freshness.Age(now)), "; at most ",
+                                                 ShortDuration(pair.max_age), " are allowed by schedule ", name)}));
     } else if (pair.told_stale) {
       pair.told_stale = false;
       STILL_RETURN_IF_ERROR(alerts_.Clear(Event::Kind::kStale, name, pair.session, now,

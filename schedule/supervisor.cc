@@ -33,6 +33,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
     host.command.insert(host.command.end(), {"--key-file", options.repository.credentials.key_file});
   }
   host.command.push_back("--execute");
+  host.passphrase = options.repository.credentials.passphrase;
   absl::MutexLock lock(&made->mutex_);
   STILL_RETURN_IF_ERROR(made->OpenRepository());
   STILL_ASSIGN_OR_RETURN(made->book_, OpenBook(options.state, options.repository.path, *made->repository_));

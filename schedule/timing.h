@@ -52,8 +52,4 @@ struct Timing {
   absl::Duration LongestGap(absl::Time from) const;
 };
 
-// "30s", "15m", "6h", "1d", "2w", and sums of them ("1h30m").
-absl::StatusOr<absl::Duration> ParseSpan(absl::string_view text);
-std::string FormatSpan(absl::Duration span);
-
 }  // namespace still::schedule

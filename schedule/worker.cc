@@ -18,6 +18,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/quantity.h"
+#include "base/secret.h"
 #include "schedule/schedule.h"
 #include "schedule/throttle.h"
 #include "session/control/session_registry.h"
@@ -142,14 +144,20 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
                                                                            {"off", sessionpb::QUIESCE_OFF}};
   static const std::map<std::string, guestpb::HookPolicy> kHooks = {{"warn", guestpb::HOOK_WARN},
                                                                     {"skip", guestpb::HOOK_SKIP}};
+  static const std::map<std::string, sessionpb::MemoryPolicy> kMemory = {{"require", sessionpb::MEMORY_REQUIRE},
+                                                                         {"stop", sessionpb::MEMORY_STOP}};
   snapshot::TakeOptions options;
   options.labels.insert(definition.labels().begin(), definition.labels().end());
   options.labels[std::string(kScheduleLabel)] = schedule_->name();
   options.memory = !definition.disk_only();
   if (auto quiesce = kQuiesce.find(definition.quiesce()); quiesce != kQuiesce.end()) options.quiesce = quiesce->second;
   if (auto hooks = kHooks.find(definition.hooks()); hooks != kHooks.end()) options.hook_policy = hooks->second;
+  if (auto memory = kMemory.find(definition.memory()); memory != kMemory.end()) options.memory_policy = memory->second;
+  if (!definition.max_pause().empty()) {
+    STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDuration(definition.max_pause()));
+  }
   if (!definition.freeze_lease().empty()) {
-    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseSpan(definition.freeze_lease()));
+    STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(definition.freeze_lease()));
   }
   if (definition.read_bandwidth() > 0) {
     read_throttle_.emplace(definition.read_bandwidth(), Clock::Real());
@@ -169,6 +177,7 @@ absl::Status RunExecution::Capture() {
   run_.bytes_stored = taken.drain().bytes_stored();
   run_.freeze_us = taken.windows().freeze_us();
   run_.pause_us = taken.windows().pause_us();
+  if (const std::string& why = taken.windows().no_memory_reason(); !why.empty()) Note(absl::StrCat("no memory: ", why));
   // Only now that there is a new one; that an old one cannot be dropped does not make it worse.
   if (absl::Status retained = Retain(); !retained.ok()) Note(absl::StrCat("retention: ", retained.message()));
   return absl::OkStatus();
@@ -226,6 +235,12 @@ absl::Status RunExecution::Drill() {
                                   options_.repository.path, "drill", absl::StrCat(run_.session, "@latest")}};
   if (!options_.repository.credentials.key_file.empty()) {
     options.argv.insert(options.argv.end(), {"--key-file", options_.repository.credentials.key_file});
+  }
+  OwnedFd secret;
+  if (!options_.repository.credentials.passphrase.empty()) {
+    STILL_ASSIGN_OR_RETURN(secret, MakeSecretFd(options_.repository.credentials.passphrase));
+    options.argv.insert(options.argv.end(), {"--secret-fd", absl::StrCat(secret.get())});
+    options.inherited_fds.push_back(secret.get());
   }
   if (schedule_->definition.bandwidth() > 0) {
     options.argv.insert(options.argv.end(), {"--bandwidth", absl::StrCat(schedule_->definition.bandwidth())});

@@ -7,16 +7,15 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "session/guest/guest_words.h"
 
 namespace still::session {
 
 std::string DescribeConsoleEnd(const std::string& path) {
   constexpr off_t kTail = 4096;
-  constexpr size_t kMaxLine = 200;  // Errors are one line.
   absl::StatusOr<OwnedFd> fd = OpenFile(path, O_RDONLY);
   if (!fd.ok()) return "it has no console";
   std::string tail(kTail, '\0');
@@ -24,8 +23,8 @@ std::string DescribeConsoleEnd(const std::string& path) {
   tail.resize(std::max<ssize_t>(0, ::pread(fd->get(), tail.data(), tail.size(), from)));
   std::vector<absl::string_view> lines = absl::StrSplit(tail, absl::ByAnyChar("\r\n"), absl::SkipWhitespace());
   if (lines.empty()) return "its console is empty";
-  return absl::StrCat("its console ends with \"",
-                      absl::CHexEscape(absl::StripAsciiWhitespace(lines.back()).substr(0, kMaxLine)), "\"");
+  return absl::StrCat("its console ends with \"", CleanWords(absl::StripAsciiWhitespace(lines.back()), kMaxGuestName),
+                      "\"");
 }
 
 }  // namespace still::session

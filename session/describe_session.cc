@@ -13,8 +13,7 @@ namespace still::session {
 namespace {
 
 void DescribeLazyDisks(Session& session, sessionpb::DescribeResponse& out) {
-  if (session.disk_keeper() == nullptr) return;
-  out.set_disk_trouble(session.disk_keeper()->trouble());
+  if (session.vm().lazy_disks() == nullptr) return;
   absl::StatusOr<std::vector<LazyDiskState>> states = session.vm().lazy_disks()->Query();
   if (!states.ok()) {
     // Nobody may take a VM that does not answer for one that needs the repository no more.
@@ -50,6 +49,10 @@ sessionpb::DescribeResponse DescribeSession(Session& session) {
   out.set_started_unix_ns(absl::ToUnixNanos(session.started()));
   out.set_restored_from(session.config().origin_snapshot());
   if (auto identity = session.identity(); identity.has_value()) *out.mutable_identity() = *std::move(identity);
+  if (const Session::Reboots reboots = session.reboots(); reboots.count > 0) {
+    out.set_reboots(reboots.count);
+    out.set_last_reboot_unix_ns(absl::ToUnixNanos(reboots.last));
+  }
   const Capabilities& capabilities = session.vm().capabilities();
   out.mutable_capabilities()->set_memory(capabilities.memory);
   out.mutable_capabilities()->set_background_memory(capabilities.background_memory);
@@ -68,6 +71,8 @@ sessionpb::DescribeResponse DescribeSession(Session& session) {
     *out.mutable_end() = *end;
     return out;
   }
+  out.set_disk_trouble(session.keeper().trouble());
+  out.set_found_paused(session.keeper().found_paused());
   DescribeLazyDisks(session, out);
   absl::StatusOr<bool> paused = session.vm().IsPaused();
   out.set_state(paused.ok() && *paused ? sessionpb::DescribeResponse::PAUSED : sessionpb::DescribeResponse::RUNNING);

@@ -1,21 +1,20 @@
 #include "session/disk_server.h"
 
-#include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <utility>
 
 #include "absl/memory/memory.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/child_watch.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/nonblocking.h"
+#include "base/pipe.h"
 #include "base/unix_socket.h"
 
 namespace still::session {
@@ -33,10 +32,6 @@ constexpr absl::string_view kGreeting = "NBDMAGIC";
 constexpr char kError[] = "error: ";
 constexpr absl::string_view kCannotRead = "cannot read ";
 
-int PollMillis(absl::Duration duration) {
-  return static_cast<int>(absl::ToInt64Milliseconds(std::clamp(duration, absl::ZeroDuration(), absl::Hours(1)))) + 1;
-}
-
 void End(const ChildProcess& program, int signal) {
   if (absl::Status ended = program.Kill(signal); !ended.ok()) {
     LogError("the disk server could not be ended", {{"error", ended.ToString()}});
@@ -46,10 +41,9 @@ void End(const ChildProcess& program, int signal) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DiskServer>> DiskServer::Start(Options options) {
-  auto server = absl::WrapUnique(new DiskServer(std::move(options)));
+  STILL_ASSIGN_OR_RETURN(Waker wake, Waker::Create());
+  auto server = absl::WrapUnique(new DiskServer(std::move(options), std::move(wake)));
   STILL_ASSIGN_OR_RETURN(server->listening_, ListenUnix(server->options_.socket_path));
-  server->wake_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!server->wake_.valid()) return ErrnoStatus(errno, "eventfd");
   server->keeper_ = std::thread([raw = server.get()] { raw->Keep(); });
   STILL_RETURN_IF_ERROR(server->AwaitServing(1));
   return server;
@@ -60,7 +54,7 @@ DiskServer::~DiskServer() {
     absl::MutexLock lock(&mutex_);
     ending_ = true;
   }
-  Wake();
+  wake_.Wake();
   if (keeper_.joinable()) keeper_.join();
   ::unlink(options_.socket_path.c_str());
 }
@@ -73,7 +67,7 @@ absl::Status DiskServer::Restart() {
     state_ = State::kStarting;
     suspended_ = false;
   }
-  Wake();
+  wake_.Wake();
   return AwaitServing(generation);
 }
 
@@ -95,7 +89,7 @@ void DiskServer::Suspend() {
     absl::MutexLock lock(&mutex_);
     suspended_ = true;
   }
-  Wake();
+  wake_.Wake();
 }
 
 bool DiskServer::serving() const {
@@ -116,12 +110,6 @@ std::string DiskServer::unread() const {
 void DiskServer::ForgetUnread() {
   absl::MutexLock lock(&mutex_);
   unread_.clear();
-}
-
-void DiskServer::Wake() const {
-  uint64_t one = 1;
-  // It can only fail when the counter is full, and then the keeper is awake anyway.
-  [[maybe_unused]] ssize_t written = ::write(wake_.get(), &one, sizeof one);
 }
 
 void DiskServer::SetState(State state) {
@@ -149,12 +137,10 @@ void DiskServer::Hear(absl::string_view text) {
 }
 
 absl::StatusOr<ChildProcess> DiskServer::StartProgram(OwnedFd& stderr_read) {
-  int fds[2];
-  if (::pipe2(fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  stderr_read = OwnedFd(fds[0]);
-  OwnedFd stderr_write(fds[1]);
-  if (::fcntl(stderr_read.get(), F_SETFL, O_NONBLOCK) != 0) return ErrnoStatus(errno, "fcntl");
-  ProcessOptions process{.argv = options_.command, .working_directory = "/", .stderr_fd = stderr_write.get()};
+  STILL_ASSIGN_OR_RETURN(Pipe said, MakePipe());
+  STILL_RETURN_IF_ERROR(SetNonBlocking(said.read_end.get()));
+  stderr_read = std::move(said.read_end);
+  ProcessOptions process{.argv = options_.command, .working_directory = "/", .stderr_fd = said.write_end.get()};
   process.end_with_parent = true;
   process.argv.insert(process.argv.end(), {"--listen-fd", absl::StrCat(listening_.get())});
   process.inherited_fds = {listening_.get()};
@@ -199,44 +185,30 @@ void DiskServer::KeepOne() {
   }
   // It greets whoever connects, once it can serve.
   absl::StatusOr<OwnedFd> probe = ConnectUnix(options_.socket_path);
-  enum { kExit, kWake, kSaid, kProbe, kCount };
-  pollfd fds[kCount] = {{program->pidfd(), POLLIN, 0},
-                        {wake_.get(), POLLIN, 0},
-                        {said.get(), POLLIN, 0},
-                        {probe.ok() ? probe->get() : -1, POLLIN, 0}};
-  char buffer[4096];
-  auto hear = [&] {
-    ssize_t got;
-    while ((got = ::read(said.get(), buffer, sizeof buffer)) > 0) Hear({buffer, static_cast<size_t>(got)});
-    if (got == 0) fds[kSaid].fd = -1;
+  if (probe.ok() && !SetNonBlocking(probe->get()).ok()) probe->Reset();
+  auto greeted = [this, &probe](absl::string_view greeting) {
+    if (absl::StartsWith(greeting, kGreeting)) SetState(State::kServing);
+    probe->Reset();
+    return false;
+  };
+  auto hear = [this](absl::string_view text) {
+    Hear(text);
+    return true;
   };
   absl::Duration kill_at = absl::InfiniteDuration();
-  while ((fds[kExit].revents & POLLIN) == 0) {
-    const int ready = ::poll(fds, kCount, PollMillis(kill_at - Clock::Real().Monotonic()));
-    if (ready < 0) continue;
-    if (kill_at <= Clock::Real().Monotonic()) End(*program, SIGKILL);
-    if (fds[kWake].revents != 0) {
-      uint64_t count;
-      [[maybe_unused]] ssize_t got = ::read(wake_.get(), &count, sizeof count);
-      absl::MutexLock lock(&mutex_);
-      if ((ending_ || suspended_ || wanted_ > generation_) && kill_at == absl::InfiniteDuration()) {
-        End(*program, SIGTERM);
-        kill_at = Clock::Real().Monotonic() + kEndGrace;
-      }
+  auto end_when_asked = [this, &program, &kill_at] {
+    absl::MutexLock lock(&mutex_);
+    if ((ending_ || suspended_ || wanted_ > generation_) && kill_at == absl::InfiniteDuration()) {
+      End(*program, SIGTERM);
+      kill_at = Clock::Real().Monotonic() + kEndGrace;
     }
-    if (fds[kSaid].revents != 0) hear();
-    if (fds[kProbe].revents != 0) {
-      const ssize_t got = ::read(fds[kProbe].fd, buffer, sizeof buffer);
-      if (got > 0 && absl::StartsWith(absl::string_view(buffer, static_cast<size_t>(got)), kGreeting)) {
-        SetState(State::kServing);
-      }
-      fds[kProbe].fd = -1;
-      probe->Reset();
-    }
-  }
-  hear();
-  absl::StatusOr<ProcessExit> exit = program->Wait(absl::ZeroDuration());
-  LogWarning("the disk server has ended", {{"how", exit.ok() ? exit->ToString() : exit.status().ToString()}});
+    return kill_at;
+  };
+  absl::StatusOr<WatchedEnd> end =
+      WatchChild(*program, {.streams = {{said.get(), hear}, {probe.ok() ? probe->get() : -1, greeted}},
+                            .kill_at = end_when_asked,
+                            .waker = &wake_});
+  LogWarning("the disk server has ended", {{"how", end.ok() ? end->exit.ToString() : end.status().ToString()}});
 }
 
 }  // namespace still::session

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -18,6 +19,7 @@
 #include "base/fd.h"
 #include "base/process.h"
 #include "base/status.h"
+#include "base/waker.h"
 
 namespace still::session {
 
@@ -50,9 +52,8 @@ class DiskServer {
  private:
   enum class State { kStarting, kServing, kEnded };
 
-  explicit DiskServer(Options options) : options_(std::move(options)) {}
+  DiskServer(Options options, Waker wake) : options_(std::move(options)), wake_(std::move(wake)) {}
   absl::Status AwaitServing(uint64_t generation);
-  void Wake() const;
   // The keeper thread: starts the program (the kernel ends it with this thread), reads what it says, sees it end.
   void Keep();
   absl::StatusOr<ChildProcess> StartProgram(OwnedFd& stderr_read);
@@ -62,7 +63,7 @@ class DiskServer {
 
   const Options options_;
   OwnedFd listening_;
-  OwnedFd wake_;
+  const Waker wake_;
   mutable absl::Mutex mutex_;
   State state_ ABSL_GUARDED_BY(mutex_) = State::kStarting;
   uint64_t generation_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the program that runs, or ran last.

@@ -3,9 +3,11 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
@@ -19,6 +21,8 @@ namespace still::session {
 namespace {
 
 constexpr absl::Duration kAgentCallTimeout = absl::Seconds(10);
+// An installation reboots once or twice before its agent runs; a kernel that panics at once does not stop.
+constexpr uint32_t kTooManyReboots = 5;
 constexpr size_t kMaxPayloadBytes = 16 << 20;
 constexpr size_t kMaxStderrBytes = 1 << 20;
 
@@ -42,6 +46,13 @@ std::string LazySource(const sessionpb::SessionConfig& config) {
   }
   return absl::StrCat(names.size() == 1 ? "disk " : "disks ", absl::StrJoin(names, ", "), " of snapshot ",
                       config.origin_snapshot());
+}
+
+// Early in its boot a guest calls it "tsc-early".
+manifestpb::Machine::ClockSource ClockSourceOf(const std::string& told) {
+  if (told.empty()) return manifestpb::Machine::CLOCK_SOURCE_UNKNOWN;
+  return absl::StartsWith(told, "tsc") ? manifestpb::Machine::CLOCK_SOURCE_TSC
+                                       : manifestpb::Machine::CLOCK_SOURCE_OTHER;
 }
 
 }  // namespace
@@ -83,14 +94,16 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
   vm_config.qga_fd = qga_port.get();
   session->cmdline_ = vm_config.cmdline;
   STILL_ASSIGN_OR_RETURN(session->vm_, session->start_vm_(vm_config));
+  if (session->link_ != nullptr) session->link_->vsock().HypervisorStarted();
   session->FillMachine();
-  if (session->disk_server_ != nullptr && session->vm_->lazy_disks() != nullptr) {
-    session->disk_keeper_ =
-        std::make_unique<DiskKeeper>(*session->vm_, std::move(session->disk_server_), LazySource(config));
-  }
+  // A hypervisor that has no lazy disks has no use for the server.
+  if (session->vm_->lazy_disks() == nullptr) session->disk_server_.reset();
+  session->keeper_ = std::make_unique<VmKeeper>(*session->vm_, std::move(session->disk_server_), LazySource(config));
+  if (!config.has_restore()) session->keeper_->Watch();
   {
     absl::MutexLock lock(&session->end_->mutex);
     session->end_->vm = session->vm_.get();
+    session->end_->link = session->link_.get();
   }
   session->exit_watcher_ = std::thread([s = session.get()] { s->WatchExit(); });
   if (config.time_limit_s() > 0)
@@ -99,13 +112,14 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Start(const sessionpb::Session
 }
 
 Session::~Session() {
-  disk_keeper_.reset();
+  keeper_.reset();
   if (vm_ != nullptr) {
     EndWith(*end_, MakeEnd(SessionEnd::STOPPED));
     if (exit_watcher_.joinable()) exit_watcher_.join();
     if (time_limit_watcher_.joinable()) time_limit_watcher_.join();
     absl::MutexLock lock(&end_->mutex);
     end_->vm = nullptr;
+    end_->link = nullptr;
   }
   if (link_ != nullptr) link_->Shutdown();
 }
@@ -146,6 +160,15 @@ absl::StatusOr<OwnedFd> Session::OpenQgaPort() {
 absl::StatusOr<VmConfig> Session::MakeVmConfig(OwnedFd ram) {
   STILL_ASSIGN_OR_RETURN(VmConfig vm, BaseVmConfig(config_, directory_));
   if (link_ != nullptr) vm.vsock = link_->vsock().attachment();
+  vm.on_reset = [book = reboot_book_, link = link_] {
+    LogInfo("the guest was reset");
+    {
+      absl::MutexLock lock(&book->mutex);
+      ++book->reboots.count;
+      book->reboots.last = Clock::Real().Now();
+    }
+    if (link != nullptr) link->GuestRestarted();
+  };
   if (config_.machine().direct_kernel()) vm.cmdline = AssembleCmdline(config_, vsock_port());
   if (start_vm_ == nullptr) {
     STILL_ASSIGN_OR_RETURN(start_vm_, HypervisorStarter(config_.machine().hypervisor()));
@@ -176,16 +199,33 @@ void Session::FillMachine() {
   machine_.set_vsock_port(vsock_port().value_or(0));
   machine_.set_generation_id(description.generation_id);
   machine_.mutable_devices()->Assign(description.devices.begin(), description.devices.end());
-  machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
-  machine_.clear_cpu_features();
-  if (description.accelerator == "kvm") {
-    for (std::string& feature : HostCpuFeatures()) machine_.add_cpu_features(std::move(feature));
+  for (int i = 0; i < machine_.disks_size(); ++i) {
+    const size_t index = static_cast<size_t>(i);
+    machine_.mutable_disks(i)->set_pci_address(
+        index < description.disk_addresses.size() ? description.disk_addresses[index] : "");
   }
+  machine_.set_firmware_bytes(FirmwareFileSize(description.firmware));
+  machine_.mutable_guest_cpu_features()->Assign(description.cpu.features.begin(), description.cpu.features.end());
+  machine_.set_tsc_hz(description.cpu.tsc_hz);
+  // For readers of before guest_cpu_features, which compare the kernel's words. All of them where QEMU does not say which.
+  machine_.clear_cpu_features();
+  if (description.accelerator != "kvm") return;
+  std::set<std::string> given;
+  for (const std::string& feature : description.cpu.features) given.insert(CpuWord(feature));
+  for (const std::string& flag : HostCpuFlags()) {
+    if (given.empty() || given.contains(CpuWord(flag))) machine_.add_cpu_features(flag);
+  }
+}
+
+Session::Reboots Session::reboots() const {
+  absl::MutexLock lock(&reboot_book_->mutex);
+  return reboot_book_->reboots;
 }
 
 manifestpb::Machine Session::machine() const {
   manifestpb::Machine machine = machine_;
   machine.set_guest_agent(link_ == nullptr ? "" : link_->agent_version());
+  machine.set_clock_source(ClockSourceOf(link_ == nullptr ? "" : link_->clock_source()));
   return machine;
 }
 
@@ -196,22 +236,25 @@ std::optional<uint32_t> Session::vsock_port() const {
 
 void Session::EndWith(End& end, SessionEnd how) {
   absl::MutexLock lock(&end.mutex);
-  if (!end.end.has_value()) end.end = std::move(how);
+  if (!end.end.has_value()) {
+    how.set_at_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
+    end.end = std::move(how);
+  }
   if (end.vm != nullptr) end.vm->Kill();
+  if (end.link != nullptr) end.link->Shutdown();
 }
 
-void Session::WatchExit() {
-  ProcessExit exit = vm_->WaitForExit();
-  SessionEnd how;
-  if (vm_->guest_shut_down() || exit.ok()) {
-    how.set_kind(SessionEnd::EXITED);
-    how.set_exit_code(exit.exit_code);
-  } else {
-    how.set_kind(SessionEnd::ERROR);
-    how.set_error(absl::StrCat("the hypervisor ended by itself: ", exit.ToString()));
+SessionEnd Session::HowItExited(const ProcessExit& exit) const {
+  if (vm_->guest_shut_down()) {
+    absl::MutexLock lock(&end_->mutex);
+    return MakeEnd(end_->stop_asked ? SessionEnd::STOPPED : SessionEnd::POWERED_OFF);
   }
-  EndWith(*end_, std::move(how));
+  SessionEnd how = MakeEnd(exit.ok() ? SessionEnd::EXITED : SessionEnd::CRASHED);
+  if (!exit.ok()) how.set_error(absl::StrCat("the hypervisor ended by itself: ", exit.ToString()));
+  return how;
 }
+
+void Session::WatchExit() { EndWith(*end_, HowItExited(vm_->WaitForExit())); }
 
 void Session::WatchTimeLimit() {
   if (WaitFor(absl::Seconds(config_.time_limit_s())).has_value()) return;
@@ -224,49 +267,74 @@ SessionEnd Session::Wait() {
   return *WaitFor(absl::InfiniteDuration());
 }
 
-std::optional<SessionEnd> Session::WaitFor(absl::Duration timeout) {
-  absl::MutexLock lock(&end_->mutex);
-  auto ended = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(end_->mutex) { return end_->end.has_value(); };
-  end_->mutex.AwaitWithTimeout(absl::Condition(&ended), timeout);
-  return end_->end;
+std::optional<SessionEnd> Session::AwaitEnd(End& end, absl::Duration timeout) {
+  absl::MutexLock lock(&end.mutex);
+  auto ended = [&end]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(end.mutex) { return end.end.has_value(); };
+  end.mutex.AwaitWithTimeout(absl::Condition(&ended), timeout);
+  return end.end;
 }
 
-void Session::Stop(absl::Duration grace) {
-  if (grace > absl::ZeroDuration() && link_ != nullptr && !WaitFor(absl::ZeroDuration()).has_value()) {
-    absl::Duration deadline = clock_.Monotonic() + grace;
-    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(grace, kAgentCallTimeout));
+std::optional<SessionEnd> Session::WaitFor(absl::Duration timeout) { return AwaitEnd(*end_, timeout); }
+
+void Session::StopWith(End& end, GuestLink* link, Clock& clock, absl::Duration grace) {
+  {
+    absl::MutexLock lock(&end.mutex);
+    end.stop_asked = true;
+  }
+  if (grace > absl::ZeroDuration() && link != nullptr && !AwaitEnd(end, absl::ZeroDuration()).has_value()) {
+    absl::Duration deadline = clock.Monotonic() + grace;
+    absl::StatusOr<std::shared_ptr<GuestClient>> client = link->Client(std::min(grace, kAgentCallTimeout));
     absl::Status asked = client.ok() ? (*client)->Shutdown(kAgentCallTimeout) : client.status();
     if (asked.ok()) {
-      WaitFor(std::max(absl::ZeroDuration(), deadline - clock_.Monotonic()));
+      AwaitEnd(end, std::max(absl::ZeroDuration(), deadline - clock.Monotonic()));
     } else {
       LogWarning("the guest could not be asked to power off", {{"error", asked.ToString()}});
     }
   }
-  EndWith(*end_, MakeEnd(SessionEnd::STOPPED));
+  SessionEnd how = MakeEnd(SessionEnd::STOPPED);
+  how.set_by_force(true);
+  EndWith(end, std::move(how));
 }
 
-std::function<void()> Session::stop_handle() const {
-  return [end = end_] { EndWith(*end, MakeEnd(SessionEnd::STOPPED)); };
+void Session::Stop(absl::Duration grace) { StopWith(*end_, link_.get(), clock_, grace); }
+
+void Session::Fail(const absl::Status& why) { EndWith(*end_, FailedStart(why)); }
+
+std::function<void(absl::Duration grace)> Session::stop_handle() const {
+  return
+      [end = end_, link = link_, &clock = clock_](absl::Duration grace) { StopWith(*end, link.get(), clock, grace); };
 }
 
 absl::Status Session::WaitForAgent(absl::Duration timeout) {
   if (link_ == nullptr) return absl::FailedPreconditionError("the session has no vsock, so no agent");
   absl::Duration deadline = clock_.Monotonic() + timeout;
+  const uint32_t reboots_before = reboots().count;
   for (;;) {
     // In slices, so that a VM that dies while we wait is noticed at once.
     absl::Duration left = deadline - clock_.Monotonic();
     absl::StatusOr<std::shared_ptr<GuestClient>> client =
         link_->Client(std::clamp(left, absl::ZeroDuration(), absl::Seconds(1)));
     if (client.ok()) return absl::OkStatus();
-    if (std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration())) {
-      return absl::AbortedError(absl::StrCat("the session ended before its agent answered: ", DescribeEnd(*end), "; ",
+    if (std::optional<absl::Status> ended = EndedError()) return Annotate(*ended, "before its agent answered");
+    if (reboots().count - reboots_before >= kTooManyReboots) {
+      return absl::AbortedError(absl::StrCat("the guest was reset ", kTooManyReboots,
+                                             " times before its agent answered; ",
                                              DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
     if (left <= absl::ZeroDuration()) {
+      const std::string refused = link_->refused();
       return absl::DeadlineExceededError(absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
-                                                      "; ", DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
+                                                      "; ", refused, refused.empty() ? "" : "; ",
+                                                      DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
     }
   }
+}
+
+std::optional<absl::Status> Session::EndedError() {
+  std::optional<SessionEnd> end = WaitFor(absl::ZeroDuration());
+  if (!end.has_value()) return std::nullopt;
+  return absl::AbortedError(absl::StrCat("the session ended: ", DescribeEnd(*end), "; ",
+                                         DescribeConsoleEnd(JoinPath(directory_, "console.log"))));
 }
 
 void Session::SetIdentity(guestpb::AdoptIdentityResponse identity) {
@@ -279,8 +347,6 @@ std::optional<guestpb::AdoptIdentityResponse> Session::identity() const {
   return identity_;
 }
 
-void Session::Hydrate(uint64_t bytes_per_second) {
-  if (disk_keeper_ != nullptr) disk_keeper_->Hydrate(bytes_per_second);
-}
+void Session::Hydrate(uint64_t bytes_per_second) { keeper_->Hydrate(bytes_per_second); }
 
 }  // namespace still::session

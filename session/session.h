@@ -24,11 +24,11 @@
 #include "proto/aliases.h"
 #include "proto/session.pb.h"
 #include "session/capture/critical_window.h"
-#include "session/disk_keeper.h"
 #include "session/disk_server.h"
 #include "session/guest/guest_link.h"
 #include "session/guest/guest_thaw.h"
 #include "session/hypervisor/hypervisor.h"
+#include "session/vm_keeper.h"
 #include "session/vsock/vsock_host.h"
 
 namespace still::session {
@@ -88,14 +88,19 @@ class Session {
   std::optional<SessionEnd> WaitFor(absl::Duration timeout);
   // Ends the VM and unblocks Wait. With a grace period the guest is asked to power off first. No-op when it has ended.
   void Stop(absl::Duration grace = absl::ZeroDuration());
-  // Stops the session from anywhere, also when the Session is gone by then.
-  std::function<void()> stop_handle() const;
+  // Ends it at once, as one that could not be started.
+  void Fail(const absl::Status& why);
+  // Stop() from anywhere, also when the Session is gone by then.
+  std::function<void(absl::Duration grace)> stop_handle() const;
 
   absl::StatusOr<Response> Request(const Action& action) const { return client().Request(action); }
   SessionClient client() const { return SessionClient(link_); }
 
-  // Waits until the agent answers. FAILED_PRECONDITION without vsock, ABORTED when the session ends first.
+  // Waits until the agent answers. FAILED_PRECONDITION without vsock; ABORTED when the session ends first, or when the
+  // guest is reset again and again.
   absl::Status WaitForAgent(absl::Duration timeout);
+  // What to tell whoever waited for the guest; nullopt: it lives.
+  std::optional<absl::Status> EndedError();
   // Copies what lazily restored disks still lack, in the background. No-op without such disks.
   void Hydrate(uint64_t bytes_per_second);
 
@@ -104,12 +109,18 @@ class Session {
   Vm& vm() { return *vm_; }
   GuestLink* link() const { return link_.get(); }  // Null: vsock is off.
   GuestThaw& guest_thaw() { return *guest_thaw_; }
-  DiskKeeper* disk_keeper() const { return disk_keeper_.get(); }  // Null without lazily restored disks.
+  VmKeeper& keeper() { return *keeper_; }
   SerialExecutor& executor() { return executor_; }
   // As a snapshot of this moment would have to remember it.
   manifestpb::Machine machine() const;
   const std::string& directory() const { return directory_; }
   absl::Time started() const { return started_; }
+  // How often the guest has been reset, and when last.
+  struct Reboots {
+    uint32_t count = 0;
+    absl::Time last = absl::InfinitePast();
+  };
+  Reboots reboots() const;
   absl::Duration Age() const { return clock_.Monotonic() - started_monotonic_; }
   // What the agent of a restored session says that it became; nothing before.
   void SetIdentity(guestpb::AdoptIdentityResponse identity);
@@ -120,7 +131,16 @@ class Session {
   struct End {
     absl::Mutex mutex;
     std::optional<SessionEnd> end ABSL_GUARDED_BY(mutex);
-    Vm* vm ABSL_GUARDED_BY(mutex) = nullptr;  // Null when it must no longer be touched.
+    bool stop_asked ABSL_GUARDED_BY(mutex) = false;  // What the guest does from now on, it was asked to do.
+    // Null when they must no longer be touched.
+    Vm* vm ABSL_GUARDED_BY(mutex) = nullptr;
+    GuestLink* link ABSL_GUARDED_BY(mutex) = nullptr;
+  };
+
+  // Shared with the hypervisor, which may tell of its guest until after our end.
+  struct RebootBook {
+    absl::Mutex mutex;
+    Reboots reboots ABSL_GUARDED_BY(mutex);
   };
 
   Session(sessionpb::SessionConfig config, StartOptions options);
@@ -131,9 +151,13 @@ class Session {
   absl::StatusOr<OwnedFd> OpenQgaPort();
   void FillMachine();
   void WatchExit();
+  SessionEnd HowItExited(const ProcessExit& exit) const;
   void WatchTimeLimit();
-  // Records an end unless there is one, and ends the VM.
+  // Records an end unless there is one, ends the VM, and whoever waits for its agent.
   static void EndWith(End& end, SessionEnd how);
+  // What Stop() does. `link`: null without vsock.
+  static void StopWith(End& end, GuestLink* link, Clock& clock, absl::Duration grace);
+  static std::optional<SessionEnd> AwaitEnd(End& end, absl::Duration timeout);
 
   sessionpb::SessionConfig config_;
   const std::string directory_;
@@ -147,11 +171,12 @@ class Session {
   std::unique_ptr<VsockHost> vsock_;
   std::shared_ptr<GuestLink> link_;          // Shared with SessionClients.
   std::optional<GuestThaw> guest_thaw_;      // Once the VM is being started.
-  std::unique_ptr<DiskServer> disk_server_;  // Until disk_keeper_ has it.
+  std::unique_ptr<DiskServer> disk_server_;  // Until keeper_ has it.
   std::unique_ptr<Vm> vm_;
   mutable absl::Mutex identity_mutex_;
   std::optional<guestpb::AdoptIdentityResponse> identity_ ABSL_GUARDED_BY(identity_mutex_);
-  std::unique_ptr<DiskKeeper> disk_keeper_;  // Null without lazily restored disks.
+  const std::shared_ptr<RebootBook> reboot_book_ = std::make_shared<RebootBook>();
+  std::unique_ptr<VmKeeper> keeper_;  // Null until the VM is there.
   std::shared_ptr<End> end_ = std::make_shared<End>();
   std::thread exit_watcher_;
   std::thread time_limit_watcher_;

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <set>
 
@@ -29,7 +30,6 @@ constexpr uint64_t kMaxMemory = uint64_t{16} << 40;
 constexpr uint32_t kMaxVcpus = 512;
 constexpr int kMaxDisks = 16;
 constexpr char kAdopted[] = "process";
-constexpr uint32_t kMaxPauseMs = 600'000;
 constexpr size_t kMaxCmdline = 2048;  // COMMAND_LINE_SIZE of Linux on x86.
 
 absl::Status CheckReadable(const std::string& path, absl::string_view what) {
@@ -105,10 +105,6 @@ absl::Status ValidateAdopted(const sessionpb::SessionConfig& config) {
   if (config.adopt_pid() <= 0 || config.adopt_pid() > std::numeric_limits<pid_t>::max()) {
     return absl::InvalidArgumentError(absl::StrCat("pid ", config.adopt_pid(), " is not one of a process"));
   }
-  if (config.max_pause_ms() > kMaxPauseMs) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a pause of ", config.max_pause_ms(), " ms; at most ", kMaxPauseMs, " are allowed"));
-  }
   if (config.vsock_backend() != sessionpb::SessionConfig::OFF) {
     return absl::InvalidArgumentError("an adopted process has no vsock of ours");
   }
@@ -160,9 +156,9 @@ absl::StatusOr<VmConfig> BaseVmConfig(const sessionpb::SessionConfig& config, co
   VmConfig vm;
   vm.name = config.name();
   vm.directory = directory;
+  vm.sessions = std::filesystem::path(directory).parent_path();
   if (machine.hypervisor() == kAdopted) {
     vm.adopt_pid = static_cast<pid_t>(config.adopt_pid());
-    if (config.max_pause_ms() > 0) vm.max_pause = absl::Milliseconds(config.max_pause_ms());
   } else {
     STILL_ASSIGN_OR_RETURN(Accelerator accelerator, ChooseAccelerator(machine.accelerator()));
     vm.accelerator = accelerator.name;
@@ -238,18 +234,45 @@ std::string RandomMac() {
                        [](std::string* out, uint8_t b) { absl::StrAppend(out, absl::Hex(b, absl::kZeroPad2)); });
 }
 
+sessionpb::SessionEnd FailedStart(const absl::Status& why) {
+  sessionpb::SessionEnd end;
+  end.set_kind(sessionpb::SessionEnd::FAILED_TO_START);
+  end.set_error(std::string(why.message()));
+  return end;
+}
+
 std::string DescribeEnd(const sessionpb::SessionEnd& end) {
   switch (end.kind()) {
     case sessionpb::SessionEnd::EXITED:
       return absl::StrCat("exited with code ", end.exit_code());
     case sessionpb::SessionEnd::STOPPED:
-      return "stopped";
+      return end.by_force() ? "stopped by force" : "stopped";
     case sessionpb::SessionEnd::TIMED_OUT:
       return "timed out";
-    case sessionpb::SessionEnd::ERROR:
-      return end.error();
+    case sessionpb::SessionEnd::CRASHED:
+      return absl::StrCat("crashed: ", end.error());
+    case sessionpb::SessionEnd::POWERED_OFF:
+      return "powered off";
+    case sessionpb::SessionEnd::KILLED:
+      return "killed";
+    case sessionpb::SessionEnd::HOST_RESTARTED:
+      return "ended with its host";
+    case sessionpb::SessionEnd::FAILED_TO_START:
+      return absl::StrCat("did not start: ", end.error());
     default:
       return "not ended";
+  }
+}
+
+bool EndedOnPurpose(const sessionpb::SessionEnd& end) {
+  switch (end.kind()) {
+    case sessionpb::SessionEnd::EXITED:
+    case sessionpb::SessionEnd::STOPPED:
+    case sessionpb::SessionEnd::TIMED_OUT:
+    case sessionpb::SessionEnd::POWERED_OFF:
+      return true;
+    default:
+      return false;
   }
 }
 

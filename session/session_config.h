@@ -45,7 +45,14 @@ absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&
 // A network address of this machine's own making, which no other session has.
 std::string RandomMac();
 
-// "exited with code 0", "stopped", "timed out", or the error.
+// Of a session that could not be started; without its time.
+sessionpb::SessionEnd FailedStart(const absl::Status& why);
+
+// In a few words: "powered off", "stopped", "stopped by force", "timed out", "exited with code 0", "crashed: <error>",
+// "killed", "ended with its host", "did not start: <error>".
 std::string DescribeEnd(const sessionpb::SessionEnd& end);
+
+// Somebody meant it to end: its user, its guest, or its own time limit. Else it should be running.
+bool EndedOnPurpose(const sessionpb::SessionEnd& end);
 
 }  // namespace still::session

@@ -63,6 +63,8 @@ void CaptureStream::Handle(sessionpb::CaptureEvent event) {
   } else if (event.has_pinned()) {
     pinned_event_ = event.pinned();
     pinned_ = true;
+  } else if (event.has_thaw_hooks()) {
+    thaw_hooks_ = event.thaw_hooks();
   } else if (event.has_failed()) {
     failure_ = StatusOf(event.failed());
   }
@@ -85,6 +87,15 @@ absl::Status CaptureStream::WaitPinned() {
   if (pinned_ && failure_.ok()) return absl::OkStatus();
   if (failure_.ok()) return absl::UnavailableError("the session ended the capture without a word");
   return failure_;
+}
+
+std::optional<sessionpb::ThawHooks> CaptureStream::WaitThawHooks(absl::Duration limit) {
+  absl::MutexLock lock(&mutex_);
+  auto told = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return thaw_hooks_.has_value() || !failure_.ok() || closed_;
+  };
+  mutex_.AwaitWithTimeout(absl::Condition(&told), limit);
+  return thaw_hooks_;
 }
 
 absl::Status CaptureStream::FailureOr(const absl::Status& seen) {

@@ -32,6 +32,9 @@ class CaptureStream {
   // After WaitPinned was OK.
   const sessionpb::CapturePinned& pinned() const { return pinned_event_; }
 
+  // What became of the guest's thaw hooks, waiting for it up to `limit`; nothing when they run on.
+  std::optional<sessionpb::ThawHooks> WaitThawHooks(absl::Duration limit);
+
   // The failure the session has reported, waiting a moment for one that is on its way when `seen` is an error; else
   // `seen`.
   absl::Status FailureOr(const absl::Status& seen);
@@ -51,6 +54,7 @@ class CaptureStream {
   mutable absl::Mutex mutex_;
   std::optional<sessionpb::CapturePrepared> prepared_ ABSL_GUARDED_BY(mutex_);
   bool pinned_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<sessionpb::ThawHooks> thaw_hooks_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   sessionpb::CapturePinned pinned_event_;  // Written once, before pinned_ is set.

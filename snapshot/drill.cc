@@ -8,9 +8,9 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/clean_text.h"
 #include "base/clock.h"
 #include "proto/grpc_status.h"
-#include "snapshot/restore.h"
 #include "snapshot/throw_away_session.h"
 
 namespace still::snapshot {
@@ -82,7 +82,7 @@ absl::Status RunCheck(sessionpb::SessionControl::Stub& session, const DrillOptio
     printed = End(std::move(printed), kMaxMessage);
   }
   STILL_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
-  drill.message = std::string(absl::StripTrailingAsciiWhitespace(printed));
+  drill.message = CleanText(absl::StripTrailingAsciiWhitespace(printed), kMaxMessage);
   if (exit.timed_out()) {
     return absl::DeadlineExceededError(
         absl::StrCat("the check ran longer than ", absl::FormatDuration(options.check_timeout), " and was killed"));
@@ -102,11 +102,11 @@ absl::Status Try(store::Repository& repository, const session::SessionRegistry& 
                                          .sessions = {drill.place},
                                          .cold = options.cold,
                                          .trial = true,
-                                         .agent_timeout = options.agent_timeout,
+                                         .patience = options.patience,
                                          .progress = options.progress})
                             .status());
   STILL_ASSIGN_OR_RETURN(auto session, sessions.Connect(drill.place));
-  STILL_RETURN_IF_ERROR(ExpectAgent(*session, options.agent_timeout));
+  STILL_RETURN_IF_ERROR(ExpectAgent(*session, options.patience.answer));
   drill.restored = Clock::Real().Monotonic() - begun;
   if (options.check.empty()) return absl::OkStatus();
   options.progress({.stage = "check"});

@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "session/control/session_registry.h"
 #include "snapshot/progress.h"
+#include "snapshot/restore.h"
 #include "store/book/book.h"
 #include "store/repository.h"
 
@@ -18,7 +19,7 @@ struct DrillOptions {
   std::string snapshot = "latest";  // A reference, or a session's name: its newest.
   std::string check;                // For /bin/sh in the guest; empty: it is enough that the agent answers.
   absl::Duration check_timeout = absl::Minutes(5);
-  absl::Duration agent_timeout = absl::Minutes(2);
+  AgentPatience patience = {.answer = absl::Minutes(2)};
   bool cold = false;  // Boot the disks, although there is memory.
   ProgressSink progress = [](const Progress&) {};
 };

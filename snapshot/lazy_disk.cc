@@ -10,6 +10,7 @@
 #include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/process.h"
+#include "base/secret.h"
 #include "session/session_config.h"
 
 namespace still::snapshot {
@@ -55,10 +56,7 @@ void DescribeDiskServer(const LazyDiskOptions& options, const std::string& snaps
 
 absl::StatusOr<OwnedFd> DiskSecret(const LazyDiskOptions& options) {
   if (options.passphrase.empty()) return OwnedFd();
-  OwnedFd secret(::memfd_create("still-disk-secret", MFD_CLOEXEC));
-  if (!secret.valid()) return ErrnoStatus(errno, "memfd_create");
-  STILL_RETURN_IF_ERROR(WriteAll(secret.get(), options.passphrase.data(), options.passphrase.size(), "disk secret"));
-  return secret;
+  return MakeSecretFd(options.passphrase);
 }
 
 }  // namespace still::snapshot

@@ -1,5 +1,5 @@
 // Lazily restored disks: a local overlay (qcow2) over an export of the repository, instead of a copy of the disk. What it
-// takes to start does not depend on the disk's size. Who serves, holds and completes them: session/disk_keeper.h.
+// takes to start does not depend on the disk's size. Who serves, holds and completes them: session/vm_keeper.h.
 #pragma once
 
 #include <cstdint>

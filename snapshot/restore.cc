@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
@@ -62,9 +63,12 @@ class RestoreRun {
  private:
   absl::Status ClaimNames() {
     for (const std::string& name : options_.sessions) {
-      STILL_ASSIGN_OR_RETURN(std::string directory, sessions_.Create(name));
-      undo_.Push("remove a new session's directory", [directory] { return RemoveTree(directory); });
+      STILL_ASSIGN_OR_RETURN(session::SessionPlace place, sessions_.Create(name));
+      undo_.Push("remove a new session's directory", [path = place.directory] { return RemoveTree(path); });
+      places_.push_back(std::move(place));
     }
+    absl::MutexLock lock(&steps_mutex_);
+    steps_.resize(places_.size());
     return absl::OkStatus();
   }
 
@@ -87,16 +91,34 @@ class RestoreRun {
   }
 
   absl::StatusOr<std::vector<RestoredSession>> LaunchAll();
-  absl::StatusOr<RestoredSession> LaunchOne(const sessionpb::SessionConfig& config) {
+  absl::StatusOr<RestoredSession> LaunchOne(size_t index) {
+    session::LaunchOptions launch{.ram_fd = memory_.fd.get(),
+                                  .disk_secret_fd = disk_secret_.get(),
+                                  .lock_fd = places_[index].lock.get(),
+                                  .on_step = [this, index](const std::string& step) { Tell(index, step); }};
     STILL_ASSIGN_OR_RETURN(RestoredSession restored,
-                           LaunchRestored(sessions_, config, memory_.fd, options_, disk_secret_));
-    if (!plan_.note.empty()) restored.report.add_warnings(plan_.note);
+                           LaunchRestored(sessions_, configs_[index], std::move(launch), options_));
+    Tell(index, "");
+    for (const std::string& note : plan_.notes) restored.report.add_warnings(note);
     return restored;
+  }
+
+  // Progress shows one step: that of the first session that is not ready yet. Empty: it is.
+  void Tell(size_t index, const std::string& step) {
+    absl::MutexLock lock(&steps_mutex_);
+    steps_[index] = step;
+    auto first = std::find_if(steps_.begin(), steps_.end(), [](const std::string& s) { return !s.empty(); });
+    if (first == steps_.end()) return;
+    const std::string& name = options_.sessions[static_cast<size_t>(first - steps_.begin())];
+    options_.progress({.stage = steps_.size() == 1 ? *first : absl::StrCat(name, ": ", *first)});
   }
 
   store::Repository& repository_;
   const session::SessionRegistry& sessions_;
   const RestoreOptions& options_;
+  std::vector<session::SessionPlace> places_;  // In the order of options_.sessions.
+  absl::Mutex steps_mutex_;
+  std::vector<std::string> steps_ ABSL_GUARDED_BY(steps_mutex_);
   RestorePlan plan_;
   MemoryImage memory_;
   OwnedFd disk_secret_;                            // Of lazy restores; invalid when their server needs none.
@@ -110,7 +132,7 @@ absl::StatusOr<std::vector<RestoredSession>> RestoreRun::LaunchAll() {
   std::atomic<bool> failed = false;
   auto work = [&] {
     for (size_t i; !failed && (i = next++) < configs_.size();) {
-      results[i] = LaunchOne(configs_[i]);
+      results[i] = LaunchOne(i);
       if (!results[i].ok()) failed = true;
     }
   };

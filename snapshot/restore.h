@@ -22,6 +22,14 @@
 
 namespace still::snapshot {
 
+// How long a guest may take, from the start of its VM.
+struct AgentPatience {
+  absl::Duration answer = absl::Seconds(60);  // Until its agent answers.
+  // Until it has an identity of its own. New SSH host keys of three kinds alone take a minute and a half on an emulated
+  // processor, and the guest's hooks come after.
+  absl::Duration ready = absl::Minutes(6);
+};
+
 struct RestoreOptions {
   std::string snapshot;               // Any reference.
   std::vector<std::string> sessions;  // Names of the new sessions, at least one.
@@ -38,7 +46,7 @@ struct RestoreOptions {
   uint64_t memory_bytes = 0;
   std::string accelerator;
   sessionpb::SessionConfig::VsockBackend vsock_backend = sessionpb::SessionConfig::AUTOMATIC;
-  absl::Duration agent_timeout = absl::Seconds(60);
+  AgentPatience patience;
   HotImageOptions hot = HotImageOptions::FromEnvironment();
   LazyDiskOptions lazy;  // With a server: disks are read from the repository when they are needed.
   ProgressSink progress = [](const Progress&) {};

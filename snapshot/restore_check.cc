@@ -1,11 +1,14 @@
 #include "snapshot/restore_check.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <map>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
@@ -18,6 +21,8 @@ namespace {
 constexpr char kHypervisor[] = "qemu";
 constexpr char kDeviceStateFormat[] = "qemu-migration-3";
 constexpr size_t kMaxNamed = 8;  // Processor features told one by one.
+// As far from the wanted frequency as KVM lets a guest be without scaling (its tsc_tolerance_ppm).
+constexpr double kTscTolerance = 250e-6;
 
 // Major and minor number: what a stable release changes does not matter to saved devices.
 std::pair<uint32_t, uint32_t> Release(const std::string& version) {
@@ -47,6 +52,41 @@ std::vector<std::string> Without(const std::vector<std::string>& words, const st
   return rest;
 }
 
+bool TellsTimeByTsc(const manifestpb::Machine& saved) {
+  return saved.clock_source() == manifestpb::Machine::CLOCK_SOURCE_TSC;
+}
+
+// The features that the guest was given and would not be given here. What this QEMU has no word for is left out: then it
+// says nothing about it.
+std::vector<std::string> LackingFeatures(const manifestpb::Machine& saved, const HostFacts& host) {
+  std::map<std::string, bool> offer;
+  for (const auto& [feature, given] : host.cpu) offer[session::CpuWord(feature)] |= given;
+  auto lacks = [&offer](const std::string& feature) {
+    auto found = offer.find(session::CpuWord(feature));
+    return found != offer.end() && !found->second;
+  };
+  std::vector<std::string> lacking;
+  for (const std::string& feature : saved.guest_cpu_features()) {
+    if (lacks(feature)) lacking.push_back(feature);
+  }
+  if (!saved.guest_cpu_features().empty()) return lacking;
+  // Before the field: flags of the source's processor, whether the guest was given them or not. What this host's processor
+  // has and KVM does not give was not given there either.
+  for (const std::string& flag : saved.cpu_features()) {
+    if (lacks(flag) && !Has(host.cpu_flags, flag)) lacking.push_back(flag);
+  }
+  return lacking;
+}
+
+// Empty: a guest's time stamp counter runs here as it did, as far as anybody knows.
+std::string TscDifference(const manifestpb::Machine& saved, const HostFacts& host) {
+  if (saved.accelerator() != "kvm" || saved.tsc_hz() == 0 || host.tsc.hz == 0 || host.tsc.scaling) return "";
+  const double ratio = static_cast<double>(host.tsc.hz) / static_cast<double>(saved.tsc_hz());
+  if (std::abs(ratio - 1) <= kTscTolerance) return "";
+  return absl::StrFormat("its processor's counter ran at %.3f MHz, and here it runs at %.3f MHz and cannot be scaled",
+                         static_cast<double>(saved.tsc_hz()) / 1e6, static_cast<double>(host.tsc.hz) / 1e6);
+}
+
 // What saved memory needs of the processor.
 void CompareProcessors(const manifestpb::Machine& saved, const HostFacts& host, std::vector<std::string>& differences) {
   const std::string model = saved.cpu_model().substr(0, saved.cpu_model().find(','));
@@ -58,12 +98,14 @@ void CompareProcessors(const manifestpb::Machine& saved, const HostFacts& host, 
     differences.push_back("it was saved under KVM, which this host does not have");
     return;
   }
-  std::vector<std::string> missing =
-      Without({saved.cpu_features().begin(), saved.cpu_features().end()}, host.cpu_features);
+  if (std::string tsc = TscDifference(saved, host); !tsc.empty() && TellsTimeByTsc(saved)) {
+    differences.push_back(absl::StrCat(tsc, ", by which its guest tells the time"));
+  }
+  std::vector<std::string> missing = LackingFeatures(saved, host);
   if (missing.empty()) return;
   const size_t more = missing.size() - std::min(missing.size(), kMaxNamed);
   missing.resize(missing.size() - more);
-  differences.push_back(absl::StrCat("this host's processor lacks ", absl::StrJoin(missing, ", "),
+  differences.push_back(absl::StrCat("KVM gives guests here no ", absl::StrJoin(missing, ", "),
                                      more > 0 ? absl::StrCat(" and ", more, " more") : ""));
 }
 
@@ -125,6 +167,14 @@ std::vector<std::string> MachineDifferences(const manifestpb::Machine& saved, co
   CompareProcessors(saved, host, differences);
   CompareDevices(saved, host, differences);
   return differences;
+}
+
+std::vector<std::string> MachineNotes(const manifestpb::Machine& saved, const HostFacts& host) {
+  const std::string tsc = TscDifference(saved, host);
+  if (tsc.empty() || TellsTimeByTsc(saved)) return {};
+  const bool known = saved.clock_source() != manifestpb::Machine::CLOCK_SOURCE_UNKNOWN;
+  return {absl::StrCat(tsc, known ? "; its guest does not tell the time by it"
+                                  : "; if its guest tells the time by it, its clock runs wrong")};
 }
 
 absl::Status CheckWarm(const manifestpb::Machine& saved, const HostFacts& host) {

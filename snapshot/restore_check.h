@@ -9,6 +9,8 @@
 #include "base/status.h"
 #include "proto/aliases.h"
 #include "proto/manifest.pb.h"
+#include "session/hypervisor/host_cpu.h"
+#include "session/hypervisor/qemu/qemu_cpu.h"
 
 namespace still::snapshot {
 
@@ -16,10 +18,12 @@ namespace still::snapshot {
 struct HostFacts {
   std::string hypervisor_version;          // "7.2.22"
   std::vector<std::string> machine_types;  // That it can start.
-  std::vector<std::string> cpu_features;   // Of the processor, sorted.
   bool kvm = false;                        // Guests can run under KVM here.
-  std::vector<std::string> devices;        // Of the hypervisor: "virtio-blk-pci".
-  std::vector<std::string> networks;       // Its network back ends: "user".
+  session::CpuOffer cpu;                   // What KVM gives them.
+  session::KvmTsc tsc;
+  std::vector<std::string> cpu_flags;  // The kernel's, of the processor.
+  std::vector<std::string> devices;    // Of the hypervisor: "virtio-blk-pci".
+  std::vector<std::string> networks;   // Its network back ends: "user".
   std::vector<std::string> cpu_models;
 
   // Of the machine in question.
@@ -34,8 +38,12 @@ std::vector<std::string> MissingParts(const manifestpb::Machine& machine, const 
 
 // What of the machine that was saved this host does not have, one phrase each; empty: its memory can go on here. A
 // memory image only loads into the same machine: same type, same or newer hypervisor, same accelerator, the same
-// devices at the same places, firmware of the same size, and for KVM every processor feature that the guest was given.
+// devices at the same places, firmware of the same size, and for KVM every processor feature that the guest was given, and a
+// time stamp counter that runs as fast where the guest tells the time by it.
 std::vector<std::string> MachineDifferences(const manifestpb::Machine& saved, const HostFacts& host);
+
+// What differs and is no reason to refuse, one sentence each.
+std::vector<std::string> MachineNotes(const manifestpb::Machine& saved, const HostFacts& host);
 
 // FAILED_PRECONDITION that names all that differs, and offers --cold where booting its disks would work.
 absl::Status CheckWarm(const manifestpb::Machine& saved, const HostFacts& host);

@@ -29,8 +29,8 @@ namespace {
 
 using manifestpb::Image;
 
-// What a launch may take beyond the agent's answer: the hypervisor's start, and new keys made on a slow processor.
-constexpr absl::Duration kIdentityAllowance = absl::Seconds(400);
+// What a launch may take beside its guest: the starts of the hypervisor and the disk server, and the end of both.
+constexpr absl::Duration kLaunchAllowance = absl::Seconds(60);
 // The hypervisor itself, and the first pages that a session changes.
 constexpr uint64_t kSessionOverhead = uint64_t{64} << 20;
 
@@ -173,9 +173,14 @@ absl::Status CheckHost(const RestoreOptions& options, const std::string& state_d
   if (machine.vsock()) host.vsock = session::FindVsock(session::BackendOf(options.vsock_backend));
   if (!plan.warm) return CheckCold(machine, host);
   if (machine.accelerator() == "kvm") {
-    host.cpu_features = session::HostCpuFeatures();
     host.kvm = session::ChooseAccelerator("kvm").ok();
+    host.cpu_flags = session::HostCpuFlags();
   }
+  if (host.kvm) {
+    STILL_ASSIGN_OR_RETURN(host.cpu, session::ProbeKvmCpu());
+    STILL_ASSIGN_OR_RETURN(host.tsc, session::QueryKvmTsc());
+  }
+  plan.notes = MachineNotes(machine, host);
   return CheckWarm(machine, host);
 }
 
@@ -206,7 +211,8 @@ absl::StatusOr<RestorePlan> PlanRestore(store::Repository& repository, const Res
   plan.agent = !options.without_agent && AgentOf(plan.snapshot) == AgentInImage::kPresent && machine.vsock() &&
                options.vsock_backend != sessionpb::SessionConfig::OFF;
   if (!plan.agent && !options.keep_identity) {
-    plan.note = "nobody in the guest gives it an identity of its own: names and keys are those of its source";
+    plan.notes.emplace_back(
+        "nobody in the guest gives it an identity of its own: names and keys are those of its source");
   }
   return plan;
 }
@@ -238,7 +244,9 @@ sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions
     source.set_thaw(plan.snapshot.consistency().frozen_size() > 0);
   }
   const bool waits = plan.agent || config.restore().thaw();
-  config.set_agent_deadline_s(waits ? static_cast<uint32_t>(absl::ToInt64Seconds(options.agent_timeout)) : 0);
+  auto seconds = [](absl::Duration time) { return static_cast<uint32_t>(absl::ToInt64Seconds(time)); };
+  config.set_agent_deadline_s(waits ? seconds(options.patience.answer) : 0);
+  config.set_ready_deadline_s(waits ? seconds(options.patience.ready) : 0);
   return config;
 }
 
@@ -261,12 +269,13 @@ absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const Rest
 }
 
 absl::StatusOr<RestoredSession> LaunchRestored(const session::SessionRegistry& sessions,
-                                               const sessionpb::SessionConfig& config, const OwnedFd& memory,
-                                               const RestoreOptions& options, const OwnedFd& disk_secret) {
+                                               const sessionpb::SessionConfig& config, session::LaunchOptions launch,
+                                               const RestoreOptions& options) {
   const absl::Duration begun = Clock::Real().Monotonic();
   RestoredSession restored{.name = config.name(), .directory = sessions.Directory(config.name())};
-  STILL_ASSIGN_OR_RETURN(restored.report,
-                         sessions.Launch(config, memory, options.agent_timeout + kIdentityAllowance, disk_secret));
+  launch.timeout = std::max(options.patience.answer, options.patience.ready) + kLaunchAllowance;
+  launch.own_unit = !options.trial;
+  STILL_ASSIGN_OR_RETURN(restored.report, sessions.Launch(config, std::move(launch)));
   restored.started = Clock::Real().Monotonic() - begun;
   return restored;
 }

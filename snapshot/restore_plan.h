@@ -18,8 +18,8 @@ struct RestorePlan {
   bool warm = false;
   // The agent will be waited for, and asked to make the guest a machine of its own.
   bool agent = false;
-  std::string machine_type;  // Cold: the machine to boot; empty: the usual one.
-  std::string note;          // What an operator should know of the choice; usually empty.
+  std::string machine_type;        // Cold: the machine to boot; empty: the usual one.
+  std::vector<std::string> notes;  // What an operator should know of the choice; usually nothing.
 };
 
 // Errors as RestoreSnapshot has them, before anything was started or written. `state_directory`: where QEMU's facts are
@@ -42,9 +42,9 @@ struct MemoryImage {
 absl::StatusOr<MemoryImage> LoadMemory(store::Repository& repository, const RestorePlan& plan,
                                        const RestoreOptions& options);
 
-// Starts the session whose files are complete.
+// Starts the session whose files are complete. `launch.timeout` is chosen here.
 absl::StatusOr<RestoredSession> LaunchRestored(const session::SessionRegistry& sessions,
-                                               const sessionpb::SessionConfig& config, const OwnedFd& memory,
-                                               const RestoreOptions& options, const OwnedFd& disk_secret = OwnedFd());
+                                               const sessionpb::SessionConfig& config, session::LaunchOptions launch,
+                                               const RestoreOptions& options);
 
 }  // namespace still::snapshot

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/civil_time.h"
+#include "base/quantity.h"
 
 namespace still::snapshot {
 namespace {
@@ -126,18 +127,6 @@ absl::StatusOr<int> ParseCount(absl::string_view text) {
   return absl::InvalidArgumentError("not a number and not \"all\"");
 }
 
-// Numbers with one unit (s, m, h, d, w): what absl::ParseDuration lacks are days and weeks.
-absl::StatusOr<absl::Duration> ParseAge(absl::string_view text) {
-  static constexpr std::pair<char, int64_t> kUnits[] = {{'s', 1}, {'m', 60}, {'h', 3600}, {'d', 86400}, {'w', 604800}};
-  int64_t number;
-  for (const auto& [letter, seconds] : kUnits) {
-    if (!absl::EndsWith(text, absl::string_view(&letter, 1))) continue;
-    if (!absl::SimpleAtoi(text.substr(0, text.size() - 1), &number) || number < 0 || number > 1'000'000) break;
-    return absl::Seconds(number * seconds);
-  }
-  return absl::InvalidArgumentError("not a duration like 90m, 36h, 7d or 2w");
-}
-
 absl::Status ParseWord(absl::string_view word, RetentionPolicy& policy) {
   std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(word, absl::MaxSplits('=', 1));
   const auto& [key, value] = parts;
@@ -148,7 +137,7 @@ absl::Status ParseWord(absl::string_view word, RetentionPolicy& policy) {
     return absl::OkStatus();
   }
   if (key == "min-age") {
-    STILL_ASSIGN_OR_RETURN(policy.minimum_age, ParseAge(value));
+    STILL_ASSIGN_OR_RETURN(policy.minimum_age, ParseDuration(value));
     return absl::OkStatus();
   }
   if (key == "last") {

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/undo.h"
+#include "session/control/session_lock.h"
 #include "snapshot/disk_swap.h"
 #include "snapshot/restore_plan.h"
 #include "snapshot/rollback_journal.h"
@@ -47,6 +48,12 @@ class RollbackRun {
   bool OutsideDirectory(const sessionpb::DiskFile& disk) const {
     return !absl::StartsWith(disk.path(), directory_ + "/");
   }
+  // `lock`: on the directory that the session is started in; invalid: taken then.
+  session::LaunchOptions LaunchOf(const MemoryImage& memory, const OwnedFd& lock) const {
+    return {.ram_fd = memory.fd.get(), .lock_fd = lock.get(), .on_step = [this](const std::string& step) {
+              options_.progress({.stage = step});
+            }};
+  }
   // Those of the session's disks that keep their place.
   std::vector<const sessionpb::DiskFile*> KeptPlaces(const sessionpb::SessionConfig& next) const;
 
@@ -57,6 +64,8 @@ class RollbackRun {
   RestoreOptions restore_;
   session::SessionEntry entry_;
   std::string directory_;
+  OwnedFd lock_;          // On it, from the old session's end on.
+  OwnedFd staging_lock_;  // On the directory that takes its place.
   const std::string staging_ = journal_.staging();
   const std::string before_ = journal_.before();
   RestorePlan plan_;
@@ -75,10 +84,12 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
   options_.progress({.stage = "stop"});
   stopped_at_ = Clock::Real().Monotonic();
   STILL_RETURN_IF_ERROR(Annotate(sessions_.End(options_.session, kStopTimeout), "stop the session"));
+  // Nobody may take the directory for that of a session that has ended.
+  if (absl::StatusOr<OwnedFd> lock = session::LockSession(directory_); lock.ok()) lock_ = *std::move(lock);
   absl::StatusOr<RestoredSession> restored = Replace();
   if (restored.ok()) LogIfError(journal_.Started());
   if (!restored.ok()) return ComeBack(restored.status());
-  if (!plan_.note.empty()) restored->report.add_warnings(plan_.note);
+  for (const std::string& note : plan_.notes) restored->report.add_warnings(note);
   // From here on the session runs: what cannot be cleaned up is told, and no error.
   if (absl::Status discarded = FirstError(disks_.Discard(), RemoveTree(before_)); !discarded.ok()) {
     restored->report.add_warnings(absl::StrCat("not removed: ", discarded.message()));
@@ -92,7 +103,7 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
 
 absl::Status RollbackRun::Check() {
   STILL_ASSIGN_OR_RETURN(entry_, sessions_.Find(options_.session));
-  if (!entry_.alive) {
+  if (!entry_.ready) {
     return absl::FailedPreconditionError(absl::StrCat("session ", options_.session,
                                                       " is not running; start the snapshot anew: still restore ",
                                                       options_.snapshot, " --as NAME"));
@@ -103,7 +114,7 @@ absl::Status RollbackRun::Check() {
               .cold = options_.cold,
               .without_agent = options_.without_agent,
               .vsock_backend = entry_.config.vsock_backend(),
-              .agent_timeout = options_.agent_timeout,
+              .patience = options_.patience,
               .hot = options_.hot,
               .progress = options_.progress};
   STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot found, repository_.FindSnapshot(options_.snapshot));
@@ -138,6 +149,7 @@ absl::Status RollbackRun::Stage() {
   // No session can be called so, and no list shows it.
   STILL_RETURN_IF_ERROR(MakeDirectories(staging_, 0700));
   undo_.Push("remove the staged session", [staging = staging_] { return RemoveTree(staging); });
+  STILL_ASSIGN_OR_RETURN(staging_lock_, session::LockSession(staging_));
   config_.set_time_limit_s(entry_.config.time_limit_s());
   if (plan_.warm) {
     STILL_ASSIGN_OR_RETURN(memory_, LoadMemory(repository_, plan_, restore_));
@@ -179,7 +191,8 @@ absl::StatusOr<RestoredSession> RollbackRun::Replace() {
     return FirstError(placed, Rename(before_, directory_));
   }
   options_.progress({.stage = "start"});
-  absl::StatusOr<RestoredSession> restored = LaunchRestored(sessions_, config_, memory_.fd, restore_);
+  absl::StatusOr<RestoredSession> restored =
+      LaunchRestored(sessions_, config_, LaunchOf(memory_, staging_lock_), restore_);
   if (restored.ok()) return restored;
   absl::Status back = Rename(directory_, staging_);
   if (back.ok()) back = Rename(before_, directory_);
@@ -227,7 +240,7 @@ absl::Status RollbackRun::StartSafety() {
     }
   }
   STILL_RETURN_IF_ERROR(disks.Swap());
-  STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, memory.fd, restore).status());
+  STILL_RETURN_IF_ERROR(LaunchRestored(sessions_, config, LaunchOf(memory, lock_), restore).status());
   LogIfError(journal_.Started());
   return disks.Discard();
 }

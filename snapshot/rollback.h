@@ -25,7 +25,7 @@ struct RollbackOptions {
   bool cold = false;        // Boot its disks instead of going on with its memory.
   std::string safety_name;  // Of the safety snapshot; empty: SESSION-before-rollback-TIME.
   bool without_agent = false;
-  absl::Duration agent_timeout = absl::Seconds(60);
+  AgentPatience patience;
   HotImageOptions hot = HotImageOptions::FromEnvironment();
   ProgressSink progress = [](const Progress&) {};
 };

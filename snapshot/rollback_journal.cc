@@ -18,7 +18,6 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/random.h"
-#include "session/control/session_process.h"
 #include "snapshot/disk_swap.h"
 
 namespace still::snapshot {
@@ -109,8 +108,8 @@ absl::Status Settle(const session::SessionRegistry& sessions, const std::string&
   if (!entry->started && AnyReplaced(sessions, session, *entry)) {
     // Who died may have died while it waited for the session to come up.
     absl::StatusOr<session::SessionEntry> now = sessions.Find(session);
-    entry->started = now.ok() && now->alive;
-    if (!entry->started && session::FindSessionProcess(sessions.Directory(session)).has_value()) {
+    entry->started = now.ok() && now->ready;
+    if (!entry->started && now.ok() && now->alive) {
       return absl::FailedPreconditionError(
           absl::StrCat("session ", session, " is just starting, after a rollback that was interrupted"));
     }

@@ -22,6 +22,9 @@
 namespace still::snapshot {
 namespace {
 
+// A commit waits so long for thaw hooks that still run. Nobody in the guest waits for it.
+constexpr absl::Duration kThawHooksPatience = absl::Seconds(3);
+
 using manifestpb::Image;
 
 // The newest earlier snapshot of the same session: what this one is compared with and, by its bitmaps, builds on.
@@ -70,6 +73,7 @@ class SnapshotRun {
   void Release();
 
   absl::Status Cause(const absl::Status& seen);
+  void KeepThawHooks();
   absl::Status StoreBootFiles();
   absl::Status DrainDisks();
   absl::Status StoreDeviceState(const std::string& content);
@@ -116,7 +120,6 @@ absl::Status SnapshotRun::Prepare() {
   manifest_.set_host(HostName());
   manifest_.set_creator(absl::StrCat("still ", STILL_VERSION));
   manifest_.mutable_labels()->insert(options_.labels.begin(), options_.labels.end());
-  manifest_.set_kind(options_.memory ? manifestpb::Snapshot::DISK_AND_MEMORY : manifestpb::Snapshot::DISK);
   if (parent_.has_value()) manifest_.set_parent_id(parent_->id());
   // The repository's workers start with their first task and stay what whoever brings it is.
   return InBackground([this] { return StoreBootFiles(); });
@@ -137,6 +140,9 @@ absl::Status SnapshotRun::Window() {
   request.set_hook_timeout_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.hook_timeout)));
   request.set_skip_presync(options_.skip_presync);
   request.set_pin_space_limit(options_.pin_space_limit);
+  request.set_max_pause_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.max_pause)));
+  request.set_memory_policy(options_.memory_policy);
+  request.set_repository_id(repository_.id());
   if (parent_.has_value()) {
     for (const Image& image : parent_->images()) {
       if (!image.bitmap().empty()) (*request.mutable_base_bitmaps())[image.name()] = image.bitmap();
@@ -144,7 +150,7 @@ absl::Status SnapshotRun::Window() {
   }
   stream_ = CaptureStream::Begin(*control_, request, [this](const std::string& step) { Show(step); });
   STILL_ASSIGN_OR_RETURN(sessionpb::CapturePrepared prepared, stream_->WaitPrepared());
-  if (options_.memory) {
+  if (options_.memory && prepared.no_memory_reason().empty()) {
     STILL_ASSIGN_OR_RETURN(OwnedFd sink, ConnectUnix(prepared.memory_socket()));
     memory_ = std::make_unique<MemoryDrain>(
         std::move(sink), prepared.memory_format(), session_.directory,
@@ -154,6 +160,7 @@ absl::Status SnapshotRun::Window() {
   if (memory_ != nullptr) memory_->LetGo();
   if (!pinned_status.ok()) return Cause(pinned_status);
   const sessionpb::CapturePinned& pinned = stream_->pinned();
+  manifest_.set_kind(memory_ != nullptr ? manifestpb::Snapshot::DISK_AND_MEMORY : manifestpb::Snapshot::DISK);
   manifest_.set_point_unix_ns(pinned.point_unix_ns());
   *manifest_.mutable_consistency() = pinned.consistency();
   *manifest_.mutable_windows() = pinned.windows();
@@ -193,11 +200,23 @@ absl::Status SnapshotRun::Drain() {
 // Time bound:       that of the repository.
 absl::Status SnapshotRun::Commit() {
   Show("commit");
+  KeepThawHooks();
   manifest_.mutable_drain()->set_duration_us(
       static_cast<uint64_t>(absl::ToInt64Microseconds(Clock::Real().Monotonic() - drain_started_)));
   STILL_ASSIGN_OR_RETURN(std::string id, writer_->Commit(manifest_));
   STILL_ASSIGN_OR_RETURN(manifest_, repository_.FindSnapshot(id));
   return absl::OkStatus();
+}
+
+// Thaw hooks run on after the thaw; most have ended by now. Those that have not are kept as unfinished.
+void SnapshotRun::KeepThawHooks() {
+  auto& hooks = *manifest_.mutable_consistency()->mutable_hooks();
+  auto unfinished = [](const manifestpb::Consistency::Hook& hook) { return hook.unfinished(); };
+  if (std::none_of(hooks.begin(), hooks.end(), unfinished)) return;
+  std::optional<sessionpb::ThawHooks> told = stream_->WaitThawHooks(kThawHooksPatience);
+  if (!told.has_value()) return;
+  hooks.erase(std::remove_if(hooks.begin(), hooks.end(), unfinished), hooks.end());
+  hooks.MergeFrom(told->hooks());
 }
 
 // Needs:            a committed snapshot.

@@ -29,6 +29,9 @@ struct TakeOptions {
   sessionpb::QuiescePolicy quiesce = sessionpb::QUIESCE_TRY;
   guestpb::HookPolicy hook_policy = guestpb::HOOK_FAIL;
   bool memory = true;
+  // With memory: where it can only be saved while the machine stands still, for longer than max_pause.
+  sessionpb::MemoryPolicy memory_policy = sessionpb::MEMORY_TRY;
+  absl::Duration max_pause = absl::Seconds(2);  // How long the machine may stand still.
   absl::Duration freeze_lease = absl::Seconds(10);
   absl::Duration hook_timeout = absl::Seconds(10);
   bool skip_presync = false;

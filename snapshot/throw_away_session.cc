@@ -1,51 +1,32 @@
 #include "snapshot/throw_away_session.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/file.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/pipe.h"
 #include "base/random.h"
-#include "base/unix_socket.h"
 #include "session/control/session_process.h"
 
 namespace still::snapshot {
 namespace {
 
-// A session ends its hypervisor and its disk servers before it goes.
-constexpr absl::Duration kOrderlyEnd = absl::Seconds(30);
-constexpr absl::Duration kForcedEnd = absl::Seconds(10);
+constexpr absl::Duration kJanitorEnd = absl::Seconds(10);
 
 std::string LockDirectory(const session::SessionRegistry& sessions) { return JoinPath(sessions.root(), "throw-away"); }
 
-absl::Status Signal(int pidfd, int signal) {
-  if (::syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0) == 0 || errno == ESRCH) return absl::OkStatus();
-  return ErrnoStatus(errno, "signal to still-session");
-}
-
-absl::Status EndProcess(const std::string& directory) {
-  // Names of throw-away sessions are never used twice, so there is no other.
-  std::optional<OwnedFd> process = session::FindSessionProcess(directory);
-  if (!process.has_value()) return absl::OkStatus();
-  STILL_RETURN_IF_ERROR(Signal(process->get(), SIGTERM));
-  if (WaitReadable(process->get(), kOrderlyEnd, "the session's end").ok()) return absl::OkStatus();
-  LogWarning("session did not end when asked", {{"directory", directory}});
-  STILL_RETURN_IF_ERROR(Signal(process->get(), SIGKILL));
-  return WaitReadable(process->get(), kForcedEnd, "the session's end");
-}
-
 absl::Status EndAndRemove(const session::SessionRegistry& sessions, const std::string& name) {
   const std::string directory = sessions.Directory(name);
-  STILL_RETURN_IF_ERROR(Annotate(EndProcess(directory), name));
+  // Names of throw-away sessions are never used twice, so there is no other process.
+  absl::Status ended = session::EndSessionProcess(directory);
+  if (!ended.ok() && !absl::IsNotFound(ended)) return Annotate(ended, name);
   return RemoveTree(directory);
 }
 
@@ -75,20 +56,17 @@ absl::StatusOr<ThrowAwaySession> ThrowAwaySession::Reserve(const session::Sessio
   STILL_ASSIGN_OR_RETURN(OwnedFd lock, OpenFile(lock_path, O_RDWR | O_CREAT | O_EXCL));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", lock_path));
 
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd read_end(ends[0]);
-  OwnedFd write_end(ends[1]);
+  STILL_ASSIGN_OR_RETURN(Pipe life_line, MakePipe());
   STILL_ASSIGN_OR_RETURN(std::string program, session::FindSibling("still", "STILL_PROGRAM"));
   ProcessOptions options;
-  options.argv = {program, "__janitor", "--state", sessions.root(), "--life-line-fd", absl::StrCat(read_end.get()),
-                  name};
-  options.inherited_fds = {read_end.get()};
+  options.argv = {
+      program, "__janitor", "--state", sessions.root(), "--life-line-fd", absl::StrCat(life_line.read_end.get()), name};
+  options.inherited_fds = {life_line.read_end.get()};
   options.working_directory = "/";
   // What ends us from a terminal must not end it.
   options.new_session = true;
   STILL_ASSIGN_OR_RETURN(ChildProcess janitor, ChildProcess::Start(options));
-  return ThrowAwaySession(sessions, name, std::move(lock), std::move(write_end), std::move(janitor));
+  return ThrowAwaySession(sessions, name, std::move(lock), std::move(life_line.write_end), std::move(janitor));
 }
 
 absl::Status ThrowAwaySession::End() {
@@ -96,7 +74,7 @@ absl::Status ThrowAwaySession::End() {
   STILL_RETURN_IF_ERROR(EndAndRemove(sessions_, name_));
   life_line_.Reset();
   // It finds nothing to do.
-  STILL_RETURN_IF_ERROR(janitor_.Wait(kForcedEnd).status());
+  STILL_RETURN_IF_ERROR(janitor_.Wait(kJanitorEnd).status());
   STILL_RETURN_IF_ERROR(RemoveFile(JoinPath(LockDirectory(sessions_), name_)));
   lock_.Reset();
   ended_ = true;

@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/name_match.h"
+#include "base/quantity.h"
 
 namespace still::store {
 namespace {
@@ -18,27 +19,6 @@ using Snapshots = std::vector<Snapshot>;
 constexpr size_t kMinIdPrefix = 4;
 constexpr size_t kShownIdDigits = 12;
 constexpr absl::string_view kLatest = "latest";
-
-// "2d", "90m": units s, m, h, d, w.
-std::optional<absl::Duration> ParseAge(absl::string_view text) {
-  if (text.size() < 2) return std::nullopt;
-  double number;
-  if (!absl::SimpleAtod(text.substr(0, text.size() - 1), &number) || !(number >= 0)) return std::nullopt;
-  switch (text.back()) {
-    case 's':
-      return number * absl::Seconds(1);
-    case 'm':
-      return number * absl::Minutes(1);
-    case 'h':
-      return number * absl::Hours(1);
-    case 'd':
-      return number * absl::Hours(24);
-    case 'w':
-      return number * absl::Hours(24 * 7);
-    default:
-      return std::nullopt;
-  }
-}
 
 // The names of the sessions that have snapshots, each once.
 std::vector<std::string> SessionsOf(const Snapshots& snapshots) {
@@ -107,7 +87,8 @@ absl::StatusOr<size_t> ResolveSnapshot(const Snapshots& snapshots, absl::string_
     absl::string_view session = reference.substr(0, at);
     absl::string_view when = reference.substr(at + 1);
     if (when == kLatest) return NewestOf(snapshots, reference, session, absl::InfiniteFuture());
-    if (std::optional<absl::Duration> age = ParseAge(when)) return NewestOf(snapshots, reference, session, now - *age);
+    if (absl::StatusOr<absl::Duration> age = ParseDuration(when); age.ok())
+      return NewestOf(snapshots, reference, session, now - *age);
   }
   return ByBeginning(snapshots, reference);
 }

@@ -124,10 +124,9 @@ StepResult IdentityAdopter::SetMacs(const pb::AdoptIdentityRequest& request) {
 }
 
 StepResult IdentityAdopter::RunHooks(const pb::AdoptIdentityRequest& request, pb::AdoptIdentityResponse& response) {
-  HookPrograms hooks({.own = parts_.root + parts_.hooks, .qemu = "", .qemu_single = ""},
-                     {{"STILL_RESTORE_ID", request.restore_id()},
-                      {"STILL_MACHINE_ID", response.machine_id()},
-                      {"STILL_HOSTNAME", response.hostname()}});
+  HookPrograms hooks({.own = parts_.root + parts_.hooks, .qemu = {}}, {{"STILL_RESTORE_ID", request.restore_id()},
+                                                                       {"STILL_MACHINE_ID", response.machine_id()},
+                                                                       {"STILL_HOSTNAME", response.hostname()}});
   std::vector<std::string> paths = hooks.List();
   if (paths.empty()) return StepResult::Skipped("this guest has none");
   absl::Duration timeout =
@@ -153,7 +152,9 @@ absl::StatusOr<pb::AdoptIdentityResponse> IdentityAdopter::Adopt(const pb::Adopt
   STILL_RETURN_IF_ERROR(reseeded);
   Step(response, "clock", [&] { return SetClock(request, received); });
   absl::StatusOr<pb::ThawResponse> thawed;
-  Step(response, "thaw", [&] { return StepResult::Of((thawed = parts_.controller.Thaw({})).status()); });
+  pb::ThawRequest thaw;
+  thaw.set_requester("restore");
+  Step(response, "thaw", [&] { return StepResult::Of((thawed = parts_.controller.Thaw(thaw)).status()); });
   if (!thawed.ok()) return thawed.status();
   *response.mutable_thaw() = *std::move(thawed);
   if (!request.keep_identity()) {

@@ -1,5 +1,7 @@
 #include "session/control/capture_service.h"
 
+#include <algorithm>
+#include <atomic>
 #include <thread>
 #include <utility>
 
@@ -24,8 +26,12 @@ constexpr absl::Duration kSinkTimeout = absl::Seconds(10);
 // lost its capture (issue: a stuck drain is cancelled within a second).
 constexpr absl::Duration kMemoryStallLimit = absl::Seconds(1);
 constexpr absl::Duration kVanishedCheck = absl::Milliseconds(50);
+// How often the guest is asked whether its thaw hooks have ended, and how long it may take to answer.
+constexpr absl::Duration kMaxHooksPause = absl::Seconds(2);
+constexpr absl::Duration kHooksCallTimeout = absl::Seconds(1);
 constexpr absl::Duration kDefaultFreezeLease = absl::Seconds(10);
 constexpr absl::Duration kDefaultHookTimeout = absl::Seconds(10);
+constexpr absl::Duration kLongestMaxPause = absl::Minutes(10);
 
 FreezeOptions FreezeOptionsOf(const sessionpb::BeginCaptureRequest& request) {
   FreezeOptions options;
@@ -35,6 +41,30 @@ FreezeOptions FreezeOptionsOf(const sessionpb::BeginCaptureRequest& request) {
   options.hook_policy = request.hook_policy();
   options.skip_presync = request.skip_presync();
   return options;
+}
+
+absl::StatusOr<CaptureOptions> CaptureOptionsOf(const sessionpb::BeginCaptureRequest& request) {
+  CaptureOptions options{.memory = request.memory(),
+                         .repository_id = request.repository_id(),
+                         .stop_for_memory = request.memory_policy() == sessionpb::MEMORY_STOP,
+                         .pin_space_limit = request.pin_space_limit()};
+  options.base_bitmaps.assign(request.base_bitmaps().begin(), request.base_bitmaps().end());
+  if (request.max_pause_ms() > 0) options.max_pause = absl::Milliseconds(request.max_pause_ms());
+  if (options.max_pause > kLongestMaxPause) {
+    return absl::InvalidArgumentError(absl::StrCat("a pause of ", absl::FormatDuration(options.max_pause), "; at most ",
+                                                   absl::FormatDuration(kLongestMaxPause), " are allowed"));
+  }
+  return options;
+}
+
+// Empty when it can be saved as asked for.
+std::string WhyNoMemory(const Capabilities& can, const CaptureOptions& options) {
+  if (!can.memory) return "this hypervisor cannot save memory";
+  if (can.background_memory || options.stop_for_memory || can.stopped_memory_pause <= options.max_pause) return "";
+  return absl::StrCat("memory can only be saved while the machine stands still (", can.background_memory_reason,
+                      "), for about ", absl::FormatDuration(absl::Ceil(can.stopped_memory_pause, absl::Seconds(1))),
+                      ", and it may stand still for ", absl::FormatDuration(options.max_pause),
+                      " (--max-pause; or ask for it: --memory stop)");
 }
 
 sessionpb::CaptureEvent PhaseEvent(const std::string& step, absl::Duration start, absl::Duration end) {
@@ -73,6 +103,8 @@ struct CaptureService::Active {
   std::unique_ptr<VmCapture> capture;
   EventSender* events;
   bool memory = false;
+  std::atomic<bool> in_window = true;
+  uint32_t pending_thaw_hooks = 0;
 
   absl::Mutex mutex;
   bool ended ABSL_GUARDED_BY(mutex) = false;  // EndCapture was called, or Abort.
@@ -103,6 +135,11 @@ std::string CaptureService::active() const {
   return active_ == nullptr ? "" : active_->id;
 }
 
+bool CaptureService::window_open() const {
+  absl::MutexLock lock(&mutex_);
+  return active_ != nullptr && active_->in_window;
+}
+
 absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb::BeginCaptureRequest& request,
                                    grpc::ServerWriter<sessionpb::CaptureEvent>& writer) {
   EventSender events(writer);
@@ -110,7 +147,6 @@ absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb
   active->id = RandomUuid();
   active->context = &context;
   active->events = &events;
-  active->memory = request.memory();
   {
     absl::MutexLock lock(&mutex_);
     if (active_ != nullptr) {
@@ -120,6 +156,7 @@ absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb
     active_ = active;
   }
   absl::Status status = Window(*active, request);
+  active->in_window = false;
   if (status.ok()) status = Drain(*active);
   if (!status.ok()) events.Send(FailureEvent(status));
   bool committed;
@@ -143,9 +180,10 @@ absl::Status CaptureService::Begin(grpc::ServerContext& context, const sessionpb
   return status;
 }
 
-absl::StatusOr<OwnedFd> CaptureService::AcceptMemorySink(Active& active) {
+absl::StatusOr<OwnedFd> CaptureService::AcceptMemorySink(Active& active, const std::string& no_memory_reason) {
   sessionpb::CaptureEvent event;
   event.mutable_prepared()->set_capture_id(active.id);
+  event.mutable_prepared()->set_no_memory_reason(no_memory_reason);
   if (!active.memory) {
     active.events->Send(std::move(event));
     return OwnedFd();
@@ -160,15 +198,17 @@ absl::StatusOr<OwnedFd> CaptureService::AcceptMemorySink(Active& active) {
 }
 
 absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptureRequest& request) {
-  if (request.memory() && !session_.vm().capabilities().memory) {
-    return absl::FailedPreconditionError("this hypervisor cannot save memory; take a snapshot of the disks only");
+  STILL_ASSIGN_OR_RETURN(CaptureOptions options, CaptureOptionsOf(request));
+  std::string no_memory;
+  if (options.memory) no_memory = WhyNoMemory(session_.vm().capabilities(), options);
+  if (!no_memory.empty() && request.memory_policy() != sessionpb::MEMORY_TRY) {
+    return absl::FailedPreconditionError(absl::StrCat(no_memory, "; or take a snapshot of the disks only"));
   }
+  active.memory = options.memory = options.memory && no_memory.empty();
   if (request.quiesce() == sessionpb::QUIESCE_REQUIRE && session_.link() == nullptr) {
     return absl::FailedPreconditionError("quiesce=require, but the session has no vsock and so no agent");
   }
-  STILL_ASSIGN_OR_RETURN(OwnedFd sink, AcceptMemorySink(active));
-  CaptureOptions options{.memory = request.memory(), .pin_space_limit = request.pin_space_limit()};
-  options.base_bitmaps.assign(request.base_bitmaps().begin(), request.base_bitmaps().end());
+  STILL_ASSIGN_OR_RETURN(OwnedFd sink, AcceptMemorySink(active, no_memory));
   Freezer freezer = session_.link() == nullptr ? nullptr : MakeGuestFreezer(*session_.link());
 
   absl::StatusOr<WindowReport> report;
@@ -184,17 +224,21 @@ absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptur
   observer.cancelled = [&active] { return active.Vanished(); };
   STILL_RETURN_IF_ERROR(session_.executor().Run([&]() -> absl::Status {
     STILL_ASSIGN_OR_RETURN(active.capture, session_.vm().PrepareCapture(options, std::move(sink)));
-    CriticalWindow window(Clock::Real(), *active.capture, freezer,
-                          {.quiesce = request.quiesce(), .freeze = FreezeOptionsOf(request)}, observer);
+    CriticalWindow window(
+        Clock::Real(), *active.capture, freezer,
+        {.quiesce = request.quiesce(), .freeze = FreezeOptionsOf(request), .disks = session_.machine().disks()},
+        observer);
     STILL_ASSIGN_OR_RETURN(report, window.Run());
     STILL_ASSIGN_OR_RETURN(exports, active.capture->ExportDisks());
     return absl::OkStatus();
   }));
 
+  active.pending_thaw_hooks = report->pending_thaw_hooks;
   sessionpb::CaptureEvent event;
   sessionpb::CapturePinned& pinned = *event.mutable_pinned();
   *pinned.mutable_consistency() = std::move(report->consistency);
   *pinned.mutable_windows() = std::move(report->windows);
+  pinned.mutable_windows()->set_no_memory_reason(no_memory);
   pinned.set_point_unix_ns(absl::ToUnixNanos(report->point));
   *pinned.mutable_machine() = session_.machine();
   for (PinnedDiskExport& disk : exports) {
@@ -227,7 +271,14 @@ absl::Status CaptureService::Drain(Active& active) {
     if (!memory_done.HasBeenNotified()) active.capture->Cancel();
     memory_watcher.join();
   };
+  absl::Duration hooks_pause = kVanishedCheck;
+  absl::Duration hooks_next = Clock::Real().Monotonic();
   for (;;) {
+    if (active.pending_thaw_hooks > 0 && Clock::Real().Monotonic() >= hooks_next) {
+      if (TellThawHooks(active)) active.pending_thaw_hooks = 0;
+      hooks_pause = std::min(2 * hooks_pause, kMaxHooksPause);
+      hooks_next = Clock::Real().Monotonic() + hooks_pause;
+    }
     if (memory_done.HasBeenNotified() && !memory.ok()) return memory;
     STILL_RETURN_IF_ERROR(active.capture->CheckPins());
     if (session_.WaitFor(absl::ZeroDuration()).has_value()) {
@@ -238,6 +289,23 @@ absl::Status CaptureService::Drain(Active& active) {
     if (active.mutex.AwaitWithTimeout(absl::Condition(&ended), kVanishedCheck)) return absl::OkStatus();
     if (active.context->IsCancelled()) return absl::CancelledError("the caller of the capture has gone");
   }
+}
+
+bool CaptureService::TellThawHooks(Active& active) {
+  absl::StatusOr<std::shared_ptr<GuestClient>> client = session_.link()->Client(kHooksCallTimeout);
+  if (!client.ok()) return false;
+  absl::StatusOr<guestpb::QuiesceStatusResponse> status = (*client)->QuiesceStatus(kHooksCallTimeout);
+  if (!status.ok() || status->thaw_hooks_pending() > 0) return false;
+  sessionpb::CaptureEvent event;
+  for (const guestpb::HookResult& hook : status->thaw_hooks()) {
+    if (hook.exit_code() != 0) {
+      LogWarning("thaw hook failed", {{"hook", hook.path()}, {"exit", hook.exit_code()}, {"output", hook.output()}});
+    }
+    KeepHook(hook, *event.mutable_thaw_hooks()->add_hooks());
+    if (event.thaw_hooks().hooks_size() == kMaxHooksKept) break;
+  }
+  active.events->Send(std::move(event));
+  return true;
 }
 
 sessionpb::CaptureEvent CaptureService::FailureEvent(const absl::Status& status) {

@@ -35,13 +35,18 @@ class CaptureService {
   void Abort();
   // Empty when none is under way.
   std::string active() const;
+  // The window of one is open, or about to be: it has frozen the guest, and will thaw it by itself.
+  bool window_open() const;
 
  private:
   struct Active;
 
-  absl::StatusOr<OwnedFd> AcceptMemorySink(Active& active);
+  // `no_memory_reason`: for the caller, when there will be none though it was asked for.
+  absl::StatusOr<OwnedFd> AcceptMemorySink(Active& active, const std::string& no_memory_reason);
   absl::Status Window(Active& active, const sessionpb::BeginCaptureRequest& request);
   absl::Status Drain(Active& active);
+  // Tells the caller of the thaw hooks once they have ended; true when there is no more to tell.
+  bool TellThawHooks(Active& active);
   sessionpb::CaptureEvent FailureEvent(const absl::Status& status);
 
   void DelayIfAsked(const std::string& step) const;

@@ -59,6 +59,12 @@ grpc::Status ControlService::Exec(grpc::ServerContext* context, const guestpb::E
 
 grpc::Status ControlService::Thaw(grpc::ServerContext*, const sessionpb::ThawRequest* request,
                                   guestpb::ThawResponse* response) {
+  if (captures_.window_open() && !request->force()) {
+    return ToGrpc(absl::FailedPreconditionError(absl::StrCat(
+        "a snapshot of ", session_.config().name(),
+        " is being taken: it thaws the guest by itself within seconds, and the guest does so if it cannot; "
+        "--force thaws now and may cost the snapshot its consistency label")));
+  }
   absl::Duration timeout = request->timeout_ms() > 0 ? absl::Milliseconds(request->timeout_ms()) : kDefaultThawTimeout;
   absl::StatusOr<guestpb::ThawResponse> thaw = session_.guest_thaw().Thaw(timeout);
   if (!thaw.ok()) return ToGrpc(thaw.status());
@@ -74,9 +80,9 @@ grpc::Status ControlService::Resume(grpc::ServerContext*, const sessionpb::Resum
       return absl::FailedPreconditionError("a snapshot is being taken of the session, which ends its pause by itself");
     }
     Vm& vm = session_.vm();
-    if (LazyDisks* disks = vm.lazy_disks(); disks != nullptr) {
-      STILL_ASSIGN_OR_RETURN(bool held, disks->Held());
-      if (held) return absl::FailedPreconditionError("a disk that cannot be read holds the guest until it can");
+    STILL_ASSIGN_OR_RETURN(std::optional<Standstill> standstill, vm.FindStandstill());
+    if (standstill.has_value() && standstill->kind == Standstill::Kind::kHeld) {
+      return absl::FailedPreconditionError("a disk that cannot be read or written holds the guest until it can");
     }
     STILL_ASSIGN_OR_RETURN(bool paused, vm.IsPaused());
     if (paused) STILL_RETURN_IF_ERROR(vm.Resume());

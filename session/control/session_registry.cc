@@ -14,21 +14,28 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/name_match.h"
 #include "base/process.h"
-#include "base/undo.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
+#include "session/control/launch_report.h"
+#include "session/control/session_autostart.h"
+#include "session/control/session_lock.h"
 #include "session/session_config.h"
 
 namespace still::session {
 namespace {
 
 constexpr size_t kMaxConfigBytes = 1 << 20;
+// From its recorded end to the end of its process: the hypervisor's and the disk servers' ends.
+constexpr absl::Duration kEndingTimeout = absl::Seconds(10);
+constexpr absl::Duration kLookForEnd = absl::Milliseconds(10);
+constexpr char kStartFile[] = "start.json";
 
 template <typename Message>
 absl::StatusOr<Message> ReadJson(const std::string& path) {
@@ -54,16 +61,23 @@ absl::Status WriteJson(const std::string& path, const Message& message) {
   return WriteFileAtomically(path, text);
 }
 
-bool IsAlive(const std::string& directory) { return ConnectUnix(JoinPath(directory, "control.sock")).ok(); }
+bool IsReady(const std::string& directory) { return ConnectUnix(JoinPath(directory, "control.sock")).ok(); }
 
-// The child's last word on the pipe.
-absl::StatusOr<sessionpb::LaunchReport> ParseReport(const std::string& bytes, const std::string& log) {
-  sessionpb::LaunchReport report;
-  if (bytes.empty() || !report.ParseFromString(bytes)) {
-    return absl::InternalError(absl::StrCat("still-session ended without a word; look at ", log));
-  }
-  if (report.code() != 0) return absl::Status(static_cast<absl::StatusCode>(report.code()), report.message());
-  return report;
+// A still-session of before the lock is known by its socket.
+bool IsAlive(const std::string& directory) { return IsSessionLocked(directory) || IsReady(directory); }
+
+std::string EndPath(const std::string& directory) { return JoinPath(directory, "end.json"); }
+
+// How a session ended that does not serve any more. nullopt: it recorded neither its end nor its start, or it has just been
+// started.
+std::optional<sessionpb::SessionEnd> EndOf(const std::string& directory, bool alive) {
+  if (auto end = ReadJson<sessionpb::SessionEnd>(EndPath(directory)); end.ok()) return *end;
+  absl::StatusOr<sessionpb::SessionStart> start = ReadSessionStart(directory);
+  if (alive || !start.ok()) return std::nullopt;
+  sessionpb::SessionEnd end;
+  end.set_kind(start->boot_id() == HostBootId() ? sessionpb::SessionEnd::KILLED
+                                                : sessionpb::SessionEnd::HOST_RESTARTED);
+  return end;
 }
 
 }  // namespace
@@ -72,14 +86,18 @@ std::string SessionRegistry::Directory(const std::string& name) const {
   return absl::StrCat(root_, "/sessions/", name);
 }
 
-absl::StatusOr<std::string> SessionRegistry::Create(const std::string& name) const {
+absl::StatusOr<SessionPlace> SessionRegistry::Create(const std::string& name) const {
   STILL_RETURN_IF_ERROR(ValidateSessionName(name));
   STILL_RETURN_IF_ERROR(MakeDirectories(absl::StrCat(root_, "/sessions")));
   std::string directory = Directory(name);
-  if (::mkdir(directory.c_str(), 0700) == 0) return directory;
+  if (::mkdir(directory.c_str(), 0700) == 0) {
+    STILL_ASSIGN_OR_RETURN(OwnedFd lock, LockSession(directory));
+    return SessionPlace{.directory = std::move(directory), .lock = std::move(lock)};
+  }
   if (errno != EEXIST) return ErrnoStatus(errno, absl::StrCat("mkdir ", directory));
   if (IsAlive(directory)) {
-    return absl::AlreadyExistsError(absl::StrCat("session ", name, " is running; choose another name"));
+    return absl::AlreadyExistsError(absl::StrCat(
+        "session ", name, IsReady(directory) ? " is running" : " is just starting or ending", "; choose another name"));
   }
   return absl::AlreadyExistsError(absl::StrCat("session ", name,
                                                " has ended but keeps its directory; remove it with `still rm ", name,
@@ -108,10 +126,10 @@ absl::StatusOr<SessionEntry> SessionRegistry::Find(const std::string& name) cons
     return NoSuchName("session", name, names);
   }
   if (!config.ok()) return config.status();
-  SessionEntry entry{.name = name, .directory = directory, .config = *std::move(config), .alive = IsAlive(directory)};
-  if (!entry.alive) {
-    if (auto end = ReadJson<sessionpb::SessionEnd>(JoinPath(directory, "end.json")); end.ok()) entry.end = *end;
-  }
+  SessionEntry entry{.name = name, .directory = directory, .config = *std::move(config)};
+  entry.ready = IsReady(directory);
+  entry.alive = entry.ready || IsSessionLocked(directory);
+  if (!entry.ready) entry.end = EndOf(directory, entry.alive);
   return entry;
 }
 
@@ -131,19 +149,38 @@ absl::Status SessionRegistry::Remove(const std::string& name) const {
   STILL_RETURN_IF_ERROR(ValidateSessionName(name));
   std::string directory = Directory(name);
   if (!PathExists(directory)) return Find(name).status();
+  // One that has recorded its end is gone in a moment.
+  if (IsAlive(directory) && PathExists(EndPath(directory))) (void)AwaitGone(name, kEndingTimeout);
   if (IsAlive(directory)) {
     return absl::FailedPreconditionError(
-        absl::StrCat("session ", name, " is running; stop it first: still stop ", name));
+        absl::StrCat("session ", name, IsReady(directory) ? " is running" : " is just starting or ending",
+                     "; stop it first: still stop ", name));
   }
+  // Held while it goes, so that nobody starts it again in between.
+  absl::StatusOr<OwnedFd> lock = LockSession(directory);
+  if (!lock.ok() && !absl::IsNotFound(lock.status())) return lock.status();
   return RemoveTree(directory);
+}
+
+absl::Status SessionRegistry::AwaitGone(const std::string& name, absl::Duration timeout) const {
+  const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+  while (IsAlive(Directory(name))) {
+    if (Clock::Real().Monotonic() > deadline) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("session ", name, " did not end within ", absl::FormatDuration(timeout)));
+    }
+    Clock::Real().Sleep(kLookForEnd);
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<sessionpb::SessionControl::Stub>> SessionRegistry::Connect(
     const std::string& name) const {
   STILL_ASSIGN_OR_RETURN(SessionEntry entry, Find(name));
-  if (!entry.alive) {
-    return absl::UnavailableError(
-        absl::StrCat("session ", name, " is not running", entry.end.has_value() ? ": " + DescribeEnd(*entry.end) : ""));
+  if (!entry.ready) {
+    const bool starting = entry.alive && !entry.end.has_value();
+    return absl::UnavailableError(absl::StrCat("session ", name, starting ? " is just starting" : " is not running",
+                                               entry.end.has_value() ? ": " + DescribeEnd(*entry.end) : ""));
   }
   return sessionpb::SessionControl::NewStub(grpc::CreateChannel(
       absl::StrCat("unix:", JoinPath(Directory(name), "control.sock")), grpc::InsecureChannelCredentials()));
@@ -173,47 +210,47 @@ absl::Status SessionRegistry::End(const std::string& name, absl::Duration timeou
 }
 
 absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb::SessionConfig& config,
-                                                                const OwnedFd& ram, absl::Duration timeout,
-                                                                const OwnedFd& disk_secret) const {
+                                                                LaunchOptions options) const {
   std::string directory = Directory(config.name());
+  OwnedFd own_lock;
+  if (options.lock_fd < 0) {
+    STILL_ASSIGN_OR_RETURN(own_lock, LockSession(directory));
+    options.lock_fd = own_lock.get();
+  }
+  // Of an earlier life.
+  STILL_RETURN_IF_ERROR(RemoveFile(EndPath(directory)));
   STILL_RETURN_IF_ERROR(WriteJson(JoinPath(directory, "session.json"), config));
   STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("still-session", "STILL_SESSION_PROGRAM"));
   std::string log_path = JoinPath(directory, "session.log");
   STILL_ASSIGN_OR_RETURN(OwnedFd log, OpenFile(log_path, O_WRONLY | O_CREAT | O_APPEND));
-  int pipe_fds[2];
-  if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd report_read(pipe_fds[0]);
-  OwnedFd report_write(pipe_fds[1]);
+  STILL_ASSIGN_OR_RETURN(SocketPair report, MakeReportSocket());
 
-  ProcessOptions options;
-  options.argv = {program, "--directory", directory, "--report-fd", absl::StrCat(report_write.get())};
-  options.inherited_fds = {report_write.get()};
-  if (ram.valid()) {
-    options.argv.insert(options.argv.end(), {"--ram-fd", absl::StrCat(ram.get())});
-    options.inherited_fds.push_back(ram.get());
-  }
-  if (disk_secret.valid()) {
-    options.argv.insert(options.argv.end(), {"--disk-secret-fd", absl::StrCat(disk_secret.get())});
-    options.inherited_fds.push_back(disk_secret.get());
-  }
-  options.working_directory = "/";
-  options.stderr_fd = log.get();
-  options.new_session = true;
-  STILL_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Start(options));
-  report_write.Reset();
+  ProcessOptions process;
+  if (options.own_unit) process.argv = ScopeCommand(config);
+  process.argv.insert(process.argv.end(), {program, "--directory", directory});
+  auto pass = [&process](const char* option, int fd) {
+    if (fd < 0) return;
+    process.argv.insert(process.argv.end(), {option, absl::StrCat(fd)});
+    process.inherited_fds.push_back(fd);
+  };
+  pass("--report-fd", report.second.get());
+  pass("--lock-fd", options.lock_fd);
+  pass("--ram-fd", options.ram_fd);
+  pass("--disk-secret-fd", options.disk_secret_fd);
+  process.working_directory = "/";
+  process.stderr_fd = log.get();
+  process.new_session = true;
+  STILL_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Start(process));
+  report.second.Reset();
 
-  std::string report;
-  const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
-  char buffer[4096];
-  for (;;) {
-    STILL_RETURN_IF_ERROR(
-        WaitReadable(report_read.get(), deadline - Clock::Real().Monotonic(), "still-session's report"));
-    ssize_t got = ::read(report_read.get(), buffer, sizeof buffer);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) break;
-    report.append(buffer, static_cast<size_t>(got));
+  absl::StatusOr<sessionpb::LaunchReport> ready = AwaitReport(report.first.get(), options.timeout, options.on_step);
+  if (!ready.ok()) {
+    // It ends by itself after its report, and records its end; what hangs is killed with `child`.
+    report.first.Reset();
+    (void)child.Wait(kEndingTimeout);
+    if (!absl::IsInternal(ready.status())) return ready.status();
+    return absl::InternalError(absl::StrCat(ready.status().message(), "; look at ", log_path));
   }
-  STILL_ASSIGN_OR_RETURN(sessionpb::LaunchReport ready, ParseReport(report, log_path));
   child.Release();
   return ready;
 }
@@ -222,8 +259,21 @@ absl::StatusOr<sessionpb::SessionConfig> ReadSessionConfig(const std::string& di
   return ReadJson<sessionpb::SessionConfig>(JoinPath(directory, "session.json"));
 }
 
+std::string HostBootId() {
+  absl::StatusOr<std::string> id = ReadFile("/proc/sys/kernel/random/boot_id", kMaxConfigBytes);
+  return id.ok() ? std::string(absl::StripTrailingAsciiWhitespace(*id)) : "";
+}
+
+absl::StatusOr<sessionpb::SessionStart> ReadSessionStart(const std::string& directory) {
+  return ReadJson<sessionpb::SessionStart>(JoinPath(directory, kStartFile));
+}
+
+absl::Status WriteSessionStart(const std::string& directory, const sessionpb::SessionStart& start) {
+  return WriteJson(JoinPath(directory, kStartFile), start);
+}
+
 absl::Status WriteSessionEnd(const std::string& directory, const sessionpb::SessionEnd& end) {
-  return WriteJson(JoinPath(directory, "end.json"), end);
+  return WriteJson(EndPath(directory), end);
 }
 
 absl::StatusOr<std::string> FindSibling(const std::string& program, const char* environment) {

@@ -13,11 +13,18 @@
 
 namespace still::session {
 
+struct AdoptLimits {
+  absl::Duration timeout;  // For all of it.
+  // Without an answer to a Ping: a guest that hangs is not waited for as long as one that is slow.
+  absl::Duration silence;
+};
+
 // Sends fresh entropy, the time and what `identity` says, over whatever connection the agent has, until it was answered
-// or `timeout` is over. The guest is thawed and its random generator reseeded when this returns OK. On an error it must
+// or a limit is reached. The guest is thawed and its random generator reseeded when this returns OK. On an error it must
 // not run on: it may share its random numbers with its source. FAILED_PRECONDITION: an agent that cannot do it.
+// DEADLINE_EXCEEDED: a limit. UNAVAILABLE: the link was shut down.
 absl::StatusOr<guestpb::AdoptIdentityResponse> AdoptIdentity(GuestLink& link, const sessionpb::NewIdentity& identity,
-                                                             absl::Duration timeout);
+                                                             const AdoptLimits& limits);
 
 // True when nothing on a network can take this machine for the one it was copied from: its addresses are its own, or
 // it keeps them on purpose.

@@ -12,9 +12,23 @@ namespace still::session {
 namespace {
 
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+// What comes before the freeze, and the way there and back.
+constexpr absl::Duration kPresyncLimit = absl::Seconds(30);
+constexpr absl::Duration kHooksLimit = absl::Seconds(60);
+constexpr absl::Duration kQuiesceMargin = absl::Seconds(5);
+constexpr absl::Duration kLookAgain = absl::Seconds(1);  // Whether the guest was reset while we wait for its agent.
 constexpr absl::Duration kRenewTimeout = absl::Seconds(2);
+// A thaw over the connection that froze: one that was lost in silence must not cost the time for another.
+constexpr absl::Duration kFirstThawTimeout = absl::Seconds(10);
 // The guard's own thaw: nobody waits for it, and the lease ends what it cannot.
 constexpr absl::Duration kGuardThawTimeout = absl::Seconds(15);
+
+absl::Duration QuiesceTimeout(const GuestClient& client, const FreezeOptions& options) {
+  // An older agent's lease includes all of it.
+  const auto& features = client.init().features();
+  if (std::find(features.begin(), features.end(), "disks") == features.end()) return options.lease;
+  return kPresyncLimit + kHooksLimit + options.lease + kQuiesceMargin;
+}
 
 }  // namespace
 
@@ -26,9 +40,12 @@ absl::StatusOr<FrozenGuest> FrozenGuest::Freeze(GuestLink& link, const FreezeOpt
   request.set_hook_policy(options.hook_policy);
   request.set_hook_timeout_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options.hook_timeout)));
   request.set_skip_presync(options.skip_presync);
+  request.set_presync_timeout_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(kPresyncLimit)));
+  request.set_hooks_timeout_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(kHooksLimit)));
   // The guard exists before the freeze is asked for: a call that fails may still have frozen.
-  FrozenGuest frozen(link, request.token(), options.lease);
-  absl::StatusOr<guestpb::QuiesceResponse> report = client->Quiesce(request, options.lease);
+  FrozenGuest frozen(link, client, request.token(), options.lease);
+  absl::StatusOr<guestpb::QuiesceResponse> report =
+      client->Quiesce(request, QuiesceTimeout(*client, options), options.cancelled);
   if (!report.ok()) return report.status();  // `frozen` thaws.
   frozen.report_ = *std::move(report);
   return frozen;
@@ -36,12 +53,14 @@ absl::StatusOr<FrozenGuest> FrozenGuest::Freeze(GuestLink& link, const FreezeOpt
 
 FrozenGuest::FrozenGuest(FrozenGuest&& other) noexcept
     : link_(std::exchange(other.link_, nullptr)),
+      client_(std::move(other.client_)),
+      restarts_(other.restarts_),
       token_(std::move(other.token_)),
       lease_(other.lease_),
       report_(std::move(other.report_)) {}
 
 FrozenGuest::~FrozenGuest() {
-  if (link_ == nullptr) return;
+  if (link_ == nullptr || GuestRestarted()) return;
   absl::StatusOr<guestpb::ThawResponse> thaw = Thaw(kGuardThawTimeout);
   if (thaw.ok()) {
     LogWarning("a frozen guest was thawed by its guard", {{"file_systems", thaw->thawed()}});
@@ -51,35 +70,39 @@ FrozenGuest::~FrozenGuest() {
   }
 }
 
-absl::Status FrozenGuest::Recheck(absl::Duration margin) {
-  STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, link_->Client(kRenewTimeout));
-  STILL_ASSIGN_OR_RETURN(uint32_t left_ms, client->RenewQuiesce(token_, kRenewTimeout));
-  if (absl::Milliseconds(left_ms) < margin) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the freeze ends in ", left_ms, " ms, before the point is pinned"));
+absl::StatusOr<absl::Duration> FrozenGuest::Recheck(absl::Duration margin) {
+  absl::StatusOr<guestpb::RenewQuiesceResponse> renewed = client_->RenewQuiesce(token_, kRenewTimeout);
+  if (absl::IsUnavailable(renewed.status())) {
+    STILL_ASSIGN_OR_RETURN(client_, link_->Client(kRenewTimeout));
+    renewed = client_->RenewQuiesce(token_, kRenewTimeout);
   }
-  return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(renewed.status());
+  if (absl::Milliseconds(renewed->remaining_ms()) < margin) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the freeze ends in ", renewed->remaining_ms(), " ms, before the point is pinned"));
+  }
+  return absl::Nanoseconds(static_cast<int64_t>(renewed->boottime_ns()));
 }
 
 absl::StatusOr<guestpb::ThawResponse> FrozenGuest::Thaw(absl::Duration timeout) {
   const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
-  absl::Status last = absl::DeadlineExceededError("thaw: no time left");
-  for (;;) {
+  guestpb::ThawRequest request;
+  request.set_token(token_);
+  request.set_requester("capture");
+  absl::StatusOr<guestpb::ThawResponse> response = client_->Thaw(request, std::min(timeout, kFirstThawTimeout));
+  while (absl::IsUnavailable(response.status()) || absl::IsDeadlineExceeded(response.status())) {
+    if (GuestRestarted()) return absl::AbortedError("the guest was reset, which ended its freeze");
     absl::Duration left = deadline - Clock::Real().Monotonic();
-    if (left <= absl::ZeroDuration()) return last;
-    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kConnectTimeout));
-    if (!client.ok()) {
-      last = client.status();
-      continue;
+    if (left <= absl::ZeroDuration()) break;
+    absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kLookAgain));
+    if (client.ok()) {
+      response = (*client)->Thaw(request, left);
+    } else {
+      response = client.status();
     }
-    absl::StatusOr<guestpb::ThawResponse> response = (*client)->Thaw(token_, left);
-    if (response.ok()) {
-      link_ = nullptr;
-      return response;
-    }
-    last = response.status();
-    if (!absl::IsUnavailable(last) && !absl::IsDeadlineExceeded(last)) return last;
   }
+  if (response.ok()) link_ = nullptr;
+  return response;
 }
 
 }  // namespace still::session

@@ -2,112 +2,147 @@
 
 #include <grpcpp/create_channel_posix.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "base/nonblocking.h"
 #include "proto/grpc_status.h"
+#include "session/guest/guest_words.h"
 
 namespace still::session {
 namespace {
 
-// An answer of the agent: the largest is Quiesce over a guest with thousands of mounts.
-constexpr int kMaxAnswerBytes = 4 << 20;
+// gRPC drops what is longer with RESOURCE_EXHAUSTED. A little more than ReadAnswer takes, so that its error is told.
+constexpr int kMaxMessageBytes = kMaxGuestAnswer + (64 << 10);
+constexpr char kService[] = "/stillpoint.guest.v1.Guest/";
 // What Exec may take beyond the program's own time limit: starting it, killing it, the way there and back.
 constexpr absl::Duration kExecMargin = absl::Seconds(15);
 constexpr uint32_t kDefaultExecTimeoutMs = 60'000;
+constexpr absl::Duration kCancelPoll = absl::Milliseconds(20);
+constexpr absl::Duration kWatchInterval = absl::Seconds(1);
 
 void SetDeadline(grpc::ClientContext& context, absl::Duration timeout) {
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
 }
 
+// The text may be the guest's.
 absl::Status Result(const grpc::Status& status, absl::string_view call) {
-  return Annotate(FromGrpc(status), absl::StrCat("guest agent, ", call));
+  const absl::Status result = FromGrpc(status);
+  return Annotate(absl::Status(result.code(), CleanWords(result.message())), absl::StrCat("guest agent, ", call));
+}
+
+absl::StatusOr<std::string> Bytes(const grpc::ByteBuffer& buffer) {
+  grpc::Slice slice;
+  STILL_RETURN_IF_ERROR(FromGrpc(buffer.DumpToSingleSlice(&slice)));
+  return std::string(reinterpret_cast<const char*>(slice.begin()), slice.size());
 }
 
 }  // namespace
 
-GuestClient::GuestClient(const std::shared_ptr<grpc::Channel>& channel) : stub_(guestpb::Guest::NewStub(channel)) {}
+GuestClient::GuestClient(const std::shared_ptr<grpc::Channel>& channel, OwnedFd connection)
+    : stub_(guestpb::Guest::NewStub(channel)), generic_stub_(channel), connection_(std::move(connection)) {}
+
+void GuestClient::Disconnect() { ::shutdown(connection_.get(), SHUT_RDWR); }
+
+absl::Status GuestClient::Ask(const char* call, const google::protobuf::Message& request,
+                              google::protobuf::Message& answer, const AskOptions& options) {
+  grpc::ClientContext context;
+  SetDeadline(context, options.timeout);
+  const std::string text = request.SerializeAsString();
+  const grpc::Slice slice(text);
+  const grpc::ByteBuffer asked(&slice, 1);
+  grpc::ByteBuffer answered;
+  absl::Notification done;
+  grpc::Status status;
+  generic_stub_.UnaryCall(&context, absl::StrCat(kService, call), grpc::StubOptions(), &asked, &answered,
+                          [&](grpc::Status result) {
+                            status = std::move(result);
+                            done.Notify();
+                          });
+  absl::Status watched;
+  while (options.watch && watched.ok() && !done.WaitForNotificationWithTimeout(options.watch_interval)) {
+    watched = options.watch();
+    if (!watched.ok()) context.TryCancel();
+  }
+  done.WaitForNotification();  // The context has a deadline.
+  STILL_RETURN_IF_ERROR(watched);
+  STILL_RETURN_IF_ERROR(Result(status, call));
+  STILL_ASSIGN_OR_RETURN(std::string bytes, Bytes(answered));
+  return Annotate(ReadAnswer(bytes, answer, options.text_limit), absl::StrCat("guest agent, ", call));
+}
 
 absl::StatusOr<std::unique_ptr<GuestClient>> GuestClient::Connect(OwnedFd connection, const GuestHello& hello,
                                                                   absl::Duration timeout) {
   // gRPC wants a non-blocking descriptor and owns it from here on.
   STILL_RETURN_IF_ERROR(SetNonBlocking(connection.get()));
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(kMaxAnswerBytes);
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   // A channel made from a descriptor is bound to it, but channels with equal arguments may share subchannels: not ours.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  auto client = absl::WrapUnique(
-      new GuestClient(grpc::CreateCustomInsecureChannelFromFd("guest", connection.Release(), arguments)));
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
+  STILL_ASSIGN_OR_RETURN(OwnedFd duplicate, connection.Duplicate());
+  auto client = absl::WrapUnique(new GuestClient(
+      grpc::CreateCustomInsecureChannelFromFd("guest", connection.Release(), arguments), std::move(duplicate)));
   guestpb::InitRequest request;
   request.set_session(hello.session);
   request.set_restore_id(hello.restore_id);
-  STILL_RETURN_IF_ERROR(Result(client->stub_->Init(&context, request, &client->init_), "Init"));
+  STILL_RETURN_IF_ERROR(client->Ask("Init", request, client->init_, {.timeout = timeout, .text_limit = kMaxGuestName}));
   return client;
 }
 
 absl::Status GuestClient::Ping(absl::Duration timeout) {
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
   guestpb::PingResponse response;
-  return Result(stub_->Ping(&context, {}, &response), "Ping");
+  return Ask("Ping", guestpb::PingRequest(), response, {.timeout = timeout});
 }
 
 absl::Status GuestClient::Shutdown(absl::Duration timeout) {
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
   guestpb::ShutdownResponse response;
-  return Result(stub_->Shutdown(&context, {}, &response), "Shutdown");
+  return Ask("Shutdown", guestpb::ShutdownRequest(), response, {.timeout = timeout});
 }
 
 absl::StatusOr<guestpb::QuiesceResponse> GuestClient::Quiesce(const guestpb::QuiesceRequest& request,
-                                                              absl::Duration timeout) {
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
+                                                              absl::Duration timeout,
+                                                              const std::function<bool()>& cancelled) {
+  auto watch = [&cancelled] { return cancelled() ? absl::CancelledError("cancelled") : absl::OkStatus(); };
   guestpb::QuiesceResponse response;
-  STILL_RETURN_IF_ERROR(Result(stub_->Quiesce(&context, request, &response), "Quiesce"));
+  STILL_RETURN_IF_ERROR(
+      Ask("Quiesce", request, response, {.timeout = timeout, .watch = watch, .watch_interval = kCancelPoll}));
   return response;
 }
 
-absl::StatusOr<uint32_t> GuestClient::RenewQuiesce(const std::string& token, absl::Duration timeout) {
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
+absl::StatusOr<guestpb::RenewQuiesceResponse> GuestClient::RenewQuiesce(const std::string& token,
+                                                                        absl::Duration timeout) {
   guestpb::RenewQuiesceRequest request;
   request.set_token(token);
   guestpb::RenewQuiesceResponse response;
-  STILL_RETURN_IF_ERROR(Result(stub_->RenewQuiesce(&context, request, &response), "RenewQuiesce"));
-  return response.remaining_ms();
+  STILL_RETURN_IF_ERROR(Ask("RenewQuiesce", request, response, {.timeout = timeout}));
+  return response;
 }
 
-absl::StatusOr<guestpb::ThawResponse> GuestClient::Thaw(const std::string& token, absl::Duration timeout) {
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
-  guestpb::ThawRequest request;
-  request.set_token(token);
+absl::StatusOr<guestpb::ThawResponse> GuestClient::Thaw(const guestpb::ThawRequest& request, absl::Duration timeout) {
   guestpb::ThawResponse response;
-  STILL_RETURN_IF_ERROR(Result(stub_->Thaw(&context, request, &response), "Thaw"));
+  STILL_RETURN_IF_ERROR(Ask("Thaw", request, response, {.timeout = timeout}));
   return response;
 }
 
 absl::StatusOr<guestpb::QuiesceStatusResponse> GuestClient::QuiesceStatus(absl::Duration timeout) {
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
   guestpb::QuiesceStatusResponse response;
-  STILL_RETURN_IF_ERROR(Result(stub_->QuiesceStatus(&context, {}, &response), "QuiesceStatus"));
+  STILL_RETURN_IF_ERROR(Ask("QuiesceStatus", guestpb::QuiesceStatusRequest(), response, {.timeout = timeout}));
   return response;
 }
 
 absl::StatusOr<guestpb::AdoptIdentityResponse> GuestClient::AdoptIdentity(const guestpb::AdoptIdentityRequest& request,
-                                                                          absl::Duration timeout) {
-  grpc::ClientContext context;
-  SetDeadline(context, timeout);
+                                                                          absl::Duration timeout,
+                                                                          const std::function<absl::Status()>& watch) {
   guestpb::AdoptIdentityResponse response;
-  STILL_RETURN_IF_ERROR(Result(stub_->AdoptIdentity(&context, request, &response), "AdoptIdentity"));
+  STILL_RETURN_IF_ERROR(
+      Ask("AdoptIdentity", request, response, {.timeout = timeout, .watch = watch, .watch_interval = kWatchInterval}));
   return response;
 }
 

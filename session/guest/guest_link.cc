@@ -1,6 +1,9 @@
 #include "session/guest/guest_link.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,8 +17,8 @@ namespace {
 constexpr absl::Duration kInitTimeout = absl::Seconds(10);
 // A live agent answers a Ping in milliseconds, also while frozen; one that does not is as good as gone.
 constexpr absl::Duration kPingTimeout = absl::Seconds(2);
-// It goes into every snapshot; ours have six.
-constexpr size_t kMaxVersionBytes = 64;
+// Of handshakes, with those that were given up and whose threads are about to end.
+constexpr size_t kMaxThreads = 4 * GuestLink::kMaxHandshakes;
 
 }  // namespace
 
@@ -37,25 +40,95 @@ void GuestLink::Shutdown() {
 void GuestLink::AcceptLoop() {
   for (;;) {
     absl::StatusOr<OwnedFd> connection = vsock_->Accept(absl::InfiniteDuration());
-    if (absl::IsCancelled(connection.status())) return;
-    if (!connection.ok()) {
+    if (absl::IsCancelled(connection.status())) break;
+    if (connection.ok()) {
+      BeginHandshake(*std::move(connection));
+    } else if (absl::IsPermissionDenied(connection.status())) {
+      Refused(connection.status());
+    } else {
       LogWarning("guest connection not accepted", {{"error", connection.status().ToString()}});
       Clock::Real().Sleep(absl::Milliseconds(100));  // Whatever it is (descriptors, memory), do not spin on it.
-      continue;
     }
-    absl::StatusOr<std::unique_ptr<GuestClient>> client =
-        GuestClient::Connect(*std::move(connection), hello_, kInitTimeout);
-    if (!client.ok()) {
-      LogWarning("guest agent did not say hello", {{"error", client.status().ToString()}});
-      continue;
-    }
-    LogInfo("guest agent connected", {{"version", (*client)->init().agent_version()}});
-    absl::MutexLock lock(&mutex_);
-    if (shut_down_) return;
-    client_ = *std::move(client);
-    agent_version_ = client_->init().agent_version().substr(0, kMaxVersionBytes);
-    ++connections_;
   }
+  ReapHandshakes(/*all=*/true);
+}
+
+void GuestLink::Refused(const absl::Status& why) {
+  if (auto left_out = refused_lines_.Admit(); left_out.has_value()) {
+    LogWarning("turned away who dialled as the guest's agent", {{"why", why.message()}, {"left_out", *left_out}});
+  }
+  absl::MutexLock lock(&mutex_);
+  refused_ = std::string(why.message());
+}
+
+void GuestLink::BeginHandshake(OwnedFd connection) {
+  ReapHandshakes(/*all=*/false);
+  absl::StatusOr<OwnedFd> duplicate = connection.Duplicate();
+  if (!duplicate.ok()) return;  // Out of descriptors; the agent dials again.
+  absl::MutexLock lock(&mutex_);
+  int waiting = 0;
+  Handshake* oldest = nullptr;
+  for (Handshake& handshake : handshakes_) {
+    if (handshake.done || handshake.given_up) continue;
+    if (oldest == nullptr) oldest = &handshake;
+    ++waiting;
+  }
+  if (handshakes_.size() >= kMaxThreads) return;
+  if (waiting >= kMaxHandshakes) {
+    ::shutdown(oldest->connection.get(), SHUT_RDWR);
+    oldest->given_up = true;
+  }
+  auto handshake = handshakes_.emplace(handshakes_.end());
+  handshake->connection = *std::move(duplicate);
+  handshake->thread =
+      std::thread([this, handshake, fd = std::move(connection)]() mutable { Greet(std::move(fd), handshake); });
+}
+
+void GuestLink::ReapHandshakes(bool all) {
+  std::list<Handshake> ended;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (auto it = handshakes_.begin(); it != handshakes_.end();) {
+      auto next = std::next(it);
+      if (all) ::shutdown(it->connection.get(), SHUT_RDWR);
+      if (all || it->done) ended.splice(ended.end(), handshakes_, it);
+      it = next;
+    }
+  }
+  for (Handshake& handshake : ended) handshake.thread.join();
+}
+
+void GuestLink::Greet(OwnedFd connection, std::list<Handshake>::iterator handshake) {
+  absl::StatusOr<std::unique_ptr<GuestClient>> client =
+      GuestClient::Connect(std::move(connection), hello_, kInitTimeout);
+  if (client.ok()) {
+    Offer(*std::move(client));
+  } else if (auto left_out = handshake_lines_.Admit(); left_out.has_value()) {
+    LogWarning("guest agent did not say hello", {{"error", client.status().ToString()}, {"left_out", *left_out}});
+  }
+  absl::MutexLock lock(&mutex_);
+  handshake->done = true;
+}
+
+void GuestLink::Offer(std::shared_ptr<GuestClient> client) {
+  absl::MutexLock one_at_a_time(&offer_mutex_);
+  std::shared_ptr<GuestClient> present;
+  {
+    absl::MutexLock lock(&mutex_);
+    present = client_;
+  }
+  if (present != nullptr && present->Ping(kPingTimeout).ok()) {
+    Refused(absl::AlreadyExistsError("the guest has a connected agent, and it answers"));
+    return;
+  }
+  LogInfo("guest agent connected", {{"version", client->init().agent_version()}});
+  absl::MutexLock lock(&mutex_);
+  if (shut_down_) return;
+  agent_version_ = client->init().agent_version();
+  clock_source_ = client->init().clock_source();
+  client_ = std::move(client);
+  refused_.clear();
+  ++connections_;
 }
 
 absl::StatusOr<std::shared_ptr<GuestClient>> GuestLink::Client(absl::Duration timeout) {
@@ -68,9 +141,10 @@ absl::StatusOr<std::shared_ptr<GuestClient>> GuestLink::Client(absl::Duration ti
       absl::MutexLock lock(&mutex_);
       auto newer = [this, seen]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return connections_ > seen || shut_down_; };
       if (!mutex_.AwaitWithTimeout(absl::Condition(&newer), std::max(absl::ZeroDuration(), left))) {
-        return absl::UnavailableError(
-            absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout),
-                         "; is still-agent running in the guest and does it dial the session's vsock port?"));
+        return absl::UnavailableError(absl::StrCat(
+            "no guest agent answered within ", absl::FormatDuration(timeout), "; ",
+            refused_.empty() ? "is still-agent running in the guest and does it dial the session's vsock port?"
+                             : refused_));
       }
       if (shut_down_) return absl::UnavailableError("the session has ended");
       client = client_;
@@ -81,14 +155,39 @@ absl::StatusOr<std::shared_ptr<GuestClient>> GuestLink::Client(absl::Duration ti
   }
 }
 
+void GuestLink::GuestRestarted() {
+  std::shared_ptr<GuestClient> client;
+  {
+    absl::MutexLock lock(&mutex_);
+    ++restarts_;
+    client = client_;
+  }
+  if (client != nullptr) client->Disconnect();
+}
+
+uint64_t GuestLink::restarts() const {
+  absl::MutexLock lock(&mutex_);
+  return restarts_;
+}
+
 bool GuestLink::ever_connected() const {
   absl::MutexLock lock(&mutex_);
   return connections_ > 0;
 }
 
+std::string GuestLink::refused() const {
+  absl::MutexLock lock(&mutex_);
+  return refused_;
+}
+
 std::string GuestLink::agent_version() const {
   absl::MutexLock lock(&mutex_);
   return agent_version_;
+}
+
+std::string GuestLink::clock_source() const {
+  absl::MutexLock lock(&mutex_);
+  return clock_source_;
 }
 
 }  // namespace still::session

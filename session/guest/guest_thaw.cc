@@ -10,16 +10,18 @@ constexpr absl::Duration kAgentCallTimeout = absl::Seconds(10);
 }  // namespace
 
 absl::StatusOr<guestpb::ThawResponse> GuestThaw::Thaw(absl::Duration timeout) {
-  absl::StatusOr<guestpb::ThawResponse> thawed = ThroughAgent(timeout);
+  absl::StatusOr<guestpb::ThawResponse> thawed = ThroughAgent(timeout, "still thaw");
   if (thawed.ok() || qga_ == nullptr) return thawed;
   return ThroughQga(thawed.status(), timeout);
 }
 
-absl::StatusOr<guestpb::ThawResponse> GuestThaw::ThroughAgent(absl::Duration timeout) {
+absl::StatusOr<guestpb::ThawResponse> GuestThaw::ThroughAgent(absl::Duration timeout, const std::string& requester) {
   if (link_ == nullptr) return absl::FailedPreconditionError("the session has no vsock, so no agent to ask");
   STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client,
                          link_->Client(qga_ == nullptr ? kAgentCallTimeout : kAgentBeforeQga));
-  return client->Thaw("", timeout);
+  guestpb::ThawRequest request;
+  request.set_requester(requester);
+  return client->Thaw(request, timeout);
 }
 
 absl::StatusOr<guestpb::ThawResponse> GuestThaw::ThroughQga(const absl::Status& agent, absl::Duration timeout) {

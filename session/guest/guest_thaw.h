@@ -22,9 +22,9 @@ class GuestThaw {
   GuestThaw(std::shared_ptr<GuestLink> link, std::unique_ptr<QgaClient> qga)
       : link_(std::move(link)), qga_(std::move(qga)) {}
 
-  // By the first of them that does it.
+  // By the first of them that does it, for an operator.
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout);
-  absl::StatusOr<guestpb::ThawResponse> ThroughAgent(absl::Duration timeout);
+  absl::StatusOr<guestpb::ThawResponse> ThroughAgent(absl::Duration timeout, const std::string& requester);
   // Only with has_qga(). `agent`: why still-agent did not do it.
   absl::StatusOr<guestpb::ThawResponse> ThroughQga(const absl::Status& agent, absl::Duration timeout);
   bool has_qga() const { return qga_ != nullptr; }

@@ -6,12 +6,12 @@
 #include <cerrno>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/random.h"
 #include "base/unix_socket.h"
 #include "nlohmann/json.hpp"
+#include "session/guest/guest_words.h"
 
 namespace still::session {
 namespace {
@@ -22,7 +22,6 @@ using nlohmann::json;
 constexpr size_t kMaxAnswerLine = 4096;
 // What may lie in the port from before: a guest that sends more than this is not one that answers.
 constexpr size_t kMaxStale = 64 << 10;
-constexpr size_t kMaxQuoted = 200;
 constexpr uint32_t kMostFileSystems = 1'000'000;
 constexpr char kDelimiter = '\xff';
 
@@ -41,7 +40,7 @@ absl::StatusOr<uint32_t> QgaClient::Thaw(absl::Duration timeout) {
     return static_cast<uint32_t>(std::min<uint64_t>(answer["return"].get<uint64_t>(), kMostFileSystems));
   }
   return absl::FailedPreconditionError(
-      absl::StrCat("the QEMU guest agent does not thaw: ", absl::CEscape(line.substr(0, kMaxQuoted))));
+      absl::StrCat("the QEMU guest agent does not thaw: ", CleanWords(line, kMaxGuestName)));
 }
 
 absl::Status QgaClient::Synchronize(absl::Duration deadline) {

@@ -10,13 +10,22 @@
 namespace still::session {
 namespace {
 
-constexpr int kOpenFlags = O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW;
+constexpr int kContinueFlags = O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW;
+constexpr int kOpenFlags = kContinueFlags | O_TRUNC;
 
 }  // namespace
 
 absl::StatusOr<BoundedLog> BoundedLog::Create(std::string path, uint64_t limit) {
   STILL_ASSIGN_OR_RETURN(OwnedFd file, OpenFile(path, kOpenFlags));
   return BoundedLog(std::move(path), limit, std::move(file));
+}
+
+absl::StatusOr<BoundedLog> BoundedLog::Continue(std::string path, uint64_t limit) {
+  STILL_ASSIGN_OR_RETURN(OwnedFd file, OpenFile(path, kContinueFlags));
+  STILL_ASSIGN_OR_RETURN(uint64_t size, FileSize(path));
+  BoundedLog log(std::move(path), limit, std::move(file));
+  log.written_ = size;
+  return log;
 }
 
 void BoundedLog::Append(absl::string_view text) {

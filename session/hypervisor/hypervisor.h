@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +20,8 @@
 #include "base/fd.h"
 #include "base/process.h"
 #include "base/status.h"
+#include "session/hypervisor/disk_state.h"
+#include "session/hypervisor/host_cpu.h"
 #include "session/hypervisor/vm_config.h"
 
 namespace still::session {
@@ -27,7 +30,9 @@ struct Capabilities {
   bool memory = false;                   // Memory and devices can be saved at all.
   bool background_memory = false;        // ... while the VM runs on; else the pause lasts as long as the copy.
   std::string background_memory_reason;  // Why not, and what would change it.
-  bool disk_pin = false;                 // Disks can be read as of the point while the VM runs on.
+  // About how long the VM stands still for its memory where it cannot be saved in the background.
+  absl::Duration stopped_memory_pause = absl::ZeroDuration();
+  bool disk_pin = false;  // Disks can be read as of the point while the VM runs on.
   bool incremental_disk = false;
 };
 
@@ -43,6 +48,9 @@ struct VmDescription {
   std::string device_state_format;   // "qemu-migration-3"
   bool generation_id = false;        // Has a VMGenID device.
   std::vector<std::string> devices;  // What the guest has, with its place: "virtio-blk-pci@0x8".
+  // Where the guest sees each disk of the configuration, in its order: "0000:00:08.0". Empty: not known.
+  std::vector<std::string> disk_addresses;
+  GuestCpu cpu;  // Where the guest is given the host's processor (KVM).
   pid_t pid = -1;
   std::vector<std::string> command;
 };
@@ -70,14 +78,18 @@ class PausedVm {
 
 struct CaptureOptions {
   bool memory = true;
+  // Whose captures these are. Bitmaps belong to a repository, so that several can build on their own.
+  std::string repository_id;
   // Disk name -> bitmap id of an earlier capture; absent disks are read in full.
   std::vector<std::pair<std::string, std::string>> base_bitmaps;
-  absl::Duration command_deadline = absl::Seconds(5);  // Of each command inside the pause.
-  // A reader of the memory stream that takes nothing for so long is given up: the guest waits for it. WaitForMemory
-  // may set another limit later.
+  // How long the VM may stand still, all commands of the pause together. What takes longer is undone: the VM runs, and
+  // the capture has failed with DEADLINE_EXCEEDED.
+  absl::Duration max_pause = absl::Seconds(2);
+  // The time that memory takes where it cannot be saved in the background does not count.
+  bool stop_for_memory = false;
+  // A reader of the memory stream that takes nothing for so long is given up: the guest waits for it.
   absl::Duration memory_stall_limit = absl::Seconds(1);
-  // A reader of the disks that takes nothing of what it asked for, for so long, is cut off, and CheckPins says so. The
-  // guest does not wait for it: a slow repository may take its time.
+  // A reader of the disks that takes nothing of what it asked for, for so long, is cut off (CheckPins). Nobody waits for it.
   absl::Duration disk_stall_limit = absl::Seconds(60);
   // Space for what the guest overwrites while its disks are pinned; 0: half of what is free when the capture begins.
   uint64_t pin_space_limit = 0;
@@ -107,9 +119,13 @@ class VmCapture {
  public:
   virtual ~VmCapture() = default;
 
+  // Writes the disk images back while the VM runs, so that its stop finds little to write. To be called right before
+  // the pause. DEADLINE_EXCEEDED when it takes longer than the pause may: the pause would have.
+  virtual absl::Status FlushDisks() { return absl::OkStatus(); }
   // Stop the VM. Returns when no vcpu runs. On an error the VM runs.
   virtual absl::StatusOr<PausedVm> Pause() = 0;
-  // Pins every disk at this instant, all in this one pause. On an error nothing is pinned.
+  // Pins every disk at this instant, all in this one pause. On an error the capture can only be released, after the VM
+  // runs again.
   virtual absl::Status PinDisks(const PausedVm& paused) = 0;
   // Begins to write the memory stream into the sink given to PrepareCapture and ends the pause: as soon as memory is
   // write-protected ("background"), or when all of it is written ("stopped"), or at once when no memory was asked for.
@@ -134,26 +150,6 @@ class VmCapture {
   virtual void Cancel() = 0;
 };
 
-struct LazyDiskState {
-  std::string name;
-  uint64_t size = 0;      // Bytes.
-  uint64_t hydrated = 0;  // Bytes that the running hydration has passed.
-  bool hydrating = false;
-  bool complete = false;  // The server is not needed any more.
-};
-
-// The disks of a VM that lack something which a server still has. Thread-safe.
-class LazyDisks {
- public:
-  virtual ~LazyDisks() = default;
-  virtual absl::StatusOr<std::vector<LazyDiskState>> Query() = 0;
-  // Begins to copy what they lack, or sets the rate of what runs; 0: as fast as it goes. No-op for complete ones. A
-  // server that fails ends it; then it can be begun again.
-  virtual absl::Status Hydrate(uint64_t bytes_per_second) = 0;
-  // The vcpus are stopped because a disk could not be read or written. Vm::Resume() has it tried again.
-  virtual absl::StatusOr<bool> Held() = 0;
-};
-
 // A running VM. Thread-safe unless said otherwise. The destructor ends the VM by force and leaves no process behind.
 class Vm {
  public:
@@ -164,25 +160,29 @@ class Vm {
   // True while no vcpu runs. UNAVAILABLE when the hypervisor does not answer.
   virtual absl::StatusOr<bool> IsPaused() = 0;
   // Starts the vcpus of a VM that was started with incoming state, or heals one that was found paused. Idempotent.
+  // FAILED_PRECONDITION in a capture's pause, which is that one's to end.
   virtual absl::Status Resume() = 0;
+  // Nothing when it runs, a capture has paused it, or others may pause it too. UNAVAILABLE, DEADLINE_EXCEEDED: no answer.
+  virtual absl::StatusOr<std::optional<Standstill>> FindStandstill() { return std::nullopt; }
+  // Gives back what an ended capture could not, because the hypervisor did not answer. To be called every now and then;
+  // costs nothing when there is nothing.
+  virtual absl::Status Tidy() { return absl::OkStatus(); }
   virtual absl::Status SetLink(const std::string& nic, bool up) = 0;
   // Null when no disk was started with a backing export.
   virtual LazyDisks* lazy_disks() { return nullptr; }
   // Everything that can be done while the VM runs (fleecing files, NBD server, parameters, descriptors, priming), and
-  // the undo of all of it. `memory_sink`: a connected socket that will receive the memory stream; invalid without
-  // memory.
+  // the undo of all of it. `memory_sink`: a connected socket for the memory stream; invalid without memory.
   virtual absl::StatusOr<std::unique_ptr<VmCapture>> PrepareCapture(const CaptureOptions& options,
                                                                     OwnedFd memory_sink) = 0;
   // Asks the VM to end (by force, at once: the guest is not asked). Returns without waiting.
   virtual void Kill() = 0;
   // Blocks until the hypervisor's process has ended; callable again and from several threads.
   virtual ProcessExit WaitForExit() = 0;
-  // True when the guest powered itself off or reset into its end (not Kill, not a crash). Meaningful after the exit.
+  // True when the guest powered itself off (not Kill, not a crash). Meaningful after the exit.
   virtual bool guest_shut_down() const = 0;
 };
 
-// Takes a memory stream apart: the main memory block as pages with their addresses, and the rest as bytes to keep
-// verbatim.
+// Takes a memory stream apart: the main memory block as pages with their addresses, the rest as bytes to keep verbatim.
 class MemoryStreamReceiver {
  public:
   virtual ~MemoryStreamReceiver() = default;

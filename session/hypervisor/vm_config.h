@@ -5,12 +5,12 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/time/time.h"
 #include "base/fd.h"
 
 namespace still::session {
@@ -57,6 +57,7 @@ struct IncomingState {
 struct VmConfig {
   std::string name;
   std::string directory;     // For sockets and logs of this VM; exists, mode 0700.
+  std::string sessions;      // Where the directories of all sessions of the host are; empty: there is only this one.
   std::string accelerator;   // "kvm" or "tcg".
   std::string machine_type;  // Versioned; empty: this hypervisor's newest.
   std::string cpu_model;     // Empty: the best for the accelerator.
@@ -75,9 +76,11 @@ struct VmConfig {
   int qga_fd = -1;
   std::string generation_id;              // UUID for VMGenID, where firmware and guest can have it; empty: none.
   std::optional<IncomingState> incoming;  // The VM then starts paused and waits for Resume().
-  // Of hypervisors that are not started but adopted (process/): their pid, and how long a capture may stop them.
-  pid_t adopt_pid = -1;
-  absl::Duration max_pause = absl::Seconds(2);
+  // Called when the guest has been reset, before anything that happens later is told: it goes on in the same VM, with its
+  // disks, its bitmaps and whatever is pinned. From a thread of the hypervisor's, perhaps until after the Vm's end: must
+  // not block. May be empty.
+  std::function<void()> on_reset;
+  pid_t adopt_pid = -1;  // Of hypervisors that are not started but adopted (process/).
 };
 
 }  // namespace still::session

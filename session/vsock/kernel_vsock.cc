@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -18,6 +19,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/log_limiter.h"
 #include "base/nonblocking.h"
 #include "session/vsock/preload_library.h"
 #include "session/vsock/vsock_backends.h"
@@ -26,7 +28,8 @@ namespace still::session {
 namespace {
 
 constexpr char kDevice[] = "/dev/vhost-vsock";
-constexpr int kCidAttempts = 16;  // Of some two thousand million: one is nearly always enough.
+constexpr uint32_t kLastPrivilegedPort = 1023;  // LAST_RESERVED_PORT of net/vmw_vsock/af_vsock.c.
+constexpr int kCidAttempts = 16;                // Of some two thousand million: one is nearly always enough.
 
 absl::StatusOr<OwnedFd> NewSocket(int flags = 0) {
   OwnedFd fd(::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | flags, 0));
@@ -44,7 +47,7 @@ absl::StatusOr<OwnedFd> OpenDevice() {
   return ErrnoStatus(errno, absl::StrCat("open ", kDevice));
 }
 
-// Claims the CID for the device; it stays ours for as long as the device is open. The hypervisor claims it once more
+// Claims the CID for the device; it stays claimed for as long as the device is open, by whomever. The hypervisor claims it once more
 // on the same device, which the kernel allows (drivers/vhost/vsock.c).
 absl::StatusOr<uint32_t> ClaimCid(int device, uint32_t wanted) {
   for (int attempt = 0; attempt < kCidAttempts; ++attempt) {
@@ -77,15 +80,23 @@ class KernelVsock : public VsockHost {
     return attachment;
   }
 
+  // The device holds the hypervisor's memory and its VM: with a descriptor of ours open, both would outlive it. The CID
+  // stays claimed by the hypervisor's.
+  void HypervisorStarted() override { device_.Reset(); }
+
   absl::StatusOr<OwnedFd> Accept(absl::Duration timeout) override {
     absl::Duration deadline = Clock::Real().Monotonic() + timeout;
     for (;;) {
+      STILL_ASSIGN_OR_RETURN(StoppableListener::Accepted accepted,
+                             listener_.Accept(deadline - Clock::Real().Monotonic()));
       sockaddr_vm peer{};
-      socklen_t length = sizeof peer;
-      STILL_ASSIGN_OR_RETURN(OwnedFd fd, listener_.Accept(deadline - Clock::Real().Monotonic(),
-                                                          reinterpret_cast<sockaddr*>(&peer), &length));
-      if (peer.svm_cid == guest_cid_) return fd;
-      LogWarning("turned away a vsock connection of another VM", {{"cid", peer.svm_cid}, {"port", port_}});
+      std::memcpy(&peer, &accepted.peer, sizeof peer);
+      if (peer.svm_cid == guest_cid_ && peer.svm_port <= kLastPrivilegedPort) return std::move(accepted.fd);
+      if (peer.svm_cid == guest_cid_) return NotPrivilegedError();
+      if (auto left_out = strangers_.Admit(); left_out.has_value()) {
+        LogWarning("turned away a vsock connection of another VM",
+                   {{"cid", peer.svm_cid}, {"port", port_}, {"left_out", *left_out}});
+      }
     }
   }
 
@@ -98,6 +109,7 @@ class KernelVsock : public VsockHost {
   const uint32_t guest_cid_;
   OwnedFd device_;
   StoppableListener listener_;
+  LogLimiter strangers_;  // Another VM may dial as often as it likes.
 };
 
 absl::StatusOr<OwnedFd> KernelVsock::Connect(uint32_t guest_port, absl::Duration timeout) {
@@ -165,9 +177,10 @@ absl::StatusOr<std::unique_ptr<VsockHost>> CreateKernelVsock(const VsockOptions&
   if (::getsockname(listening.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
     return ErrnoStatus(errno, "getsockname of vsock");
   }
-  STILL_ASSIGN_OR_RETURN(
-      StoppableListener listener,
-      StoppableListener::Create(std::move(listening), absl::StrCat("vsock port ", address.svm_port)));
+  std::vector<OwnedFd> sockets;
+  sockets.push_back(std::move(listening));
+  STILL_ASSIGN_OR_RETURN(StoppableListener listener,
+                         StoppableListener::Create(std::move(sockets), absl::StrCat("vsock port ", address.svm_port)));
   return std::make_unique<KernelVsock>(address.svm_port, guest_cid, std::move(device), std::move(listener));
 }
 

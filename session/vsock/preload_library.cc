@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdlib>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/fd.h"
@@ -55,6 +56,14 @@ std::pair<std::string, std::string> PreloadVariable(const std::string& library) 
   const char* others = std::getenv("LD_PRELOAD");
   if (others == nullptr || *others == '\0') return {"LD_PRELOAD", library};
   return {"LD_PRELOAD", absl::StrCat(library, ":", others)};
+}
+
+absl::Status CheckPreloaded(pid_t pid, const std::string& library) {
+  constexpr size_t kMaxMaps = 16 << 20;
+  STILL_ASSIGN_OR_RETURN(std::string maps, ReadFile(absl::StrCat("/proc/", pid, "/maps"), kMaxMaps));
+  if (absl::StrContains(maps, library)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the hypervisor has not loaded ", library, "; is it a static or a set-user-id program?"));
 }
 
 bool UserfaultfdNeedsLibrary() {

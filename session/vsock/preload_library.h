@@ -1,5 +1,9 @@
-// libstill-vsock.so (device/): where it is, and how a hypervisor is started with it.
+// libstill-vsock.so (device/): where it is, and how a hypervisor is started with it. A hypervisor needs it for the vsock
+// device in user space, for snapshots in the background where userfaultfd(2) is refused, and for a guest with a network,
+// which else reaches the host's loopback.
 #pragma once
+
+#include <sys/types.h>
 
 #include <string>
 #include <utility>
@@ -15,6 +19,9 @@ absl::StatusOr<std::string> FindPreloadLibrary();
 
 // The variable that loads `library` before what is already asked for by our own environment.
 std::pair<std::string, std::string> PreloadVariable(const std::string& library);
+
+// OK when the process has loaded it. FAILED_PRECONDITION: it runs without, as static and set-user-id programs do.
+absl::Status CheckPreloaded(pid_t pid, const std::string& library);
 
 // True when a hypervisor of ours may not call userfaultfd(2) but may open /dev/userfaultfd: then it must be started
 // with the library to be snapshotted in the background.

@@ -21,6 +21,10 @@ namespace still::session {
 namespace {
 
 constexpr uint32_t kDefaultPort = 1024;  // Every VM has its own ports: see unix_bridge.h for the names of the sockets.
+
+// The agent's listening sockets, in this order: the device tells by the socket's name from what port the guest dials.
+enum AgentListener : size_t { kPrivileged, kOthers };
+
 class UserspaceVsock : public VsockHost {
  public:
   UserspaceVsock(std::string directory, uint32_t port, uint32_t guest_cid, std::string library,
@@ -50,7 +54,9 @@ class UserspaceVsock : public VsockHost {
   }
 
   absl::StatusOr<OwnedFd> Accept(absl::Duration timeout) override {
-    return agent_listener_.Accept(timeout, nullptr, nullptr);
+    STILL_ASSIGN_OR_RETURN(StoppableListener::Accepted accepted, agent_listener_.Accept(timeout));
+    if (accepted.listener != kPrivileged) return NotPrivilegedError();
+    return std::move(accepted.fd);
   }
 
   absl::StatusOr<OwnedFd> Connect(uint32_t guest_port, absl::Duration timeout) override;
@@ -104,9 +110,11 @@ absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptio
   // The device's thread accepts until there is nothing left; it must not block then.
   STILL_RETURN_IF_ERROR(SetNonBlocking(host_listener.get()));
   std::string agent_path = JoinPath(options.directory, absl::StrCat("vsock.sock_", port));
-  STILL_ASSIGN_OR_RETURN(OwnedFd agent_fd, ListenUnix(agent_path, kVsockBacklog));
+  std::vector<OwnedFd> agent_fds(2);
+  STILL_ASSIGN_OR_RETURN(agent_fds[kPrivileged], ListenUnix(absl::StrCat(agent_path, "_privileged"), kVsockBacklog));
+  STILL_ASSIGN_OR_RETURN(agent_fds[kOthers], ListenUnix(agent_path, kVsockBacklog));
   STILL_ASSIGN_OR_RETURN(StoppableListener agent_listener,
-                         StoppableListener::Create(std::move(agent_fd), absl::StrCat("vsock port ", port)));
+                         StoppableListener::Create(std::move(agent_fds), absl::StrCat("vsock port ", port)));
   return std::make_unique<UserspaceVsock>(options.directory, port, guest_cid, std::move(library),
                                           std::move(agent_listener), std::move(vhost_fd), std::move(host_listener),
                                           std::move(directory_fd));

@@ -1,15 +1,18 @@
 // The two back ends behind VsockHost::Create, and what they share. Private to this folder.
 #pragma once
 
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/fd.h"
 #include "base/status.h"
+#include "base/waker.h"
 #include "session/vsock/vsock_host.h"
 
 namespace still::session {
@@ -24,24 +27,31 @@ absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptio
 // Connections that wait to be accepted.
 inline constexpr int kVsockBacklog = 128;
 
+// What Accept says of a program in the guest that may not be its agent.
+absl::Status NotPrivilegedError();
+
 // Random, and out of the way of the small numbers that people choose by hand.
 uint32_t RandomGuestCid();
 
-// A listening socket whose waiting can be ended by another thread.
+// Listening sockets whose waiting can be ended by another thread.
 class StoppableListener {
  public:
-  static absl::StatusOr<StoppableListener> Create(OwnedFd listening, std::string name);
+  static absl::StatusOr<StoppableListener> Create(std::vector<OwnedFd> listening, std::string name);
 
-  // The next connection, close-on-exec, as accept4(2) gives it with the peer's address in `*address`.
-  absl::StatusOr<OwnedFd> Accept(absl::Duration timeout, struct sockaddr* address, socklen_t* length);
+  struct Accepted {
+    OwnedFd fd;           // Close-on-exec.
+    size_t listener = 0;  // Which of the listening sockets it came to.
+    sockaddr_storage peer = {};
+  };
+  absl::StatusOr<Accepted> Accept(absl::Duration timeout);
   // Thread-safe, idempotent.
   void Shutdown();
 
  private:
-  StoppableListener(OwnedFd listening, OwnedFd stop, std::string name);
+  StoppableListener(std::vector<OwnedFd> listening, Waker stop, std::string name);
 
-  OwnedFd listening_;
-  OwnedFd stop_;  // An eventfd that stays readable once Shutdown was called.
+  std::vector<OwnedFd> listening_;
+  Waker stop_;  // Never cleared.
   std::string name_;
 };
 

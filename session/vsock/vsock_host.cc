@@ -1,7 +1,6 @@
 #include "session/vsock/vsock_host.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -55,31 +54,37 @@ uint32_t RandomGuestCid() {
   return kFirst + static_cast<uint32_t>(RandomU64() % (kEnd - kFirst));
 }
 
-StoppableListener::StoppableListener(OwnedFd listening, OwnedFd stop, std::string name)
+absl::Status NotPrivilegedError() {
+  return absl::PermissionDeniedError(
+      "a program of the guest dialled from an unprivileged port: it is not root's, or an older still-agent; update "
+      "that with `still agent install` or the package stillpoint-agent");
+}
+
+StoppableListener::StoppableListener(std::vector<OwnedFd> listening, Waker stop, std::string name)
     : listening_(std::move(listening)), stop_(std::move(stop)), name_(std::move(name)) {}
 
-absl::StatusOr<StoppableListener> StoppableListener::Create(OwnedFd listening, std::string name) {
-  OwnedFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!stop.valid()) return ErrnoStatus(errno, "eventfd");
+absl::StatusOr<StoppableListener> StoppableListener::Create(std::vector<OwnedFd> listening, std::string name) {
+  STILL_ASSIGN_OR_RETURN(Waker stop, Waker::Create());
   return StoppableListener(std::move(listening), std::move(stop), std::move(name));
 }
 
-absl::StatusOr<OwnedFd> StoppableListener::Accept(absl::Duration timeout, sockaddr* address, socklen_t* length) {
+absl::StatusOr<StoppableListener::Accepted> StoppableListener::Accept(absl::Duration timeout) {
   absl::Duration deadline = Clock::Real().Monotonic() + timeout;
   for (;;) {
     absl::Duration left = deadline - Clock::Real().Monotonic();
-    int wait_ms = -1;
-    if (left != absl::InfiniteDuration()) {
-      wait_ms = left <= absl::ZeroDuration() ? 0 : static_cast<int>(absl::ToInt64Milliseconds(left) + 1);
-    }
-    pollfd fds[2] = {{.fd = stop_.get(), .events = POLLIN, .revents = 0},
-                     {.fd = listening_.get(), .events = POLLIN, .revents = 0}};
-    int ready = ::poll(fds, 2, wait_ms);
+    std::vector<pollfd> fds = {{.fd = stop_.fd(), .events = POLLIN, .revents = 0}};
+    for (const OwnedFd& listening : listening_) fds.push_back({.fd = listening.get(), .events = POLLIN, .revents = 0});
+    int ready = ::poll(fds.data(), fds.size(), PollTimeout(left));
     if (ready < 0 && errno != EINTR) return ErrnoStatus(errno, absl::StrCat("poll ", name_));
     if (ready > 0 && fds[0].revents != 0) return absl::CancelledError(absl::StrCat(name_, ": shut down"));
-    if (ready > 0) {
-      OwnedFd fd(::accept4(listening_.get(), address, length, SOCK_CLOEXEC));
-      if (fd.valid()) return fd;
+    for (size_t i = 0; ready > 0 && i < listening_.size(); ++i) {
+      if (fds[i + 1].revents == 0) continue;
+      Accepted accepted;
+      accepted.listener = i;
+      socklen_t length = sizeof accepted.peer;
+      accepted.fd =
+          OwnedFd(::accept4(listening_[i].get(), reinterpret_cast<sockaddr*>(&accepted.peer), &length, SOCK_CLOEXEC));
+      if (accepted.fd.valid()) return accepted;
       // The peer was gone again before we came.
       if (errno != ECONNABORTED && errno != EAGAIN && errno != EINTR) {
         return ErrnoStatus(errno, absl::StrCat("accept ", name_));
@@ -92,9 +97,6 @@ absl::StatusOr<OwnedFd> StoppableListener::Accept(absl::Duration timeout, sockad
   }
 }
 
-void StoppableListener::Shutdown() {
-  uint64_t one = 1;
-  (void)!::write(stop_.get(), &one, sizeof one);  // Can only fail when it is already readable.
-}
+void StoppableListener::Shutdown() { stop_.Wake(); }
 
 }  // namespace still::session

@@ -51,9 +51,13 @@ class VsockHost {
   virtual uint32_t guest_cid() const = 0;
   virtual absl::string_view backend() const = 0;  // "kernel" or "userspace"
   virtual VsockAttachment attachment() const = 0;
+  // Once the hypervisor has its attachment: what was only held for it is closed. No attachment() afterwards.
+  virtual void HypervisorStarted() {}
 
-  // The next connection that the guest made to port(). DEADLINE_EXCEEDED, or CANCELLED after Shutdown(). Connections of
-  // other VMs (possible with the kernel's host-wide ports) are closed and never returned.
+  // The next connection that a privileged program of the guest made to port(): it dials from a port below 1024, which
+  // the guest's kernel gives to CAP_NET_BIND_SERVICE only. DEADLINE_EXCEEDED, or CANCELLED after Shutdown().
+  // PERMISSION_DENIED, with what to do about it: another program of the guest dialled; its connection is closed. Those of
+  // other VMs (possible with the kernel's host-wide ports) are closed and never told of.
   virtual absl::StatusOr<OwnedFd> Accept(absl::Duration timeout) = 0;
   // A connection to a port on which something in the guest listens. UNAVAILABLE when nothing does.
   virtual absl::StatusOr<OwnedFd> Connect(uint32_t guest_port, absl::Duration timeout) = 0;

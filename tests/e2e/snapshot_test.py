@@ -130,7 +130,7 @@ class Restore(VmTest):
         self.assertGreater(report["first"], 5, "the records of before the snapshot are on the disk")
         self.assertEqual(self.host.session("cold")["machine"]["memory_bytes"], str(192 << 20))
         self.host.still("stop", "cold")
-        self.assertEqual(self.host.session("cold")["status"], "exited with code 0")
+        self.assertEqual(self.host.session("cold")["status"], "stopped")
         self.host.still("rm", "cold")
         self.assertIsNone(self.host.session("cold"))
 

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <utility>
 
-#include "absl/synchronization/mutex.h"
 #include "base/check.h"
 #include "base/unix_socket.h"
 
@@ -15,7 +14,7 @@ namespace {
 
 class DialledVsock : public session::VsockHost {
  public:
-  DialledVsock(grpc::Server& server, int connections) : server_(server), left_(connections) {}
+  DialledVsock(FakeAgent& agent, int connections) : agent_(agent), left_(connections) {}
 
   uint32_t port() const override { return 1024; }
   uint32_t guest_cid() const override { return 70000; }
@@ -29,10 +28,7 @@ class DialledVsock : public session::VsockHost {
     if (!mutex_.AwaitWithTimeout(absl::Condition(&ready), timeout)) return absl::DeadlineExceededError("nobody dials");
     if (shut_down_) return absl::CancelledError("shut down");
     --left_;
-    STILL_ASSIGN_OR_RETURN(SocketPair pair, MakeSocketPair());
-    STILL_CHECK(::fcntl(pair.second.get(), F_SETFL, O_NONBLOCK) == 0);
-    grpc::AddInsecureChannelFromFd(&server_, pair.second.Release());
-    return std::move(pair.first);
+    return agent_.Dial();
   }
   void Shutdown() override {
     absl::MutexLock lock(&mutex_);
@@ -40,13 +36,33 @@ class DialledVsock : public session::VsockHost {
   }
 
  private:
-  grpc::Server& server_;
+  FakeAgent& agent_;
   absl::Mutex mutex_;
   int left_ ABSL_GUARDED_BY(mutex_);
   bool shut_down_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace
+
+void ScriptedVsock::Push(absl::StatusOr<OwnedFd> dialled) {
+  absl::MutexLock lock(&mutex_);
+  dialled_.push_back(std::move(dialled));
+}
+
+absl::StatusOr<OwnedFd> ScriptedVsock::Accept(absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !dialled_.empty() || shut_down_; };
+  if (!mutex_.AwaitWithTimeout(absl::Condition(&ready), timeout)) return absl::DeadlineExceededError("nobody dials");
+  if (shut_down_) return absl::CancelledError("shut down");
+  absl::StatusOr<OwnedFd> next = std::move(dialled_.front());
+  dialled_.pop_front();
+  return next;
+}
+
+void ScriptedVsock::Shutdown() {
+  absl::MutexLock lock(&mutex_);
+  shut_down_ = true;
+}
 
 FakeAgent::FakeAgent() {
   grpc::ServerBuilder builder;
@@ -61,22 +77,73 @@ FakeAgent::~FakeAgent() {
 }
 
 std::unique_ptr<session::VsockHost> FakeAgent::MakeVsock(int connections) {
-  return std::make_unique<DialledVsock>(*server_, connections);
+  return std::make_unique<DialledVsock>(*this, connections);
+}
+
+absl::StatusOr<OwnedFd> FakeAgent::Dial() {
+  STILL_ASSIGN_OR_RETURN(SocketPair pair, MakeSocketPair());
+  STILL_CHECK(::fcntl(pair.second.get(), F_SETFL, O_NONBLOCK) == 0);
+  grpc::AddInsecureChannelFromFd(server_.get(), pair.second.Release());
+  return std::move(pair.first);
+}
+
+grpc::Status FakeAgent::Answer(const std::string& call, google::protobuf::Message& answer) {
+  if (call != "Init") {
+    absl::MutexLock lock(&mutex_);
+    calls_.push_back(call);
+  }
+  return lie == nullptr ? grpc::Status::OK : lie(call, answer);
 }
 
 grpc::Status FakeAgent::Init(grpc::ServerContext*, const guestpb::InitRequest*, guestpb::InitResponse* response) {
-  response->set_agent_version("9.9");
+  response->set_agent_version(version);
   for (const std::string& feature : features) response->add_features(feature);
-  return grpc::Status::OK;
+  return Answer("Init", *response);
 }
 
-grpc::Status FakeAgent::Ping(grpc::ServerContext*, const guestpb::PingRequest*, guestpb::PingResponse*) {
-  return grpc::Status::OK;
+grpc::Status FakeAgent::Ping(grpc::ServerContext*, const guestpb::PingRequest*, guestpb::PingResponse* response) {
+  if (hangs) return grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "hangs");
+  return Answer("Ping", *response);
+}
+
+grpc::Status FakeAgent::Shutdown(grpc::ServerContext*, const guestpb::ShutdownRequest*,
+                                 guestpb::ShutdownResponse* response) {
+  return Answer("Shutdown", *response);
+}
+
+grpc::Status FakeAgent::Quiesce(grpc::ServerContext*, const guestpb::QuiesceRequest*,
+                                guestpb::QuiesceResponse* response) {
+  response->add_frozen()->set_mount_point("/data");
+  return Answer("Quiesce", *response);
+}
+
+grpc::Status FakeAgent::QuiesceStatus(grpc::ServerContext*, const guestpb::QuiesceStatusRequest*,
+                                      guestpb::QuiesceStatusResponse* response) {
+  return Answer("QuiesceStatus", *response);
+}
+
+grpc::Status FakeAgent::RenewQuiesce(grpc::ServerContext*, const guestpb::RenewQuiesceRequest*,
+                                     guestpb::RenewQuiesceResponse* response) {
+  response->set_remaining_ms(10'000);
+  response->set_boottime_ns(77'000'000'000);
+  return Answer("RenewQuiesce", *response);
+}
+
+grpc::Status FakeAgent::Thaw(grpc::ServerContext*, const guestpb::ThawRequest* request,
+                             guestpb::ThawResponse* response) {
+  grpc::Status answer = Answer("Thaw", *response);
+  return thaw == nullptr || !answer.ok() ? answer : thaw(*request, response);
+}
+
+std::vector<std::string> FakeAgent::calls() {
+  absl::MutexLock lock(&mutex_);
+  return calls_;
 }
 
 grpc::Status FakeAgent::AdoptIdentity(grpc::ServerContext*, const guestpb::AdoptIdentityRequest* request,
                                       guestpb::AdoptIdentityResponse* response) {
-  return adopt(*request, response);
+  if (adopt != nullptr) return adopt(*request, response);
+  return Answer("AdoptIdentity", *response);
 }
 
 }  // namespace still::testing

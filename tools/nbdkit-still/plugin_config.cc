@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "base/file.h"
+#include "base/secret.h"
 
 namespace still::served {
 namespace {
@@ -23,27 +24,6 @@ absl::StatusOr<std::string> AbsolutePath(absl::string_view path) {
   std::string result = resolved;
   std::free(resolved);
   return result;
-}
-
-// A file is read from its beginning, whatever others have read of it through the same descriptor: a server that is
-// started again is given the same, and several sessions share one.
-absl::StatusOr<std::string> ReadPassphrase(int fd) {
-  struct stat info {};
-  if (::fstat(fd, &info) != 0) return ErrnoStatus(errno, "passphrase-fd");
-  std::string text(kMaxPassphrase + 1, '\0');
-  size_t size = 0;
-  while (size < text.size()) {
-    char* to = text.data() + size;
-    const size_t room = text.size() - size;
-    ssize_t got = S_ISREG(info.st_mode) ? ::pread(fd, to, room, static_cast<off_t>(size)) : ::read(fd, to, room);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return ErrnoStatus(errno, "passphrase-fd");
-    if (got == 0) break;
-    size += static_cast<size_t>(got);
-  }
-  if (size > kMaxPassphrase) return absl::InvalidArgumentError("passphrase-fd: longer than 64 KiB");
-  text.resize(size);
-  return std::string(absl::StripSuffix(text, "\n"));
 }
 
 std::string Environment(const char* name) {
@@ -82,11 +62,11 @@ absl::StatusOr<ServedImages::Options> PluginConfig::Read() const {
   ServedImages::Options options{.repository = {.path = repository_}, .snapshot = snapshot_, .default_export = image_};
   store::Credentials& credentials = options.repository.credentials;
   if (passphrase_fd_ >= 0) {
-    STILL_ASSIGN_OR_RETURN(credentials.passphrase, ReadPassphrase(passphrase_fd_));
+    STILL_ASSIGN_OR_RETURN(credentials.passphrase, ReadSecretFd(passphrase_fd_));
   } else if (!key_file_.empty()) {
     credentials.key_file = key_file_;
   } else {
-    credentials.passphrase = Environment("STILL_PASSPHRASE");
+    credentials.passphrase = TakeSecretVariable("STILL_PASSPHRASE");
     credentials.key_file = Environment("STILL_KEY_FILE");
   }
   return options;

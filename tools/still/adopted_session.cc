@@ -1,14 +1,9 @@
 #include "tools/still/adopted_session.h"
 
-#include <grpcpp/grpcpp.h>
-
-#include <memory>
-
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/random.h"
 #include "base/undo.h"
-#include "proto/grpc_status.h"
 #include "session/session_config.h"
 #include "tools/still/disk_argument.h"
 #include "tools/still/format.h"
@@ -17,6 +12,7 @@ namespace still::cli {
 namespace {
 
 constexpr absl::Duration kLaunchTimeout = absl::Seconds(60);
+constexpr absl::Duration kLetGoTimeout = absl::Seconds(60);
 
 absl::StatusOr<sessionpb::SessionConfig> ConfigOf(const AdoptArguments& arguments) {
   sessionpb::SessionConfig config;
@@ -25,8 +21,6 @@ absl::StatusOr<sessionpb::SessionConfig> ConfigOf(const AdoptArguments& argument
   config.mutable_machine()->set_hypervisor("process");
   config.set_vsock_backend(sessionpb::SessionConfig::OFF);
   config.set_adopt_pid(arguments.pid);
-  STILL_ASSIGN_OR_RETURN(absl::Duration max_pause, ParseDuration(arguments.max_pause));
-  config.set_max_pause_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(max_pause)));
   if (arguments.disks.empty()) {
     return absl::InvalidArgumentError("with --pid, name the process's disk files: --disk FILE");
   }
@@ -35,24 +29,17 @@ absl::StatusOr<sessionpb::SessionConfig> ConfigOf(const AdoptArguments& argument
   return config;
 }
 
-absl::Status LetGo(const session::SessionRegistry& sessions, const std::string& name) {
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> stub, sessions.Connect(name));
-  grpc::ClientContext call;
-  sessionpb::SessionEnd end;
-  return FromGrpc(stub->Stop(&call, {}, &end));
-}
-
 }  // namespace
 
 absl::Status WithAdoptedProcess(Context& context, const AdoptArguments& arguments,
                                 const std::function<absl::Status()>& work) {
   STILL_ASSIGN_OR_RETURN(sessionpb::SessionConfig config, ConfigOf(arguments));
   session::SessionRegistry sessions = context.sessions();
-  STILL_ASSIGN_OR_RETURN(std::string directory, sessions.Create(arguments.name));
+  STILL_ASSIGN_OR_RETURN(session::SessionPlace place, sessions.Create(arguments.name));
   UndoStack undo;  // All of it, in the good case too: the session is only a means.
-  undo.Push("remove the session's directory", [directory] { return RemoveTree(directory); });
-  STILL_RETURN_IF_ERROR(sessions.Launch(config, OwnedFd(), kLaunchTimeout).status());
-  undo.Push("let the process go", [&] { return LetGo(sessions, arguments.name); });
+  undo.Push("remove the session's directory", [&place] { return RemoveTree(place.directory); });
+  STILL_RETURN_IF_ERROR(sessions.Launch(config, {.timeout = kLaunchTimeout, .lock_fd = place.lock.get()}).status());
+  undo.Push("let the process go", [&] { return sessions.End(arguments.name, kLetGoTimeout); });
   return work();
 }
 

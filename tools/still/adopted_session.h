@@ -14,7 +14,6 @@ struct AdoptArguments {
   std::string name;  // Of the session; must not be taken.
   int64_t pid = 0;
   std::vector<std::string> disks;  // As for `still run`.
-  std::string max_pause = "2s";
 };
 
 // Adopts the process as session `name`, calls `work`, and lets the process go again, whatever `work` says. The process

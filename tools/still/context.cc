@@ -11,8 +11,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/secret.h"
 #include "schedule/stored_book.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/credentials.h"
 #include "tools/still/progress_bar.h"
 
 namespace still::cli {
@@ -54,6 +56,7 @@ void Context::AddOptions(CLI::App& app) {
   state_ = Environment("STILL_STATE");
   if (state_.empty()) state_ = DefaultState();
   repository_ = Environment("STILL_REPO");
+  passphrase_ = TakeSecretVariable("STILL_PASSPHRASE");
   app.add_option("--repo", repository_, "Repository directory (STILL_REPO; default: repository in the state directory)")
       ->type_name(kDirectoryType);
   // What is the default here depends on who asks; the man page has one for all.
@@ -63,6 +66,7 @@ void Context::AddOptions(CLI::App& app) {
       ->type_name(kDirectoryType);
   app.add_option("--key-file", key_file_, "File whose content opens the repository (STILL_KEY_FILE)")
       ->type_name(kFileType);
+  app.add_option("--secret-fd", secret_fd_, "Descriptor of the passphrase")->group("");
   app.add_flag("--json", json_, "Print JSON");
   app.add_flag("--quiet,-q", quiet_, "No progress");
   // Options may also stand behind the command.
@@ -70,11 +74,7 @@ void Context::AddOptions(CLI::App& app) {
 }
 
 absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
-  store::Credentials credentials;
-  credentials.passphrase = Environment("STILL_PASSPHRASE");
-  credentials.key_file = key_file_.empty() ? Environment("STILL_KEY_FILE") : key_file_;
-  if (!key_file_.empty()) credentials.passphrase.clear();
-  return credentials;
+  return FindCredentials({.key_file = key_file_, .secret_fd = secret_fd_, .passphrase = passphrase_});
 }
 
 absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepositoryQuietly() const {

@@ -73,6 +73,8 @@ class Context {
   std::string repository_;
   std::string state_;
   std::string key_file_;
+  std::string passphrase_;  // Of the environment, which does not have it any more.
+  int secret_fd_ = -1;      // What stilld's workers give instead.
   bool json_ = false;
   mutable bool printed_json_ = false;
   bool quiet_ = false;
@@ -86,7 +88,8 @@ absl::StatusOr<std::string> AskPassphrase(const std::string& prompt);
 
 // The commands, one file each group.
 void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, repair, stats, key
-void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, stop, rm, exec, logs, resume, thaw
+void AddSessionCommands(CLI::App& app, Context& context);     // run, ps, exec, logs, resume, thaw
+void AddPowerCommands(CLI::App& app, Context& context);       // start, stop, rm
 void AddSnapshotCommands(CLI::App& app, Context& context);    // snapshot, list, show, prune, diff
 void AddForgetCommands(CLI::App& app, Context& context);      // forget, hold, release
 void AddRestoreCommands(CLI::App& app, Context& context);     // restore, rollback, hot
@@ -96,6 +99,7 @@ void AddHydrateCommand(CLI::App& app, Context& context);      // hydrate
 void AddMountCommands(CLI::App& app, Context& context);       // mount, umount
 void AddFileCommands(CLI::App& app, Context& context);        // ls, cp
 void AddScheduleCommands(CLI::App& app, Context& context);    // schedule ...
+void AddSetupCommand(CLI::App& app, Context& context);        // setup
 void AddDrillCommands(CLI::App& app, Context& context);       // drill; hidden: __janitor
 void AddAgentCommands(CLI::App& app, Context& context);       // agent install
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/quantity.h"
 #include "schedule/throttle.h"
 #include "snapshot/drill.h"
 #include "snapshot/throw_away_session.h"
@@ -26,7 +27,7 @@ struct DrillArguments {
   std::string snapshot = "latest";
   std::string check;
   std::string timeout = "5m";
-  std::string agent_timeout = "2m";
+  std::string agent_timeout;
   std::string bandwidth = "0";
   bool cold = false;
   bool history = false;
@@ -99,9 +100,9 @@ absl::Status History(Context& context) {
 absl::Status Drill(Context& context, const DrillArguments& arguments) {
   if (arguments.history) return History(context);
   snapshot::DrillOptions options{.snapshot = arguments.snapshot, .check = arguments.check, .cold = arguments.cold};
-  STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDuration(arguments.timeout));
-  STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDuration(arguments.agent_timeout));
-  STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseBytes(arguments.bandwidth));
+  STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDurationFlag(arguments.timeout));
+  STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, options.patience));
+  STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseSize(arguments.bandwidth));
   store::RepositoryOptions opened;
   std::optional<schedule::Throttle> throttle;
   std::optional<schedule::ThrottledFileSystem> slow;
@@ -138,8 +139,9 @@ void AddDrillCommands(CLI::App& app, Context& context) {
       ->type_name(kSnapshotType);
   drill->add_option("--check", arguments->check, "Command line for the guest's shell; passed when it ends with 0");
   drill->add_option("--timeout", arguments->timeout, "How long the check may take")->capture_default_str();
-  drill->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for the guest's agent")
-      ->capture_default_str();
+  drill->add_option("--agent-timeout", arguments->agent_timeout,
+                    "The guest has its own identity within this time, or the drill fails (default: its agent answers "
+                    "within 2m, and it has its identity within 6m)");
   drill->add_option("--bandwidth", arguments->bandwidth, "Bytes a second from the repository: 50M; 0: no limit")
       ->capture_default_str();
   drill->add_flag("--cold", arguments->cold, "Boot the disks instead of going on with the memory");

@@ -1,5 +1,6 @@
-// ls, cp: files of a snapshot without booting it. For root the file system is mounted for the length of the command, in a
-// mount namespace that goes with it: nobody else sees it, and nothing of it can be left behind. For others: user_files.h.
+// ls, cp: files of a snapshot without booting it, read by a kernel that is a program (user_files.h). With --host-kernel, for
+// root, the host's own kernel mounts the file system for the length of the command, in a mount namespace that goes with it:
+// nobody else sees it, and nothing of it can be left behind.
 #include <sys/mount.h>
 #include <unistd.h>
 
@@ -26,6 +27,12 @@ struct PathReference {
   std::string path;
 };
 
+struct FileArguments {
+  std::string path;
+  std::string destination;
+  bool host_kernel = false;
+};
+
 // "SNAPSHOT[:DISK[:PARTITION]]:/path".
 absl::StatusOr<PathReference> ParsePathReference(const std::string& text) {
   const size_t colon = text.find(":/");
@@ -38,6 +45,7 @@ absl::StatusOr<PathReference> ParsePathReference(const std::string& text) {
 
 // From here on this process has mounts of its own, and an empty directory for them.
 absl::StatusOr<std::string> PrivateMounts(const Context& context) {
+  if (::geteuid() != 0) return absl::PermissionDeniedError("--host-kernel: only root may have the host's kernel mount");
   STILL_RETURN_IF_ERROR(EnterPrivateMountNamespace());
   const std::string base = JoinPath(context.state_directory(), "mounts");
   STILL_RETURN_IF_ERROR(MakeDirectories(base));
@@ -62,8 +70,9 @@ absl::Status WithTree(const Context& context, const ImageReference& reference,
   return FirstError(used, Unmount(root));
 }
 
-absl::StatusOr<std::vector<TreeEntry>> ListTree(const Context& context, const PathReference& reference) {
-  if (::geteuid() != 0) return ListAsUser(context, reference.image, reference.path);
+absl::StatusOr<std::vector<TreeEntry>> ListTree(const Context& context, const PathReference& reference,
+                                                bool host_kernel) {
+  if (!host_kernel) return ListAsUser(context, reference.image, reference.path);
   std::vector<TreeEntry> entries;
   STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) -> absl::Status {
     STILL_ASSIGN_OR_RETURN(entries, tree.List(reference.path));
@@ -74,8 +83,8 @@ absl::StatusOr<std::vector<TreeEntry>> ListTree(const Context& context, const Pa
 
 // Gives the paths that were left out.
 absl::StatusOr<std::vector<std::string>> CopyTree(const Context& context, const PathReference& reference,
-                                                  const std::string& destination) {
-  if (::geteuid() != 0) return CopyAsUser(context, reference.image, reference.path, destination);
+                                                  const std::string& destination, bool host_kernel) {
+  if (!host_kernel) return CopyAsUser(context, reference.image, reference.path, destination);
   std::vector<std::string> skipped;
   STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) {
     return tree.Copy(reference.path, destination, [&](const std::string& path) { skipped.push_back(path); });
@@ -97,9 +106,9 @@ std::string ModeText(mode_t mode) {
   return text;
 }
 
-absl::Status ListFiles(Context& context, const std::string& text) {
-  STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
-  STILL_ASSIGN_OR_RETURN(std::vector<TreeEntry> entries, ListTree(context, reference));
+absl::Status ListFiles(Context& context, const FileArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(arguments.path));
+  STILL_ASSIGN_OR_RETURN(std::vector<TreeEntry> entries, ListTree(context, reference, arguments.host_kernel));
   nlohmann::json list = nlohmann::json::array();
   std::vector<std::vector<std::string>> rows = {{"MODE", "OWNER", "SIZE", "CHANGED", "NAME"}};
   for (const TreeEntry& entry : entries) {
@@ -120,10 +129,11 @@ absl::Status ListFiles(Context& context, const std::string& text) {
   return absl::OkStatus();
 }
 
-absl::Status CopyFiles(Context& context, const std::string& text, const std::string& destination) {
-  STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(text));
-  STILL_ASSIGN_OR_RETURN(std::vector<std::string> skipped, CopyTree(context, reference, destination));
-  context.Print({{"copied", reference.path}, {"to", destination}, {"skipped", skipped}}, [&] {
+absl::Status CopyFiles(Context& context, const FileArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(arguments.path));
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> skipped,
+                         CopyTree(context, reference, arguments.destination, arguments.host_kernel));
+  context.Print({{"copied", reference.path}, {"to", arguments.destination}, {"skipped", skipped}}, [&] {
     for (const std::string& path : skipped) std::cerr << "still: left out, no file: " << Printable(path) << "\n";
   });
   return absl::OkStatus();
@@ -132,15 +142,17 @@ absl::Status CopyFiles(Context& context, const std::string& text, const std::str
 }  // namespace
 
 void AddFileCommands(CLI::App& app, Context& context) {
-  auto reference = std::make_shared<std::string>();
-  auto destination = std::make_shared<std::string>();
+  auto arguments = std::make_shared<FileArguments>();
   CLI::App* ls = context.AddCommand(app, "ls", "List files of a snapshot without booting it",
-                                    [=](Context& c) { return ListFiles(c, *reference); });
-  ls->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
+                                    [=](Context& c) { return ListFiles(c, *arguments); });
   CLI::App* cp = context.AddCommand(app, "cp", "Copy a file or a directory out of a snapshot without booting it",
-                                    [=](Context& c) { return CopyFiles(c, *reference, *destination); });
-  cp->add_option("path", *reference, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
-  cp->add_option("destination", *destination, "A new file or directory, or one to put it into")->required();
+                                    [=](Context& c) { return CopyFiles(c, *arguments); });
+  for (CLI::App* command : {ls, cp}) {
+    command->add_option("path", arguments->path, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
+    command->add_flag("--host-kernel", arguments->host_kernel,
+                      "As root: trust the guest's file system to the host's own kernel (any type; faster)");
+  }
+  cp->add_option("destination", arguments->destination, "A new file or directory, or one to put it into")->required();
 }
 
 }  // namespace still::cli

@@ -5,11 +5,15 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdio>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "base/check.h"
+#include "base/clean_text.h"
+#include "base/quantity.h"
 #include "tools/still/table.h"
 
 namespace still::cli {
@@ -54,36 +58,34 @@ std::string FormatUnixNanos(int64_t nanoseconds) {
   return absl::FormatTime("%Y-%m-%d %H:%M:%S", absl::FromUnixNanos(nanoseconds), absl::LocalTimeZone());
 }
 
-absl::StatusOr<uint64_t> ParseBytes(const std::string& text) {
-  std::string number = text;
-  int shift = 0;
-  if (!number.empty()) {
-    static constexpr absl::string_view kUnits = "KMGT";
-    size_t unit = kUnits.find(static_cast<char>(std::toupper(static_cast<unsigned char>(number.back()))));
-    if (unit != absl::string_view::npos) {
-      shift = 10 * static_cast<int>(unit + 1);
-      number.pop_back();
-    }
-  }
-  uint64_t value = 0;
-  if (!absl::SimpleAtoi(number, &value) || (value << shift) >> shift != value) {
-    return absl::InvalidArgumentError(absl::StrCat("size \"", text, "\": write it like 512M or 2G"));
-  }
-  return value << shift;
+absl::StatusOr<absl::Duration> ParseDurationFlag(const std::string& text) {
+  uint32_t seconds;
+  if (text == "0" || !absl::SimpleAtoi(text, &seconds)) return ParseDuration(text);
+  std::fprintf(stderr, "hint: write the duration %s as %ss; a later version will want the unit\n", text.c_str(),
+               text.c_str());
+  return absl::Seconds(seconds);
 }
 
-absl::StatusOr<absl::Duration> ParseDuration(const std::string& text) {
-  double seconds = 0;
-  if (absl::SimpleAtod(text, &seconds) && seconds >= 0) return absl::Seconds(seconds);
-  absl::Duration duration;
-  if (absl::ParseDuration(text, &duration) && duration >= absl::ZeroDuration()) return duration;
-  return absl::InvalidArgumentError(absl::StrCat("duration \"", text, "\": write it like 30s or 5m"));
+absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& patience) {
+  if (text.empty()) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDurationFlag(text));
+  patience = {.answer = limit, .ready = limit};
+  return absl::OkStatus();
 }
 
 std::string Printable(const std::string& text) {
-  std::string out = text;
-  for (char& c : out) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  constexpr size_t kMaxPrinted = 16'384;
+  return CleanText(text, kMaxPrinted);
+}
+
+std::string CleanLines(absl::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const size_t end = text.find('\n');
+    absl::string_view line = text.substr(0, end);
+    absl::ConsumeSuffix(&line, "\r");
+    absl::StrAppend(&out, Printable(std::string(line)), end == absl::string_view::npos ? "" : "\n");
+    text.remove_prefix(end == absl::string_view::npos ? text.size() : end + 1);
   }
   return out;
 }

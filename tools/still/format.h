@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "snapshot/restore.h"
 
 namespace google::protobuf {
 class Message;
@@ -23,15 +25,18 @@ std::string FormatMicros(uint64_t microseconds);
 std::string FormatSeconds(double seconds);
 // Local time: "2026-11-21 23:05:11".
 std::string FormatUnixNanos(int64_t nanoseconds);
-// "512M", "2G", "1024" (bytes): a whole number with an optional K, M, G, T (powers of 1024).
-absl::StatusOr<uint64_t> ParseBytes(const std::string& text);
-// "30s", "5m", "250ms"; a bare number is seconds.
-absl::StatusOr<absl::Duration> ParseDuration(const std::string& text);
+// ParseDuration (base/quantity.h) for a flag. A bare number, which older versions took for seconds, is still taken so,
+// with a hint on standard error.
+absl::StatusOr<absl::Duration> ParseDurationFlag(const std::string& text);
+// --agent-timeout: bounds the answer and the identity alike. Empty: `patience` stays as it is.
+absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& patience);
 
 // A plain table for standard output as it is (table.h). A first row all in capitals is its heading.
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows);
 // Control characters (names may come from a guest) become '?'.
 std::string Printable(const std::string& text);
+// The same for each line of a text.
+std::string CleanLines(absl::string_view text);
 
 // The message's protobuf JSON, with the field names of the .proto file.
 nlohmann::json ToJson(const google::protobuf::Message& message);

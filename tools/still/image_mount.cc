@@ -22,6 +22,7 @@
 #include "absl/strings/strip.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/secret.h"
 #include "base/undo.h"
 #include "session/control/session_registry.h"
 
@@ -142,10 +143,7 @@ absl::StatusOr<ServerCommand> NbdfuseCommand(const store::RepositoryOptions& ope
   if (reference.partition != 0) command.argv.push_back(absl::StrCat("partition=", reference.partition));
   const store::Credentials& credentials = opened.credentials;
   if (!credentials.passphrase.empty()) {
-    OwnedFd memory(::memfd_create("still-passphrase", MFD_CLOEXEC));
-    if (!memory.valid()) return ErrnoStatus(errno, "memfd_create");
-    STILL_RETURN_IF_ERROR(
-        WriteAll(memory.get(), credentials.passphrase.data(), credentials.passphrase.size(), "passphrase"));
+    STILL_ASSIGN_OR_RETURN(OwnedFd memory, MakeSecretFd(credentials.passphrase));
     command.passphrase = OwnedFd(::fcntl(memory.get(), F_DUPFD_CLOEXEC, kFirstFreeFd));
     if (!command.passphrase.valid()) return ErrnoStatus(errno, "duplicate the passphrase's descriptor");
     command.argv.push_back(absl::StrCat("passphrase-fd=", command.passphrase.get()));

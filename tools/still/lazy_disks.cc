@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/quantity.h"
 #include "proto/aliases.h"
 #include "proto/grpc_status.h"
 #include "tools/still/command_tree.h"
@@ -43,7 +44,7 @@ Totals TotalsOf(const sessionpb::DescribeResponse& description) {
 absl::Status Hydrate(Context& context, const HydrateArguments& arguments) {
   sessionpb::HydrateRequest request;
   if (!arguments.rate.empty()) {
-    STILL_ASSIGN_OR_RETURN(uint64_t rate, ParseBytes(arguments.rate));
+    STILL_ASSIGN_OR_RETURN(uint64_t rate, ParseSize(arguments.rate));
     request.set_bytes_per_second(rate);
   }
   STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(arguments.session));
@@ -76,10 +77,10 @@ absl::Status Hydrate(Context& context, const HydrateArguments& arguments) {
 }  // namespace
 
 std::optional<std::string> LazyDiskState(const sessionpb::DescribeResponse& description) {
-  if (description.lazy_disks().empty()) return std::nullopt;
   if (description.state() == sessionpb::DescribeResponse::PAUSED) {
     return description.disk_trouble().empty() ? std::nullopt : std::optional<std::string>("held");
   }
+  if (description.lazy_disks().empty()) return std::nullopt;
   Totals totals = TotalsOf(description);
   if (!totals.hydrating || totals.size == 0) return "lazy";
   return absl::StrCat("hydrating ", totals.hydrated * 100 / totals.size, "%");

@@ -8,7 +8,8 @@
 
 namespace still::cli {
 
-// "lazy", "hydrating 43%" or "held"; nothing when the session's disks are complete.
+// "held" when a disk holds the guest, lazily restored or not; else "lazy" or "hydrating 43%"; nothing when the session's
+// disks are complete.
 std::optional<std::string> LazyDiskState(const stillpoint::session::v1::DescribeResponse& description);
 
 }  // namespace still::cli

@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/format.h"
 #include "tools/still/man_page.h"
 
 int main(int argc, char** argv) {
@@ -20,10 +21,12 @@ int main(int argc, char** argv) {
   context.AddOptions(app);
   still::cli::AddRepositoryCommands(app, context);
   still::cli::AddSessionCommands(app, context);
+  still::cli::AddPowerCommands(app, context);
   still::cli::AddSnapshotCommands(app, context);
   still::cli::AddRestoreCommands(app, context);
   still::cli::AddForgetCommands(app, context);
   still::cli::AddScheduleCommands(app, context);
+  still::cli::AddSetupCommand(app, context);
   still::cli::AddTransferCommands(app, context);
   still::cli::AddServeCommand(app, context);
   still::cli::AddHydrateCommand(app, context);
@@ -44,11 +47,12 @@ int main(int argc, char** argv) {
   }
   absl::Status status = context.RunChosen(app);
   if (status.ok()) return context.exit_code();
+  // Errors quote what guests, files and other programs say.
+  const std::string message = still::cli::Printable(std::string(status.message()));
   if (context.json() && !context.printed_json()) {
-    nlohmann::json error = {
-        {"error", {{"code", absl::StatusCodeToString(status.code())}, {"message", std::string(status.message())}}}};
+    nlohmann::json error = {{"error", {{"code", absl::StatusCodeToString(status.code())}, {"message", message}}}};
     std::cout << error.dump(2) << "\n";
   }
-  std::cerr << "still: " << status.message() << "\n";
+  std::cerr << "still: " << message << "\n";
   return still::ExitCode(status);
 }

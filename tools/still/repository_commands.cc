@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/random.h"
+#include "base/secret.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
@@ -213,10 +214,8 @@ absl::Status KeyList(Context& context) {
 absl::StatusOr<store::Credentials> NewCredentials(const KeyArguments& arguments) {
   store::Credentials credentials{.key_file = arguments.new_key_file};
   if (!credentials.key_file.empty()) return credentials;
-  if (const char* given = std::getenv("STILL_NEW_PASSPHRASE"); given != nullptr) {
-    credentials.passphrase = given;
-    return credentials;
-  }
+  credentials.passphrase = TakeSecretVariable("STILL_NEW_PASSPHRASE");
+  if (!credentials.passphrase.empty()) return credentials;
   STILL_ASSIGN_OR_RETURN(credentials.passphrase, AskPassphrase("New passphrase: "));
   STILL_ASSIGN_OR_RETURN(std::string again, AskPassphrase("Once more: "));
   if (again != credentials.passphrase) return absl::InvalidArgumentError("the two passphrases differ");

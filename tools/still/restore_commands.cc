@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/quantity.h"
 #include "snapshot/restore.h"
 #include "snapshot/rollback.h"
 #include "tools/still/command_tree.h"
@@ -15,6 +16,11 @@ namespace still::cli {
 namespace {
 
 constexpr uint32_t kMaxCount = 1000;
+
+constexpr char kPatienceHelp[] =
+    "The guest has its own identity within this time, or the session ends (default: its agent answers within 60s, and "
+    "it "
+    "has its identity within 6m)";
 
 uint64_t Micros(absl::Duration duration) { return static_cast<uint64_t>(absl::ToInt64Microseconds(duration)); }
 
@@ -42,7 +48,7 @@ struct RestoreArguments {
   std::string memory;
   uint32_t vcpus = 0;
   std::string accelerator;
-  std::string agent_timeout = "60s";
+  std::string agent_timeout;
   bool lazy = false;
   bool no_hydrate = false;
   std::string hydrate_rate;
@@ -60,7 +66,7 @@ absl::StatusOr<snapshot::LazyDiskOptions> LazyDisks(const store::RepositoryOptio
   }
   lazy.server_command.emplace_back("serve");
   if (!arguments.hydrate_rate.empty()) {
-    STILL_ASSIGN_OR_RETURN(lazy.hydrate_bytes_per_second, ParseBytes(arguments.hydrate_rate));
+    STILL_ASSIGN_OR_RETURN(lazy.hydrate_bytes_per_second, ParseSize(arguments.hydrate_rate));
   }
   return lazy;
 }
@@ -77,9 +83,9 @@ absl::Status Restore(Context& context, const RestoreArguments& arguments) {
     options.sessions.push_back(absl::StrCat(arguments.session, "-", i));
   }
   if (!arguments.memory.empty()) {
-    STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseBytes(arguments.memory));
+    STILL_ASSIGN_OR_RETURN(options.memory_bytes, ParseSize(arguments.memory));
   }
-  STILL_ASSIGN_OR_RETURN(options.agent_timeout, ParseDuration(arguments.agent_timeout));
+  STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, options.patience));
   STILL_ASSIGN_OR_RETURN(RepositoryAccess access, context.OpenRepositoryWithAccess());
   if (arguments.lazy) {
     STILL_ASSIGN_OR_RETURN(options.lazy, LazyDisks(access.options, arguments));
@@ -110,11 +116,11 @@ absl::Status Restore(Context& context, const RestoreArguments& arguments) {
 
 struct RollbackArguments {
   snapshot::RollbackOptions options;
-  std::string agent_timeout = "60s";
+  std::string agent_timeout;
 };
 
 absl::Status RunRollback(Context& context, RollbackArguments arguments) {
-  STILL_ASSIGN_OR_RETURN(arguments.options.agent_timeout, ParseDuration(arguments.agent_timeout));
+  STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, arguments.options.patience));
   STILL_ASSIGN_OR_RETURN(arguments.options.session, context.sessions().Resolve(arguments.options.session));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   arguments.options.progress = context.MakeProgress();
@@ -184,8 +190,7 @@ void AddRestore(CLI::App& app, Context& context) {
   restore->add_option("--memory", arguments->memory, "Another memory size (cold)");
   restore->add_option("--cpus", arguments->vcpus, "Another number of cpus (cold)");
   restore->add_option("--accel", arguments->accelerator, "kvm or tcg (default: as saved; cold: what there is)");
-  restore->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for the guest's agent")
-      ->capture_default_str();
+  restore->add_option("--agent-timeout", arguments->agent_timeout, kPatienceHelp);
 }
 
 }  // namespace
@@ -207,8 +212,7 @@ void AddRestoreCommands(CLI::App& app, Context& context) {
                      "Leave the guest as it was saved, random numbers and clock included");
   rollback->add_option("--safety-name", arguments->options.safety_name,
                        "Name of the snapshot that is taken first (default: SESSION-before-rollback-TIME)");
-  rollback->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for the guest's agent")
-      ->capture_default_str();
+  rollback->add_option("--agent-timeout", arguments->agent_timeout, kPatienceHelp);
 
   auto drop = std::make_shared<bool>(false);
   CLI::App* hot = context.AddCommand(app, "hot", "List the memory images that are kept ready",

@@ -22,7 +22,6 @@ using Rows = std::vector<std::vector<std::string>>;
 
 // A run begun by hand is looked at this often.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
-constexpr uint32_t kDefaultRetries = 3;
 
 std::string TimeOr(int64_t nanoseconds, const char* otherwise) {
   return nanoseconds == 0 ? otherwise : FormatUnixNanos(nanoseconds);

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/quantity.h"
 #include "tools/still/format.h"
 
 namespace still::cli {
@@ -41,8 +42,12 @@ constexpr TextOption kTextOptions[] = {
      [](Schedule& s, const std::string& v) { s.set_quiesce(v); }},
     {"--hooks", "When a hook of the guest fails: fail, warn or skip them",
      [](Schedule& s, const std::string& v) { s.set_hooks(v); }},
-    {"--freeze-lease", "The guest thaws by itself after this",
+    {"--freeze-lease", "The guest thaws by itself so long after it froze",
      [](Schedule& s, const std::string& v) { s.set_freeze_lease(v); }},
+    {"--max-pause", "How long the machine may stand still (default 2s)",
+     [](Schedule& s, const std::string& v) { s.set_max_pause(v); }},
+    {"--memory", "Where saving it would stop the machine for longer: try (leave it out and say so), require, stop",
+     [](Schedule& s, const std::string& v) { s.set_memory(v); }},
     {"--before", "Shell command before each run; when it fails, so does the run",
      [](Schedule& s, const std::string& v) { s.set_before(v); }},
     {"--after", "Shell command after each run (STILL_OUTCOME, STILL_SNAPSHOT, STILL_MESSAGE)",
@@ -146,13 +151,13 @@ void ScheduleOptions::AddRest(CLI::App& command) {
       ->expected(0, 1);
   Add(command, "--bandwidth", "Bytes a second into and out of the repository: 50M; 0: no limit",
       [](Schedule& s, const Values& v) {
-        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseBytes(v.back()));
+        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseSize(v.back()));
         s.set_bandwidth(bytes);
         return absl::OkStatus();
       });
   Add(command, "--read-bandwidth", "Bytes a second read from the session's disks; 0: no limit",
       [](Schedule& s, const Values& v) {
-        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseBytes(v.back()));
+        STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseSize(v.back()));
         s.set_read_bandwidth(bytes);
         return absl::OkStatus();
       });

@@ -12,6 +12,9 @@
 
 namespace still::cli {
 
+// Of a new schedule.
+inline constexpr uint32_t kDefaultRetries = 3;
+
 class ScheduleOptions {
  public:
   void AddTo(CLI::App& command);

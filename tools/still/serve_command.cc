@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/secret.h"
 #include "base/unix_socket.h"
 #include "session/control/session_registry.h"
 #include "tools/still/context.h"
@@ -28,14 +29,6 @@ struct ServeArguments {
   int listen_fd = -1;
   int passphrase_fd = -1;
 };
-
-// Without close-on-exec, for nbdkit; in memory only.
-absl::StatusOr<int> PassphraseFd(const std::string& passphrase) {
-  OwnedFd fd(::memfd_create("still-passphrase", 0));
-  if (!fd.valid()) return ErrnoStatus(errno, "memfd_create");
-  STILL_RETURN_IF_ERROR(WriteAll(fd.get(), passphrase.data(), passphrase.size(), "passphrase"));
-  return fd.Release();
-}
 
 // Becomes nbdkit, with the listening socket and the passphrase as descriptors: neither a path too long for a socket's
 // address nor a secret stands on its command line.
@@ -91,9 +84,9 @@ absl::Status Serve(Context& context, ServeArguments arguments) {
   std::vector<std::string> words = {absl::StrCat("repository=", access.options.path)};
   if (!arguments.snapshot.empty()) words.push_back(absl::StrCat("snapshot=", arguments.snapshot));
   const store::Credentials& credentials = access.options.credentials;
-  int passphrase_fd = -1;
+  OwnedFd passphrase;
   if (!credentials.passphrase.empty()) {
-    STILL_ASSIGN_OR_RETURN(passphrase_fd, PassphraseFd(credentials.passphrase));
+    STILL_ASSIGN_OR_RETURN(passphrase, MakeSecretFd(credentials.passphrase));
   } else if (!credentials.key_file.empty()) {
     words.push_back(absl::StrCat("key-file=", credentials.key_file));
   }
@@ -104,7 +97,7 @@ absl::Status Serve(Context& context, ServeArguments arguments) {
     }
   });
   std::cout.flush();
-  return BecomeNbdkit(std::move(words), std::move(listening), passphrase_fd);
+  return BecomeNbdkit(std::move(words), std::move(listening), passphrase.get());
 }
 
 }  // namespace

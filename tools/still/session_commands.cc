@@ -1,4 +1,4 @@
-// run, ps, stop, rm, exec, logs, thaw.
+// run, ps, exec, logs, resume, thaw.
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
@@ -13,9 +13,11 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/quantity.h"
 #include "base/random.h"
 #include "base/undo.h"
 #include "proto/grpc_status.h"
+#include "session/control/session_autostart.h"
 #include "session/session_config.h"
 #include "snapshot/rollback_journal.h"
 #include "tools/still/command_tree.h"
@@ -48,6 +50,7 @@ struct RunArguments {
   bool no_agent = false;
   std::string agent_timeout = "60s";
   std::string time_limit = "0";
+  bool autostart = false;
 };
 
 std::string Absolute(const std::string& path) {
@@ -68,7 +71,7 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
   config.set_id(RandomUuid());
   manifestpb::Machine& machine = *config.mutable_machine();
   machine.set_vcpus(arguments.vcpus);
-  STILL_ASSIGN_OR_RETURN(uint64_t memory, ParseBytes(arguments.memory));
+  STILL_ASSIGN_OR_RETURN(uint64_t memory, ParseSize(arguments.memory));
   machine.set_memory_bytes(memory);
   machine.set_accelerator(arguments.accelerator == "auto" ? "" : arguments.accelerator);
   machine.set_cpu_model(arguments.cpu_model);
@@ -94,10 +97,10 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
         absl::StrCat("vsock port \"", arguments.port, "\": use auto or a number from 1 on"));
   }
   machine.set_vsock_port(port);
-  STILL_ASSIGN_OR_RETURN(absl::Duration agent, ParseDuration(arguments.agent_timeout));
+  STILL_ASSIGN_OR_RETURN(absl::Duration agent, ParseDurationFlag(arguments.agent_timeout));
   bool wait_for_agent = !arguments.no_agent && vsock != SessionConfig::OFF;
   config.set_agent_deadline_s(wait_for_agent ? static_cast<uint32_t>(absl::ToInt64Seconds(agent)) : 0);
-  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDuration(arguments.time_limit));
+  STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDurationFlag(arguments.time_limit));
   config.set_time_limit_s(static_cast<uint32_t>(absl::ToInt64Seconds(limit)));
   return config;
 }
@@ -107,32 +110,40 @@ absl::Status Run(Context& context, const RunArguments& arguments) {
   STILL_RETURN_IF_ERROR(session::ValidateConfig(config, /*has_ram=*/false));
   session::SessionRegistry sessions = context.sessions();
   snapshot::SweepRollbacks(sessions);
-  STILL_ASSIGN_OR_RETURN(std::string directory, sessions.Create(arguments.name));
+  STILL_ASSIGN_OR_RETURN(session::SessionPlace place, sessions.Create(arguments.name));
   UndoStack undo;
-  undo.Push("remove the session's directory", [directory] { return RemoveTree(directory); });
+  undo.Push("remove the session's directory", [&place] { return RemoveTree(place.directory); });
+  if (arguments.autostart) {
+    STILL_RETURN_IF_ERROR(session::EnableAutostart(sessions, arguments.name));
+    undo.Push("let it not start with the host", [&] { return session::DisableAutostart(sessions, arguments.name); });
+  }
   snapshot::ProgressSink progress = context.MakeProgress();
-  progress({.stage = config.agent_deadline_s() > 0 ? "boot" : "start"});
-  auto launched = sessions.Launch(config, OwnedFd(), absl::Seconds(config.agent_deadline_s() + 60));
+  progress({.stage = "start"});
+  auto launched = sessions.Launch(config, {.timeout = absl::Seconds(config.agent_deadline_s() + 60),
+                                           .lock_fd = place.lock.get(),
+                                           .own_unit = true,
+                                           .on_step = [&](const std::string& step) { progress({.stage = step}); }});
   context.ProgressDone();
   STILL_RETURN_IF_ERROR(launched.status());
   undo.Disarm();
-  context.Print({{"name", arguments.name}, {"id", config.id()}, {"directory", directory}},
+  context.Print({{"name", arguments.name}, {"id", config.id()}, {"directory", place.directory}},
                 [&] { std::cout << "session " << arguments.name << " is running\n"; });
   return absl::OkStatus();
 }
 
 std::string StateName(const session::SessionEntry& entry, const sessionpb::DescribeResponse* description) {
-  if (entry.alive && description != nullptr) {
+  if (entry.ready && description != nullptr) {
     return LazyDiskState(*description)
         .value_or(description->state() == sessionpb::DescribeResponse::PAUSED ? "paused" : "running");
   }
-  if (entry.alive) return "not answering";
+  if (entry.ready) return "not answering";
+  if (entry.alive) return entry.end.has_value() ? "ending" : "starting";
   return entry.end.has_value() ? session::DescribeEnd(*entry.end) : "gone";
 }
 
 Tone ToneOf(const session::SessionEntry& entry, const std::string& state) {
   if (entry.alive) return state == "running" ? Tone::kGood : Tone::kWarning;
-  return entry.end.has_value() && entry.end->kind() != sessionpb::SessionEnd::ERROR ? Tone::kFaint : Tone::kBad;
+  return entry.end.has_value() && session::EndedOnPurpose(*entry.end) ? Tone::kFaint : Tone::kBad;
 }
 
 absl::Status Ps(Context& context) {
@@ -143,46 +154,42 @@ absl::Status Ps(Context& context) {
   std::vector<std::string> troubles;
   for (const session::SessionEntry& entry : entries) {
     sessionpb::DescribeResponse description;
-    bool described = false;
-    if (entry.alive) {
+    absl::Status described = absl::UnavailableError("not running");
+    if (entry.ready) {
       grpc::ClientContext call;
       call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
       if (auto stub = sessions.Connect(entry.name); stub.ok()) {
-        described = (*stub)->Describe(&call, {}, &description).ok();
+        described = FromGrpc((*stub)->Describe(&call, {}, &description));
       }
+      if (!described.ok())
+        troubles.push_back(absl::StrCat(entry.name, ": ", Printable(std::string(described.message()))));
     }
-    std::string state = StateName(entry, described ? &description : nullptr);
-    nlohmann::json item = described ? ToJson(description) : nlohmann::json{{"name", entry.name}};
+    const std::string state = StateName(entry, described.ok() ? &description : nullptr);
+    const std::string reboots =
+        description.reboots() > 0 ? absl::StrCat(", rebooted ", description.reboots(), "x") : "";
+    nlohmann::json item = described.ok() ? ToJson(description) : nlohmann::json{{"name", entry.name}};
     item["status"] = state;
+    if (entry.end.has_value()) item["end"] = ToJson(*entry.end);
     if (!description.disk_trouble().empty()) {
       troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.disk_trouble())));
+    }
+    if (!description.found_paused().empty()) {
+      troubles.push_back(absl::StrCat(entry.name, ": ", Printable(description.found_paused())));
     }
     list.push_back(std::move(item));
     const manifestpb::Machine& machine = entry.config.machine();
     table.Add({entry.name,
-               {state, ToneOf(entry, state)},
-               described ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
+               {state + reboots, ToneOf(entry, state)},
+               described.ok() ? absl::StrCat(description.hypervisor(), " ", description.accelerator()) : "-",
                FormatBytes(machine.memory_bytes()),
                absl::StrCat(machine.vcpus()),
-               described && description.agent().connected() ? description.agent().version() : "-",
+               described.ok() && description.agent().connected() ? description.agent().version() : "-",
                entry.config.origin_snapshot().empty() ? "-" : entry.config.origin_snapshot().substr(0, 12)});
   }
   context.Print(list, [&] {
     std::cout << table.ForTerminal();
     for (const std::string& line : troubles) std::cout << line << "\n";
   });
-  return absl::OkStatus();
-}
-
-absl::Status Stop(Context& context, const std::string& name, const std::string& grace_text, bool force) {
-  STILL_ASSIGN_OR_RETURN(absl::Duration grace, ParseDuration(grace_text));
-  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
-  sessionpb::StopRequest request;
-  request.set_grace_ms(force ? 0 : static_cast<uint32_t>(absl::ToInt64Milliseconds(grace)));
-  grpc::ClientContext call;
-  sessionpb::SessionEnd end;
-  STILL_RETURN_IF_ERROR(FromGrpc(stub->Stop(&call, request, &end)));
-  context.Print(ToJson(end), [&] { std::cout << "session " << name << " " << session::DescribeEnd(end) << "\n"; });
   return absl::OkStatus();
 }
 
@@ -193,7 +200,7 @@ struct ExecArguments {
 };
 
 absl::Status Exec(Context& context, const ExecArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(absl::Duration timeout, ParseDuration(arguments.timeout));
+  STILL_ASSIGN_OR_RETURN(absl::Duration timeout, ParseDurationFlag(arguments.timeout));
   STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(arguments.session));
   guestpb::ExecRequest request;
   request.mutable_argv()->Assign(arguments.command.begin(), arguments.command.end());
@@ -238,14 +245,18 @@ absl::Status Logs(Context& context, const std::string& name, bool own) {
     context.Print({{"log", text}}, [] {});
     return absl::OkStatus();
   }
+  // A console is the guest's: raw bytes for a file or a pipe, but nothing that drives a terminal.
+  if (::isatty(STDOUT_FILENO) != 0) text = CleanLines(text);
   return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
 }
 
-absl::Status Thaw(Context& context, const std::string& name) {
+absl::Status Thaw(Context& context, const std::string& name, bool force) {
   STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
   grpc::ClientContext call;
+  sessionpb::ThawRequest request;
+  request.set_force(force);
   guestpb::ThawResponse response;
-  STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, {}, &response)));
+  STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, request, &response)));
   context.Print(ToJson(response), [&] {
     std::cout << (response.cause() == guestpb::NOT_FROZEN ? "nothing was frozen\n"
                                                           : absl::StrCat(response.thawed(), " file systems thawed\n"));
@@ -289,6 +300,8 @@ void AddRun(CLI::App& app, Context& context) {
   run->add_option("--agent-timeout", arguments->agent_timeout, "How long to wait for it")->capture_default_str();
   run->add_option("--time-limit", arguments->time_limit, "End the session after this long (0: never)")
       ->capture_default_str();
+  run->add_flag("--autostart", arguments->autostart,
+                "Start it with the host, too (root under systemd: still-session@NAME.service)");
 }
 
 }  // namespace
@@ -298,23 +311,6 @@ void AddSessionCommands(CLI::App& app, Context& context) {
   context.AddCommand(app, "ps", "List sessions", Ps);
 
   auto name = std::make_shared<std::string>();
-  auto grace = std::make_shared<std::string>("10s");
-  auto force = std::make_shared<bool>(false);
-  CLI::App* stop = context.AddCommand(app, "stop", "End a session: the guest is asked to power off first",
-                                      [=](Context& c) { return Stop(c, *name, *grace, *force); });
-  stop->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
-  stop->add_option("--grace", *grace, "How long the guest gets")->capture_default_str();
-  stop->add_flag("--force", *force, "Do not ask the guest");
-
-  CLI::App* rm = context.AddCommand(
-      app, "rm", "Delete an ended session, with its restored disks", [=](Context& c) -> absl::Status {
-        snapshot::SweepRollbacks(c.sessions());
-        STILL_RETURN_IF_ERROR(c.sessions().Remove(*name));
-        c.Print({{"removed", *name}}, [&] { std::cout << "session " << *name << " removed\n"; });
-        return absl::OkStatus();
-      });
-  rm->add_option("session", *name, "Its whole name")->required()->type_name(kExactSessionType);
-
   auto exec_arguments = std::make_shared<ExecArguments>();
   CLI::App* exec = context.AddCommand(app, "exec", "Run a program in the guest; exits with its exit code",
                                       [=](Context& c) { return Exec(c, *exec_arguments); });
@@ -335,8 +331,11 @@ void AddSessionCommands(CLI::App& app, Context& context) {
                                         [=](Context& c) { return Resume(c, *name); });
   resume->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 
+  auto thaw_force = std::make_shared<bool>(false);
   CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
-                                      [=](Context& c) { return Thaw(c, *name); });
+                                      [=](Context& c) { return Thaw(c, *name, *thaw_force); });
+  thaw->add_flag("--force", *thaw_force,
+                 "Also while a snapshot is being taken, which may cost it its consistency label");
   thaw->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
 }
 

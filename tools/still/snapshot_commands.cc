@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/quantity.h"
 #include "snapshot/take_snapshot.h"
 #include "tools/still/adopted_session.h"
 #include "tools/still/command_tree.h"
@@ -37,6 +38,8 @@ struct SnapshotArguments {
   std::string hooks = "fail";
   std::string lease = "10s";
   bool disk_only = false;
+  std::string memory = "try";
+  std::string max_pause = "2s";
   bool skip_presync = false;
   std::string pin_space = "0";
   AdoptArguments adopt;
@@ -51,10 +54,14 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
       {"require", sessionpb::QUIESCE_REQUIRE}, {"try", sessionpb::QUIESCE_TRY}, {"off", sessionpb::QUIESCE_OFF}};
   static const std::map<std::string, guestpb::HookPolicy> kHooks = {
       {"fail", guestpb::HOOK_FAIL}, {"warn", guestpb::HOOK_WARN}, {"skip", guestpb::HOOK_SKIP}};
-  options.quiesce = kQuiesce.at(arguments.quiesce);  // Checked by CLI11.
+  static const std::map<std::string, sessionpb::MemoryPolicy> kMemory = {
+      {"require", sessionpb::MEMORY_REQUIRE}, {"try", sessionpb::MEMORY_TRY}, {"stop", sessionpb::MEMORY_STOP}};
+  options.memory_policy = kMemory.at(arguments.memory);  // Checked by CLI11, like the next two.
+  options.quiesce = kQuiesce.at(arguments.quiesce);
   options.hook_policy = kHooks.at(arguments.hooks);
-  STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseBytes(arguments.pin_space));
-  STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDuration(arguments.lease));
+  STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseSize(arguments.pin_space));
+  STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDurationFlag(arguments.lease));
+  STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDurationFlag(arguments.max_pause));
   for (const std::string& label : arguments.labels) {
     std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
     if (pair.first.empty())
@@ -74,6 +81,9 @@ void PrintTaken(const Snapshot& snapshot) {
             << FormatBytes(snapshot.drain().bytes_stored()) << "\n";
   for (const std::string& reason : snapshot.consistency().downgrades())
     std::cout << "  not more because: " << Printable(reason) << "\n";
+  if (const std::string& why = snapshot.windows().no_memory_reason(); !why.empty()) {
+    std::cout << "  no memory because: " << Printable(why) << "\n";
+  }
   if (snapshot.windows().memory_method() == "stopped") {
     std::cout << "  the machine stood still while its memory was written; `still doctor` says what would change that\n";
   }
@@ -131,25 +141,49 @@ absl::Status List(Context& context, const std::string& session) {
   return absl::OkStatus();
 }
 
+// "frozen ext4 / (vda1)"
+std::string UseText(const manifestpb::Consistency::Use& use) {
+  std::string text = use.kind() == "file system" ? absl::StrCat(use.state(), " ", use.fs_type()) : use.kind();
+  if (!use.name().empty()) absl::StrAppend(&text, " ", use.name());
+  return absl::StrCat(text, " (", use.device(), ")");
+}
+
+// One line: what makes the label true on this disk, or why it is not more.
+std::string ProofText(const manifestpb::Consistency::DiskProof& proof) {
+  if (!proof.covered()) return absl::StrCat("not more because ", proof.reason());
+  std::vector<std::string> uses;
+  for (const auto& use : proof.uses()) uses.push_back(UseText(use));
+  return uses.empty() ? "nothing wrote to it" : absl::StrJoin(uses, ", ");
+}
+
 void PrintConsistency(const manifestpb::Consistency& consistency) {
   std::cout << "\nconsistency: " << LevelName(consistency) << "\n";
   for (const std::string& reason : consistency.downgrades())
     std::cout << "  not more because: " << Printable(reason) << "\n";
+  for (const auto& proof : consistency.disks()) {
+    std::cout << "  disk " << Printable(proof.name()) << ": " << Printable(ProofText(proof)) << "\n";
+  }
   std::vector<std::vector<std::string>> rows;
   for (const auto& mount : consistency.frozen()) {
-    rows.push_back({"  frozen", mount.mount_point(), mount.fs_type(), FormatMicros(mount.freeze_us())});
+    const std::string where = mount.seen_by().empty() ? "" : absl::StrCat(", mounted by ", mount.seen_by());
+    rows.push_back(
+        {"  frozen", mount.mount_point(), mount.fs_type(), absl::StrCat(FormatMicros(mount.freeze_us()), where)});
   }
   for (const auto& mount : consistency.skipped()) {
     rows.push_back({"  skipped", mount.mount_point(), mount.fs_type(), mount.reason()});
   }
   for (const auto& hook : consistency.hooks()) {
     rows.push_back({"  hook", hook.path(), hook.verb(),
-                    absl::StrCat("exit ", hook.exit_code(), ", ", FormatMicros(hook.duration_us()))});
+                    hook.unfinished()
+                        ? "still ran when the snapshot was committed"
+                        : absl::StrCat("exit ", hook.exit_code(), ", ", FormatMicros(hook.duration_us()))});
   }
   std::cout << FormatTable(rows);
   if (consistency.frozen_size() > 0) {
     std::cout << "  thawed: " << consistency.thawed() << " of " << consistency.frozen_size() << ", "
-              << consistency.thaw_cause() << "\n";
+              << consistency.thaw_cause()
+              << (consistency.thawed_by().empty() ? "" : absl::StrCat(" by ", Printable(consistency.thawed_by())))
+              << "\n";
   }
 }
 
@@ -157,9 +191,12 @@ void PrintWindows(const manifestpb::Windows& windows) {
   std::cout << "\nwindows: paused " << FormatMicros(windows.pause_us()) << ", frozen "
             << FormatMicros(windows.freeze_us()) << "; memory " << windows.memory_method() << "; "
             << windows.commands_in_pause() << " commands in the pause\n";
+  if (!windows.no_memory_reason().empty())
+    std::cout << "no memory because: " << Printable(windows.no_memory_reason()) << "\n";
   std::vector<std::vector<std::string>> rows;
   for (const auto& phase : windows.phases()) rows.push_back({"  " + phase.name(), FormatMicros(phase.duration_us())});
   rows.push_back({"  (guest) write back", FormatMicros(windows.guest_presync_us())});
+  rows.push_back({"  (guest) hooks", FormatMicros(windows.guest_hooks_us())});
   rows.push_back({"  (guest) freeze", FormatMicros(windows.guest_freeze_us())});
   std::cout << FormatTable(rows);
 }
@@ -200,7 +237,7 @@ absl::Status Show(Context& context, const std::string& reference) {
 
 absl::Status Prune(Context& context, bool dry_run, const std::string& grace) {
   store::PruneOptions options{.dry_run = dry_run};
-  STILL_ASSIGN_OR_RETURN(options.grace, ParseDuration(grace));
+  STILL_ASSIGN_OR_RETURN(options.grace, ParseDurationFlag(grace));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   snapshot::ProgressSink progress = context.MakeProgress();
   options.progress = [&](uint64_t done, uint64_t total) { progress({.stage = "prune", .done = done, .total = total}); };
@@ -276,16 +313,22 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
   take->add_option("--hooks", arguments->hooks, "When a hook of the guest fails: fail, warn or skip them")
       ->check(CLI::IsMember({"fail", "warn", "skip"}))
       ->capture_default_str();
-  take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself after this")->capture_default_str();
+  take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself so long after it froze")
+      ->capture_default_str();
   take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
+  take->add_option("--memory", arguments->memory,
+                   "Where saving it would stop the machine for longer than --max-pause: try (leave it out and say so), "
+                   "require (fail), stop (all the same)")
+      ->check(CLI::IsMember({"try", "require", "stop"}))
+      ->capture_default_str();
+  take->add_option("--max-pause", arguments->max_pause, "How long the machine may stand still; else it is undone")
+      ->capture_default_str();
   take->add_option("--pin-space", arguments->pin_space,
                    "Give up when the guest overwrites more than this during the drain (0: half of what is free)")
       ->capture_default_str();
   take->add_option("--pid", arguments->adopt.pid, "Instead of a session: any VMM that runs; its disks only");
   take->add_option("--disk", arguments->adopt.disks,
                    "With --pid: PATH[,name=vda][,format=raw|qcow2][,ro]; may be repeated");
-  take->add_option("--max-pause", arguments->adopt.max_pause, "With --pid: how long it may be stopped (SIGSTOP)")
-      ->capture_default_str();
   take->add_flag("--skip-presync", arguments->skip_presync, "Do not write back before the freeze (to measure it)");
 
   auto session = std::make_shared<std::string>();

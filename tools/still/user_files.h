@@ -1,7 +1,8 @@
-// Files of a snapshot for a user who may not mount it: the kernel that reads the file system is an ordinary program of
-// that user (user-mode Linux, Debian: user-mode-linux), with still-file-reader in it. ext4, xfs and btrfs.
+// Files of a snapshot without trusting the host's kernel with what a guest wrote: the kernel that reads the file system is
+// an ordinary program of whoever asks (user-mode Linux, Debian: user-mode-linux), with still-file-reader in it. ext4, xfs
+// and btrfs.
 //
-// The image is a file of nbdfuse's, as for root. <state>/mounts/read-XXXXXX holds it and the kernel's root directory for the
+// The image is a file of nbdfuse's. <state>/mounts/read-XXXXXX holds it and the kernel's root directory for the
 // length of one call; what a call that was killed left there goes with the next one.
 #pragma once
 

@@ -8,11 +8,14 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/quantity.h"
+#include "base/secret.h"
 #include "base/status.h"
 #include "schedule/timing.h"
 #include "schedule/worker.h"
 #include "session/control/session_registry.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/credentials.h"
 #include "tools/still/man_page.h"
 #include "tools/stilld/daemon.h"
 
@@ -23,6 +26,8 @@ struct Arguments {
   std::string state;
   std::string repository;
   std::string key_file;
+  std::string passphrase;  // Of the environment, which does not have it any more.
+  int secret_fd = -1;      // What a worker is given instead.
   std::string http;
   std::string drain = "60s";
   std::string notify_command;
@@ -52,6 +57,7 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
   arguments.state = DefaultState();
   arguments.repository = Environment("STILL_REPO");
   arguments.key_file = Environment("STILL_KEY_FILE");
+  arguments.passphrase = TakeSecretVariable("STILL_PASSPHRASE");
   app.add_option("--state", arguments.state, "State directory (STILL_STATE)")->capture_default_str();
   app.add_option("--repo", arguments.repository,
                  "Repository directory (STILL_REPO; default: repository in the state directory)");
@@ -65,6 +71,7 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
   app.add_option("--notify-command", arguments.notify_command,
                  "Shell command for each alert (STILL_EVENT, STILL_JSON)");
   app.add_option("--webhook", arguments.webhook, "URL that gets each alert as JSON");
+  app.add_option("--secret-fd", arguments.secret_fd)->group("");
   app.add_option("--execute", arguments.execute)->group("");
   app.add_option("--man", arguments.man_directory)->group("");
   app.add_option("--man-date", arguments.man_date)->group("");
@@ -81,8 +88,9 @@ absl::Status WriteManPage(const CLI::App& app, const Arguments& arguments) {
 absl::Status Run(const Arguments& arguments) {
   store::RepositoryOptions repository{.path = arguments.repository};
   if (repository.path.empty()) repository.path = JoinPath(arguments.state, "repository");
-  repository.credentials.key_file = arguments.key_file;
-  repository.credentials.passphrase = Environment("STILL_PASSPHRASE");
+  STILL_ASSIGN_OR_RETURN(repository.credentials, cli::FindCredentials({.key_file = arguments.key_file,
+                                                                       .secret_fd = arguments.secret_fd,
+                                                                       .passphrase = arguments.passphrase}));
   if (arguments.execute > 0) {
     STILL_ASSIGN_OR_RETURN(std::string still, session::FindSibling("still", "STILL_PROGRAM"));
     return schedule::ExecuteRun({.state = arguments.state, .repository = repository, .still_program = still},
@@ -92,7 +100,7 @@ absl::Status Run(const Arguments& arguments) {
   options.supervisor = {.state = arguments.state, .repository = repository, .max_running = arguments.max_running};
   options.supervisor.announcer = {.command = arguments.notify_command, .webhook = arguments.webhook};
   STILL_ASSIGN_OR_RETURN(options.supervisor.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
-  STILL_ASSIGN_OR_RETURN(options.drain, schedule::ParseSpan(arguments.drain));
+  STILL_ASSIGN_OR_RETURN(options.drain, ParseDuration(arguments.drain));
   return RunDaemon(options);
 }
 

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/quantity.h"
 
 namespace still::daemon {
 namespace {
@@ -64,7 +65,7 @@ std::string Ago(absl::Time time, absl::Time now) {
     age = absl::Trunc(age, absl::Hours(1));
   else if (age > absl::Hours(1))
     age = absl::Trunc(age, absl::Minutes(1));
-  return schedule::FormatSpan(age);
+  return ShortDuration(age);
 }
 
 std::string Card(absl::string_view label, absl::string_view value) {

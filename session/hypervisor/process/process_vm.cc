@@ -1,7 +1,6 @@
 #include "session/hypervisor/process/process_vm.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -13,6 +12,9 @@
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/waker.h"
+#include "session/hypervisor/image_flush.h"
+#include "session/hypervisor/pause_budget.h"
 #include "session/hypervisor/process/process_disk.h"
 #include "session/hypervisor/process/stop_lease.h"
 #include "session/hypervisor/process/target_process.h"
@@ -22,18 +24,17 @@ namespace {
 
 struct Adopted {
   Adopted(TargetProcess process, const VmConfig& config)
-      : target(std::move(process)), disks(config.disks), directory(config.directory), max_pause(config.max_pause) {}
+      : target(std::move(process)), disks(config.disks), directory(config.directory) {}
   const TargetProcess target;
   const std::vector<DiskConfig> disks;
   const std::string directory;
-  const absl::Duration max_pause;
   std::atomic<bool> capture_active = false;
 };
 
 class ProcessCapture final : public VmCapture {
  public:
   ProcessCapture(std::shared_ptr<Adopted> vm, const CaptureOptions& options)
-      : vm_(std::move(vm)), options_(options), disks_(vm_->disks, vm_->directory) {}
+      : vm_(std::move(vm)), options_(options), budget_(options.max_pause), disks_(vm_->disks, vm_->directory) {}
   ~ProcessCapture() override {
     if (absl::Status released = Release(false); !released.ok()) {
       LogError("a capture could not be released", {{"error", released.ToString()}});
@@ -48,21 +49,27 @@ class ProcessCapture final : public VmCapture {
     return disks_.Prepare();
   }
 
+  absl::Status FlushDisks() override {
+    STILL_RETURN_IF_ERROR(CheckCancelled());
+    return budget_.Explain(FlushImages(vm_->disks, options_.max_pause));
+  }
+
   absl::StatusOr<PausedVm> Pause() override {
     STILL_RETURN_IF_ERROR(CheckCancelled());
-    STILL_RETURN_IF_ERROR(lease_->Begin(vm_->max_pause));
+    STILL_RETURN_IF_ERROR(lease_->Begin(options_.max_pause));
     begun_ = Clock::Real().Monotonic();
+    budget_.Begin();
     // On an error, too, the guard continues: a stop may still be pending.
     PausedVm paused([vm = vm_] { return vm->target.Continue(); });
     commands_.push_back("SIGSTOP");
-    STILL_RETURN_IF_ERROR(vm_->target.Stop(std::min(options_.command_deadline, vm_->max_pause)));
+    STILL_RETURN_IF_ERROR(budget_.Explain(vm_->target.Stop(options_.max_pause)));
     return paused;
   }
 
   absl::Status PinDisks(const PausedVm&) override {
     STILL_RETURN_IF_ERROR(CheckCancelled());
     for (const DiskConfig& disk : vm_->disks) commands_.push_back(absl::StrCat("pin ", disk.name));
-    return disks_.Pin(begun_ + vm_->max_pause);
+    return budget_.Explain(disks_.Pin(begun_ + options_.max_pause));
   }
 
   absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) override {
@@ -104,6 +111,7 @@ class ProcessCapture final : public VmCapture {
 
   const std::shared_ptr<Adopted> vm_;  // Shared with the Vm, whose destruction this outlives safely.
   const CaptureOptions options_;
+  PauseBudget budget_;
   ProcessDisks disks_;
   std::optional<StopLease> lease_;
   absl::Duration begun_;
@@ -114,7 +122,7 @@ class ProcessCapture final : public VmCapture {
 
 class ProcessVm final : public Vm {
  public:
-  ProcessVm(std::shared_ptr<Adopted> vm, OwnedFd let_go) : vm_(std::move(vm)), let_go_(std::move(let_go)) {
+  ProcessVm(std::shared_ptr<Adopted> vm, Waker let_go) : vm_(std::move(vm)), let_go_(std::move(let_go)) {
     description_.hypervisor = "process";
     description_.pid = vm_->target.pid();
     description_.command = vm_->target.command();
@@ -152,22 +160,19 @@ class ProcessVm final : public Vm {
     return std::unique_ptr<VmCapture>(std::move(capture));
   }
 
-  void Kill() override {
-    uint64_t one = 1;
-    [[maybe_unused]] ssize_t written = ::write(let_go_.get(), &one, sizeof one);  // It cannot overflow.
-  }
+  void Kill() override { let_go_.Wake(); }
   // Its exit code is its parent's to know.
   ProcessExit WaitForExit() override {
-    pollfd fds[2] = {{vm_->target.pidfd(), POLLIN, 0}, {let_go_.get(), POLLIN, 0}};
+    pollfd fds[2] = {{vm_->target.pidfd(), POLLIN, 0}, {let_go_.fd(), POLLIN, 0}};
     while (::poll(fds, 2, -1) < 0 && errno == EINTR) {
     }
     return {};
   }
-  bool guest_shut_down() const override { return vm_->target.gone(); }
+  bool guest_shut_down() const override { return false; }  // Nobody says why a process has ended.
 
  private:
   const std::shared_ptr<Adopted> vm_;  // Shared with captures.
-  const OwnedFd let_go_;               // eventfd: Kill() was called. Never read, so that every waiter sees it.
+  const Waker let_go_;                 // Kill() was called. Never cleared, so that every waiter sees it.
   VmDescription description_;
   Capabilities capabilities_;
 };
@@ -184,8 +189,7 @@ absl::StatusOr<std::unique_ptr<Vm>> AdoptProcess(const VmConfig& config) {
     return absl::FailedPreconditionError(absl::StrCat("process ", config.adopt_pid, " does not have ", disk.path,
                                                       " open: stopping it would not stop the writes to this disk"));
   }
-  OwnedFd let_go(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!let_go.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_ASSIGN_OR_RETURN(Waker let_go, Waker::Create());
   return std::unique_ptr<Vm>(
       std::make_unique<ProcessVm>(std::make_shared<Adopted>(std::move(target), config), std::move(let_go)));
 }

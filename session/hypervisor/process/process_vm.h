@@ -2,7 +2,7 @@
 //
 // It can be paused (SIGSTOP, SIGCONT) and its disks pinned; memory and devices stay its own, so its snapshots are of
 // disks only, crash-consistent unless an agent froze the guest. What to expect of SIGSTOP (docs/process-vm.md):
-//   - the guest's clock jumps by the length of the pause, so the pause has a limit (VmConfig::max_pause);
+//   - the guest's clock jumps by the length of the pause, so the pause has a limit (CaptureOptions::max_pause);
 //   - a thread in an uninterruptible system call stops only when that is over, so the stop is waited for, with a limit;
 //   - writes that the VMM has queued but not begun are not in the files: as after a power cut.
 #pragma once

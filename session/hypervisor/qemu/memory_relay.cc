@@ -4,7 +4,6 @@
 #include <linux/sockios.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -18,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/nonblocking.h"
+#include "base/pipe.h"
 #include "base/unix_socket.h"
 
 namespace still::session {
@@ -49,18 +49,14 @@ absl::Duration GatheringTime(int fd) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MemoryRelay>> MemoryRelay::Start(OwnedFd sink, Options options) {
-  std::unique_ptr<MemoryRelay> relay(new MemoryRelay(options));
+  STILL_ASSIGN_OR_RETURN(Waker wake, Waker::Create());
+  std::unique_ptr<MemoryRelay> relay(new MemoryRelay(options, std::move(wake)));
   STILL_ASSIGN_OR_RETURN(SocketPair pair, MakeSocketPair());
   relay->source_ = std::move(pair.first);
   relay->stream_ = std::move(pair.second);
   relay->sink_ = std::move(sink);
-  int pipe_fds[2];
-  if (::pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK) != 0) return ErrnoStatus(errno, "pipe");
-  relay->pipe_read_ = OwnedFd(pipe_fds[0]);
-  relay->pipe_write_ = OwnedFd(pipe_fds[1]);
-  (void)::fcntl(pipe_fds[1], F_SETPIPE_SZ, kPipeBytes);  // The default 64 KiB work too.
-  relay->wake_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!relay->wake_.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_ASSIGN_OR_RETURN(relay->pipe_, MakePipe());
+  (void)::fcntl(relay->pipe_.write_end.get(), F_SETPIPE_SZ, kPipeBytes);  // The default 64 KiB work too.
   STILL_RETURN_IF_ERROR(SetNonBlocking(relay->stream_.get()));
   STILL_RETURN_IF_ERROR(SetNonBlocking(relay->sink_.get()));
   GrowSendBuffer(relay->source_.get());
@@ -81,15 +77,13 @@ MemoryRelay::~MemoryRelay() {
 void MemoryRelay::SetStallLimit(absl::Duration limit) {
   absl::MutexLock lock(&mutex_);
   stall_limit_ = limit;
-  uint64_t one = 1;
-  [[maybe_unused]] ssize_t written = ::write(wake_.get(), &one, sizeof one);
+  wake_.Wake();
 }
 
 void MemoryRelay::Cancel() {
   absl::MutexLock lock(&mutex_);
   cancelled_ = true;
-  uint64_t one = 1;
-  [[maybe_unused]] ssize_t written = ::write(wake_.get(), &one, sizeof one);
+  wake_.Wake();
 }
 
 absl::Status MemoryRelay::status() const {
@@ -133,7 +127,7 @@ absl::Status MemoryRelay::Move() {
   if (in_pipe_ == 0) {
     // The pipe is only filled when empty: how much more a partly filled one takes depends on how its pages are cut.
     ssize_t got =
-        ::splice(stream_.get(), nullptr, pipe_write_.get(), nullptr, kPipeBytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+        ::splice(stream_.get(), nullptr, pipe_.write_end.get(), nullptr, kPipeBytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     if (got < 0 && errno == EAGAIN) {
       STILL_RETURN_IF_ERROR(AwaitOne(stream_.get(), POLLIN, absl::InfiniteDuration()));
       Clock::Real().Sleep(gathering_);
@@ -147,7 +141,8 @@ absl::Status MemoryRelay::Move() {
     waited_ = absl::ZeroDuration();
   }
   if (in_pipe_ == 0) return absl::OkStatus();
-  ssize_t put = ::splice(pipe_read_.get(), nullptr, sink_.get(), nullptr, in_pipe_, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+  ssize_t put =
+      ::splice(pipe_.read_end.get(), nullptr, sink_.get(), nullptr, in_pipe_, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
   if (put > 0) {
     in_pipe_ -= static_cast<uint64_t>(put);
     bytes_ += static_cast<uint64_t>(put);
@@ -177,12 +172,8 @@ absl::Status MemoryRelay::Move() {
 
 // Returns early when Cancel or SetStallLimit has something to say.
 absl::Status MemoryRelay::AwaitOne(int fd, short events, absl::Duration timeout) {
-  int wait_ms = timeout == absl::InfiniteDuration() ? -1 : static_cast<int>(absl::ToInt64Milliseconds(timeout)) + 1;
-  pollfd fds[2] = {{.fd = fd, .events = events, .revents = 0}, {.fd = wake_.get(), .events = POLLIN, .revents = 0}};
-  if (::poll(fds, 2, wait_ms) > 0 && fds[1].revents != 0) {
-    uint64_t count;
-    [[maybe_unused]] ssize_t got = ::read(wake_.get(), &count, sizeof count);
-  }
+  pollfd fds[2] = {{.fd = fd, .events = events, .revents = 0}, {.fd = wake_.fd(), .events = POLLIN, .revents = 0}};
+  if (::poll(fds, 2, PollTimeout(timeout)) > 0 && fds[1].revents != 0) wake_.Clear();
   return absl::OkStatus();
 }
 

@@ -23,7 +23,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/fd.h"
+#include "base/pipe.h"
 #include "base/status.h"
+#include "base/waker.h"
 
 namespace still::session {
 
@@ -61,7 +63,8 @@ class MemoryRelay {
   bool WaitForEnd(absl::Duration timeout) const;
 
  private:
-  explicit MemoryRelay(Options options) : when_lost_(options.when_lost), stall_limit_(options.stall_limit) {}
+  MemoryRelay(Options options, Waker wake)
+      : when_lost_(options.when_lost), wake_(std::move(wake)), stall_limit_(options.stall_limit) {}
   void Relay();
   void Pump();
   void ReadOn();
@@ -73,9 +76,8 @@ class MemoryRelay {
   OwnedFd source_;  // QEMU's end, until taken.
   OwnedFd stream_;  // Our end.
   OwnedFd sink_;
-  OwnedFd pipe_read_;
-  OwnedFd pipe_write_;
-  OwnedFd wake_;              // eventfd: cancelled_ or stall_limit_ has changed.
+  Pipe pipe_;
+  const Waker wake_;          // cancelled_ or stall_limit_ has changed.
   absl::Duration gathering_;  // How long to let it gather before we take it.
   uint64_t in_pipe_ = 0;      // Relay thread only, like the two below.
   bool stream_ended_ = false;

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/nonblocking.h"
+#include "base/pipe.h"
 #include "base/unix_socket.h"
 
 namespace still::session {
@@ -28,14 +28,6 @@ constexpr size_t kHoldBytes = 256 << 10;  // As much is read at once of what has
 // So long a drain in QEMU may wait for a client. A reader that keeps up empties the pipe more often.
 constexpr absl::Duration kPatience = absl::Milliseconds(100);
 
-absl::Status MakePipe(OwnedFd& read_end, OwnedFd& write_end) {
-  int fds[2];
-  if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) return ErrnoStatus(errno, "pipe");
-  read_end = OwnedFd(fds[0]);
-  write_end = OwnedFd(fds[1]);
-  return absl::OkStatus();
-}
-
 ssize_t Splice(int from, int to, size_t size) {
   ssize_t moved;
   do {
@@ -47,19 +39,17 @@ ssize_t Splice(int from, int to, size_t size) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<NbdRelay>> NbdRelay::Start(Options options) {
-  std::unique_ptr<NbdRelay> relay(new NbdRelay(std::move(options)));
+  STILL_ASSIGN_OR_RETURN(Waker stop, Waker::Create());
+  std::unique_ptr<NbdRelay> relay(new NbdRelay(std::move(options), std::move(stop)));
   STILL_ASSIGN_OR_RETURN(relay->listening_, ListenUnix(relay->options_.path, kMaxClients));
   STILL_RETURN_IF_ERROR(SetNonBlocking(relay->listening_.get()));
-  relay->stop_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!relay->stop_.valid()) return ErrnoStatus(errno, "eventfd");
   relay->thread_ = std::thread([raw = relay.get()] { raw->Relay(); });
   return relay;
 }
 
 NbdRelay::~NbdRelay() {
   if (thread_.joinable()) {
-    uint64_t one = 1;
-    [[maybe_unused]] ssize_t written = ::write(stop_.get(), &one, sizeof one);
+    stop_.Wake();
     thread_.join();
   }
   if (listening_.valid()) RemoveFile(options_.path).IgnoreError();
@@ -78,8 +68,7 @@ void NbdRelay::Relay() {
   ::pthread_sigmask(SIG_BLOCK, &pipe_signal, nullptr);
   for (;;) {
     Await();
-    uint64_t count;
-    if (::read(stop_.get(), &count, sizeof count) > 0) break;
+    if (stop_.Clear()) break;
     std::erase_if(connections_, [this](const auto& connection) { return !Advance(*connection); });
     AcceptOne();
   }
@@ -87,7 +76,7 @@ void NbdRelay::Relay() {
 }
 
 void NbdRelay::Await() const {
-  std::vector<pollfd> fds = {{.fd = stop_.get(), .events = POLLIN, .revents = 0}};
+  std::vector<pollfd> fds = {{.fd = stop_.fd(), .events = POLLIN, .revents = 0}};
   const bool room = connections_.size() < kMaxClients;
   if (room) fds.push_back({.fd = listening_.get(), .events = POLLIN, .revents = 0});
   absl::Duration until = absl::InfiniteDuration();
@@ -110,9 +99,7 @@ void NbdRelay::Await() const {
       fds.push_back({.fd = answers.from, .events = POLLIN, .revents = 0});
     }
   }
-  const absl::Duration patience = std::max(until - now, absl::ZeroDuration());
-  int wait_ms = patience == absl::InfiniteDuration() ? -1 : static_cast<int>(absl::ToInt64Milliseconds(patience)) + 1;
-  ::poll(fds.data(), fds.size(), wait_ms);  // Whatever it says: the descriptors are asked one by one.
+  ::poll(fds.data(), fds.size(), PollTimeout(until - now));  // Whatever it says: the descriptors are asked one by one.
 }
 
 void NbdRelay::AcceptOne() {
@@ -137,11 +124,11 @@ absl::StatusOr<std::unique_ptr<NbdRelay::Connection>> NbdRelay::Connect(OwnedFd 
   connection->requests = {.from = client_fd, .to = server_fd};
   connection->answers = {.from = server_fd, .to = client_fd};
   for (Flow* flow : {&connection->requests, &connection->answers}) {
-    STILL_RETURN_IF_ERROR(MakePipe(flow->pipe_read, flow->pipe_write));
+    STILL_ASSIGN_OR_RETURN(flow->pipe, MakePipe());
     flow->moved_at = flow->emptied_at = Clock::Real().Monotonic();
   }
   // The default 64 KiB work too.
-  (void)::fcntl(connection->answers.pipe_write.get(), F_SETPIPE_SZ, kAnswerPipeBytes);
+  (void)::fcntl(connection->answers.pipe.write_end.get(), F_SETPIPE_SZ, kAnswerPipeBytes);
   return connection;
 }
 
@@ -174,13 +161,13 @@ bool NbdRelay::Hangs(const Flow& answers) {
 bool NbdRelay::Move(Flow& flow) {
   // The pipe is only filled when empty: how much more a partly filled one takes depends on how its pages are cut.
   if (flow.empty() && !flow.ended) {
-    ssize_t got = Splice(flow.from, flow.pipe_write.get(), kMoveBytes);
+    ssize_t got = Splice(flow.from, flow.pipe.write_end.get(), kMoveBytes);
     if (got == 0 || (got < 0 && errno != EAGAIN)) flow.ended = true;
     if (got > 0) flow.in_pipe = static_cast<size_t>(got);
     flow.moved_at = flow.emptied_at = Clock::Real().Monotonic();
   }
   if (flow.in_pipe > 0) {
-    ssize_t put = Splice(flow.pipe_read.get(), flow.to, flow.in_pipe);
+    ssize_t put = Splice(flow.pipe.read_end.get(), flow.to, flow.in_pipe);
     if (put < 0) return errno == EAGAIN;
     flow.in_pipe -= static_cast<size_t>(put);
     flow.moved_at = Clock::Real().Monotonic();

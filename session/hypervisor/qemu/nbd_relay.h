@@ -20,7 +20,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/fd.h"
+#include "base/pipe.h"
 #include "base/status.h"
+#include "base/waker.h"
 
 namespace still::session {
 
@@ -50,8 +52,7 @@ class NbdRelay {
   struct Flow {
     int from = -1;
     int to = -1;
-    OwnedFd pipe_read;
-    OwnedFd pipe_write;
+    Pipe pipe;
     size_t in_pipe = 0;
     std::string held;           // What comes behind the pipe.
     size_t held_begin = 0;      // The part of it before this has been taken.
@@ -68,7 +69,7 @@ class NbdRelay {
     Flow answers;
   };
 
-  explicit NbdRelay(Options options) : options_(std::move(options)) {}
+  NbdRelay(Options options, Waker stop) : options_(std::move(options)), stop_(std::move(stop)) {}
   void Relay();
   // Waits until something can be done, and at most until the next client may have stalled.
   void Await() const;
@@ -86,7 +87,7 @@ class NbdRelay {
 
   const Options options_;
   OwnedFd listening_;
-  OwnedFd stop_;                                          // eventfd: the relay is to end.
+  const Waker stop_;                                      // The relay is to end.
   std::vector<std::unique_ptr<Connection>> connections_;  // Relay thread only.
   mutable absl::Mutex mutex_;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);

@@ -9,6 +9,9 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/random.h"
+#include "session/hypervisor/image_flush.h"
+#include "session/hypervisor/pause_budget.h"
+#include "session/hypervisor/qemu/capture_sweep.h"
 #include "session/hypervisor/qemu/memory_relay.h"
 #include "session/hypervisor/qemu/qemu_disk.h"
 #include "session/hypervisor/qemu/ram_priming.h"
@@ -21,8 +24,8 @@ using nlohmann::json;
 constexpr char kMemoryFd[] = "still-memory";
 // No throttle: as long as the stream lasts, the guest waits for pages that are not yet in it.
 constexpr uint64_t kNoBandwidthLimit = uint64_t{1} << 40;
-// A hypervisor that writes nothing, though its reader would take it, is only short of processor time for a while.
-constexpr absl::Duration kSilenceLimit = absl::Seconds(10);
+// While the VM runs and nobody waits.
+constexpr absl::Duration kLongFlush = absl::Seconds(60);
 // How often a wait looks for Cancel() and for progress.
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 // How often QEMU is asked, inside the pause, whether the memory is write-protected.
@@ -34,6 +37,7 @@ class QemuCapture : public VmCapture {
       : machine_(std::move(machine)),
         options_(options),
         background_(options.memory && machine_->capabilities.background_memory),
+        budget_(options.max_pause),
         disks_(*machine_),
         events_(qmp().Subscribe({"STOP", "RESUME", "MIGRATION"})) {}
   ~QemuCapture() override {
@@ -43,6 +47,7 @@ class QemuCapture : public VmCapture {
   }
 
   absl::Status Prepare(OwnedFd memory_sink);
+  absl::Status FlushDisks() override;
   absl::StatusOr<PausedVm> Pause() override;
   absl::Status PinDisks(const PausedVm& paused) override;
   absl::StatusOr<PauseReport> SaveStateAndResume(PausedVm paused) override;
@@ -70,7 +75,7 @@ class QemuCapture : public VmCapture {
   absl::Status StartMigration();
   absl::Status AwaitWriteProtection();
   absl::Status ContinueIfProtected();
-  absl::Status AwaitMigration(absl::Duration stall_limit);
+  absl::Status AwaitMigration(absl::Duration stall_limit, const PauseBudget* budget);
   absl::Status MigrationError();
   absl::Status StopMigration();
   PauseReport Report(const char* method);
@@ -80,8 +85,11 @@ class QemuCapture : public VmCapture {
   const std::shared_ptr<QemuMachine> machine_;  // Shared with the Vm, whose destruction this outlives safely.
   const CaptureOptions options_;
   const bool background_;
+  PauseBudget budget_;
   DiskPins disks_;
-  std::unique_ptr<MemoryRelay> relay_;  // Null without memory; set before anybody else knows the capture.
+  // Null without memory; set before anybody else knows the capture. Shared with the machine, once that has to keep the
+  // stream open.
+  std::shared_ptr<MemoryRelay> relay_;
   QmpSubscription events_;
   bool sink_passed_ = false;
   bool may_be_paused_ = false;
@@ -89,6 +97,7 @@ class QemuCapture : public VmCapture {
   bool disks_wanted_ = false;
   Migration migration_ = Migration::kNone;
   std::vector<std::string> commands_;  // Inside the pause.
+  uint64_t resets_at_pause_ = 0;
   absl::Time stopped_at_ = absl::InfinitePast();
   absl::Time resumed_at_ = absl::InfinitePast();
   std::atomic<bool> cancelled_ = false;
@@ -98,10 +107,19 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
   if (options_.memory != memory_sink.valid()) {
     return absl::InvalidArgumentError("a memory sink must be given exactly when memory is asked for");
   }
+  // First: one that begins late stops the VM, and resumes it.
+  STILL_RETURN_IF_ERROR(AwaitEarlierMigration());
   STILL_ASSIGN_OR_RETURN(bool paused, QueryPaused(qmp()));
   if (paused) return absl::FailedPreconditionError("the VM is paused; resume it first");
+  STILL_RETURN_IF_ERROR(SweepCaptures(*machine_));
+  machine_->unswept = false;
+  // Now is the time to write much; FlushDisks then finds little.
+  if (absl::Status flushed = FlushImages(machine_->disks, kLongFlush); !flushed.ok()) {
+    LogWarning("the disk images could not be written back", {{"error", flushed.ToString()}});
+  }
   if (options_.memory) STILL_RETURN_IF_ERROR(PrepareMemory(std::move(memory_sink)));
   return disks_.Prepare({.capture_id = absl::StrFormat("%016x", RandomU64()),
+                         .repository_id = options_.repository_id,
                          .base_bitmaps = options_.base_bitmaps,
                          .space_limit = options_.pin_space_limit,
                          .stall_limit = options_.disk_stall_limit,
@@ -111,12 +129,15 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
 // A migration that has ended is there until QEMU's main loop has cleaned up behind it, and "migrate" would fail in the pause
 // ("duplicate yank instance"): seen with a capture right after one that was abandoned.
 absl::Status QemuCapture::AwaitEarlierMigration() {
-  const absl::Duration deadline = Clock::Real().Monotonic() + kCommandDeadline;
+  const absl::Duration deadline = Clock::Real().Monotonic() + machine_->command_deadline;
   for (;;) {
-    STILL_ASSIGN_OR_RETURN(json instances, qmp().Execute("query-yank", json::object(), kCommandDeadline));
+    STILL_ASSIGN_OR_RETURN(json instances, qmp().Execute("query-yank", json::object(), machine_->command_deadline));
     const bool there = std::any_of(instances.begin(), instances.end(),
                                    [](const json& instance) { return TextAt(instance, "type") == "migration"; });
-    if (!there) return absl::OkStatus();
+    if (!there) {
+      machine_->earlier_stream.reset();
+      return absl::OkStatus();
+    }
     if (Clock::Real().Monotonic() >= deadline) {
       return absl::FailedPreconditionError("the hypervisor is still ending an earlier memory stream; try again");
     }
@@ -125,16 +146,16 @@ absl::Status QemuCapture::AwaitEarlierMigration() {
 }
 
 absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {
-  STILL_RETURN_IF_ERROR(AwaitEarlierMigration());
   STILL_RETURN_IF_ERROR(SetMigrationCapability(qmp(), "background-snapshot", background_));
-  STILL_RETURN_IF_ERROR(qmp().Run("migrate-set-parameters", {{"max-bandwidth", kNoBandwidthLimit}}, kCommandDeadline));
+  STILL_RETURN_IF_ERROR(
+      qmp().Run("migrate-set-parameters", {{"max-bandwidth", kNoBandwidthLimit}}, machine_->command_deadline));
   STILL_ASSIGN_OR_RETURN(relay_, MemoryRelay::Start(std::move(memory_sink),
                                                     {.when_lost = background_ ? MemoryRelay::WhenReaderIsLost::kReadOn
                                                                               : MemoryRelay::WhenReaderIsLost::kClose,
                                                      .stall_limit = options_.memory_stall_limit}));
   // QEMU holds this end alone from here on: its end is the end of the stream.
   OwnedFd source = relay_->TakeSource();
-  STILL_RETURN_IF_ERROR(qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, source.get(), kCommandDeadline));
+  STILL_RETURN_IF_ERROR(qmp().RunWithFd("getfd", {{"fdname", kMemoryFd}}, source.get(), machine_->command_deadline));
   sink_passed_ = true;
   if (!background_) return absl::OkStatus();
   absl::StatusOr<Primed> primed = PrimeRam(machine_->pid, machine_->memory_bytes);
@@ -146,14 +167,33 @@ absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {
   return absl::OkStatus();
 }
 
+// `stop` writes the images back inside the pause. It has little to write then.
+absl::Status QemuCapture::FlushDisks() {
+  STILL_RETURN_IF_ERROR(CheckCancelled());
+  return budget_.Explain(FlushImages(machine_->disks, options_.max_pause));
+}
+
 absl::StatusOr<PausedVm> QemuCapture::Pause() {
   STILL_RETURN_IF_ERROR(CheckCancelled());
   may_be_paused_ = true;
-  PausedVm paused([machine = machine_] { return ResumeVcpus(*machine->qmp); });
+  machine_->run_state.BeginPause(options_.stop_for_memory ? absl::InfiniteDuration()
+                                                          : options_.max_pause + machine_->command_deadline);
+  PausedVm paused([machine = machine_] {
+    // First: if it cannot be resumed now, others may try.
+    machine->run_state.EndPause();
+    return ResumeVcpus(*machine->qmp, machine->command_deadline);
+  });
+  budget_.Begin();
   commands_.push_back("stop");
   // On an error the guard resumes, also when only the answer was late.
-  STILL_RETURN_IF_ERROR(Annotate(qmp().Run("stop", json::object(), options_.command_deadline), "pause the VM"));
+  absl::Status stopped = qmp().Run("stop", json::object(), options_.max_pause);
+  STILL_RETURN_IF_ERROR(budget_.Explain(Annotate(stopped, "pause the VM")));
+  if (std::optional<Standstill> held = machine_->run_state.HeldBy(machine_->disks)) {
+    return absl::UnavailableError(
+        absl::StrCat("disk ", held->disk, " has stopped the VM right before: ", held->reason));
+  }
   stopped_at_ = absl::Now();
+  resets_at_pause_ = machine_->guest->resets;
   while (NextEvent(absl::ZeroDuration()).ok()) {
   }
   return paused;
@@ -167,14 +207,14 @@ absl::Status QemuCapture::PinDisks(const PausedVm&) {
   // Block nodes with a filter about cannot be deactivated, which is what a plain migration does at its end: the disks
   // are then pinned after it, still inside the pause.
   if (options_.memory && !background_) return absl::OkStatus();
-  STILL_RETURN_IF_ERROR(disks_.Pin(options_.command_deadline, commands_));
-  return absl::OkStatus();
+  return budget_.Explain(disks_.Pin(budget_, commands_));
 }
 
 absl::StatusOr<PauseReport> QemuCapture::SaveStateAndResume(PausedVm paused) {
   absl::StatusOr<PauseReport> report = background_ ? SaveInBackground() : SaveStopped(paused);
   if (report.ok()) {
     paused.Forget();
+    machine_->run_state.EndPause();
     may_be_paused_ = false;
     return report;
   }
@@ -194,8 +234,9 @@ absl::StatusOr<PauseReport> QemuCapture::SaveStopped(PausedVm& paused) {
   STILL_RETURN_IF_ERROR(CheckCancelled());
   if (options_.memory) {
     STILL_RETURN_IF_ERROR(StartMigration());
-    STILL_RETURN_IF_ERROR(AwaitMigration(options_.command_deadline));
-    if (disks_wanted_) STILL_RETURN_IF_ERROR(disks_.Pin(options_.command_deadline, commands_));
+    STILL_RETURN_IF_ERROR(AwaitMigration(options_.memory_stall_limit, options_.stop_for_memory ? nullptr : &budget_));
+    if (options_.stop_for_memory) budget_.Forgive();
+    if (disks_wanted_) STILL_RETURN_IF_ERROR(budget_.Explain(disks_.Pin(budget_, commands_)));
   }
   commands_.push_back("cont");
   STILL_RETURN_IF_ERROR(Annotate(paused.Resume(), "resume the VM"));
@@ -230,24 +271,29 @@ absl::Status QemuCapture::NextEvent(absl::Duration timeout) {
 
 // One command: capabilities, parameters and the descriptor are set.
 absl::Status QemuCapture::StartMigration() {
+  // A reset that the guest asked for right before the pause is done inside of it, and leaves a run state from which QEMU
+  // 7.2 aborts when a snapshot is begun (runstate_set: "prelaunch" to "paused").
+  if (machine_->guest->resets != resets_at_pause_) {
+    return absl::UnavailableError("the guest was reset in the moment of its pause; try again");
+  }
   commands_.push_back("migrate");
+  absl::StatusOr<absl::Duration> left = budget_.Left();
+  if (!left.ok()) return budget_.Explain(left.status());
   migration_ = Migration::kStarting;
   sink_passed_ = false;  // The migration owns it now, and closes it in any case.
-  absl::Status started = qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, options_.command_deadline);
-  return Annotate(started, "save the memory");
+  absl::Status started = qmp().Run("migrate", {{"uri", absl::StrCat("fd:", kMemoryFd)}}, *left);
+  return budget_.Explain(Annotate(started, "save the memory"));
 }
 
 // Until QEMU 8.2 a background snapshot resumes the VM by itself once all memory is write-protected; since 9.0 a VM that was
 // stopped before stays stopped, and no event says that the protection stands. So QEMU is asked, and told to go on.
 absl::Status QemuCapture::AwaitWriteProtection() {
-  const absl::Duration deadline = Clock::Real().Monotonic() + options_.command_deadline;
   bool protecting = false;  // Nothing is asked before the migration's own thread has begun.
   while (resumed_at_ == absl::InfinitePast()) {
-    absl::Status next = NextEvent(protecting ? kProtectionTick : deadline - Clock::Real().Monotonic());
-    const bool silent = next.code() == absl::StatusCode::kDeadlineExceeded;
-    if (!next.ok() && (!silent || Clock::Real().Monotonic() >= deadline)) {
-      return Annotate(next, "write-protect the memory");
-    }
+    absl::StatusOr<absl::Duration> left = budget_.Left();
+    absl::Status next = left.ok() ? NextEvent(protecting ? std::min(kProtectionTick, *left) : *left) : left.status();
+    const bool silent = left.ok() && absl::IsDeadlineExceeded(next);
+    if (!next.ok() && !(silent && protecting)) return budget_.Explain(Annotate(next, "write-protect the memory"));
     if (migration_ == Migration::kFailed) return Annotate(MigrationError(), "write-protect the memory");
     protecting = protecting || migration_ != Migration::kStarting;
     if (silent) STILL_RETURN_IF_ERROR(Annotate(ContinueIfProtected(), "write-protect the memory"));
@@ -260,7 +306,8 @@ absl::Status QemuCapture::AwaitWriteProtection() {
 // leave the vcpus running in a VM that says it is paused.
 absl::Status QemuCapture::ContinueIfProtected() {
   commands_.push_back("query-migrate");
-  STILL_ASSIGN_OR_RETURN(json state, qmp().Execute("query-migrate", json::object(), options_.command_deadline));
+  STILL_ASSIGN_OR_RETURN(absl::Duration left, budget_.Left());
+  STILL_ASSIGN_OR_RETURN(json state, qmp().Execute("query-migrate", json::object(), left));
   const json& ram = Member(state, "ram");
   const bool pages = NumberAt(ram, "normal") > 0 || NumberAt(ram, "duplicate") > 0;
   if (!pages) return absl::OkStatus();
@@ -279,7 +326,7 @@ absl::StatusOr<std::vector<PinnedDiskExport>> QemuCapture::ExportDisks() {
 absl::Status QemuCapture::WaitForMemory(absl::Duration stall_limit) {
   if (!options_.memory) return absl::FailedPreconditionError("no memory was asked for");
   relay_->SetStallLimit(stall_limit);
-  return AwaitMigration(stall_limit);
+  return AwaitMigration(stall_limit, nullptr);
 }
 
 void QemuCapture::Cancel() {
@@ -287,14 +334,19 @@ void QemuCapture::Cancel() {
   if (relay_ != nullptr) relay_->Cancel();
 }
 
-// The relay watches the reader, this watches QEMU.
-absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
-  const absl::Duration silence_limit = std::max(2 * stall_limit, kSilenceLimit);
+// The relay watches the reader, this watches QEMU; `budget` when the VM stands still meanwhile and it was not asked for.
+absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit, const PauseBudget* budget) {
+  // A hypervisor that writes nothing, though its reader would take it, is only short of processor time for a while.
+  const absl::Duration silence_limit = std::max(2 * stall_limit, machine_->command_deadline);
   absl::Duration moved_at = Clock::Real().Monotonic();
   uint64_t moved_bytes = 0;
   while (migrating()) {
     STILL_RETURN_IF_ERROR(relay_->status());
     absl::Duration now = Clock::Real().Monotonic();
+    if (budget != nullptr && !budget->Left().ok()) {
+      relay_->Cancel();
+      return budget->Explain(absl::DeadlineExceededError("the memory takes longer to be written"));
+    }
     if (uint64_t bytes = relay_->bytes_read(); bytes != moved_bytes) {
       moved_bytes = bytes;
       moved_at = now;
@@ -314,7 +366,7 @@ absl::Status QemuCapture::AwaitMigration(absl::Duration stall_limit) {
 }
 
 absl::Status QemuCapture::MigrationError() {
-  auto answer = qmp().Execute("query-migrate", json::object(), kCommandDeadline);
+  auto answer = qmp().Execute("query-migrate", json::object(), machine_->command_deadline);
   if (!answer.ok()) return answer.status();
   std::string reason = TextAt(*answer, "error-desc");
   if (reason.empty()) reason = TextAt(*answer, "status");
@@ -325,13 +377,13 @@ absl::Status QemuCapture::MigrationError() {
 // why), which takes as long as QEMU needs to write all memory into nothing.
 absl::Status QemuCapture::StopMigration() {
   relay_->Cancel();
-  if (!background_) STILL_RETURN_IF_ERROR(qmp().Run("migrate_cancel", json::object(), kCommandDeadline));
-  absl::Duration deadline = Clock::Real().Monotonic() + kCommandDeadline;
+  if (!background_) STILL_RETURN_IF_ERROR(qmp().Run("migrate_cancel", json::object(), machine_->command_deadline));
+  absl::Duration deadline = Clock::Real().Monotonic() + machine_->command_deadline;
   uint64_t moved_bytes = 0;
   while (migrating()) {
     if (uint64_t bytes = relay_->bytes_read(); bytes != moved_bytes) {
       moved_bytes = bytes;
-      deadline = Clock::Real().Monotonic() + kCommandDeadline;
+      deadline = Clock::Real().Monotonic() + machine_->command_deadline;
     }
     absl::Status next = NextEvent(kTick);
     if (next.ok()) continue;
@@ -347,12 +399,15 @@ absl::Status QemuCapture::Release(bool committed) {
   absl::Status result;
   if (migrating()) result = StopMigration();
   // Whoever held the guard has resumed; this is for a guard that could not.
-  if (may_be_paused_) {
-    absl::StatusOr<bool> paused = QueryPaused(qmp());
-    if (!paused.ok() || *paused) result = FirstError(result, ResumeVcpus(qmp()));
-  }
+  machine_->run_state.EndPause();
+  if (may_be_paused_) result = FirstError(result, ResumeVcpus(qmp(), machine_->command_deadline));
   result = FirstError(result, disks_.Release(committed));
-  if (sink_passed_) result = FirstError(result, qmp().Run("closefd", {{"fdname", kMemoryFd}}, kCommandDeadline));
+  if (sink_passed_) {
+    result = FirstError(result, qmp().Run("closefd", {{"fdname", kMemoryFd}}, machine_->command_deadline));
+  }
+  // QEMU is silent. It still has its end of the stream, and will write into it when it goes on.
+  if (migrating()) machine_->earlier_stream = relay_;
+  machine_->unswept = !result.ok();
   machine_->capture_active = false;
   return qmp().connected() ? result : absl::OkStatus();
 }

@@ -86,8 +86,8 @@ void AddBoot(const VmConfig& config, std::vector<std::string>& argv) {
   } else if (firmware != "seabios") {
     argv.insert(argv.end(), {"-bios", firmware});
   }
-  // Saved memory has its kernel in it, and a reset ends the VM: nobody would ever ask for it.
-  if (config.kernel.empty() || config.incoming.has_value()) return;
+  // Also for saved memory, which has its kernel in it: after a reset the firmware asks for it.
+  if (config.kernel.empty()) return;
   argv.insert(argv.end(), {"-kernel", config.kernel});
   if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", config.initrd});
   if (!config.cmdline.empty()) argv.insert(argv.end(), {"-append", config.cmdline});
@@ -125,9 +125,10 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
         {"server", {{"type", "unix"}, {"path", absl::StrCat("/proc/self/fd/", directory, "/", disk.backing_socket)}}}};
     argv.insert(argv.end(), {"-blockdev", DumpJson(base)});
     format["backing"] = LazyBaseNode(index);
-    // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
-    absl::StrAppend(&device, ",rerror=stop,werror=stop");
+    absl::StrAppend(&device, ",rerror=stop");
   }
+  // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
+  if (writable) absl::StrAppend(&device, ",werror=stop");
   argv.insert(argv.end(), {"-blockdev", DumpJson(file), "-blockdev", DumpJson(format)});
   if (lazy && disk.read_only) {
     json guard = {
@@ -284,6 +285,14 @@ bool HasQgaPort(const std::vector<std::string>& devices) {
 
 std::string NetworkBackend(const std::string& kind) { return kind == "none" ? "hubport" : "user"; }
 
+std::vector<std::string> DiskAddressesOf(const VmConfig& config) {
+  std::vector<std::string> addresses;
+  for (size_t i = 0; i < config.disks.size(); ++i) {
+    addresses.push_back(absl::StrFormat("0000:00:%02x.0", kFirstDiskSlot + static_cast<int>(i)));
+  }
+  return addresses;
+}
+
 std::vector<std::string> DevicesOf(const VmConfig& config) {
   std::vector<std::string> argv;
   AddDevices(config, /*directory=*/-1, argv);
@@ -304,8 +313,6 @@ std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& 
   std::vector<std::string> argv = {binary, "-name", absl::StrCat("guest=", Escaped(config.name), ",debug-threads=on")};
   argv.insert(argv.end(), {"-no-user-config", "-nodefaults", "-display", "none"});
   argv.insert(argv.end(), {"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
-  // A reset ends the VM: a session that reboots would silently become another machine.
-  argv.push_back("-no-reboot");
   if (!config.generation_id.empty()) argv.insert(argv.end(), {"-uuid", config.generation_id});
   AddMachine(config, argv);
   AddBoot(config, argv);

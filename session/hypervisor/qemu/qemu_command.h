@@ -50,6 +50,8 @@ std::string NetworkBackend(const std::string& kind);
 // The guest's devices as "virtio-blk-pci@0x8", or without a place where QEMU chooses it; in the order of QEMU's command
 // line.
 std::vector<std::string> DevicesOf(const VmConfig& config);
+// Where the guest sees each disk, in the order of `config`: "0000:00:08.0".
+std::vector<std::string> DiskAddressesOf(const VmConfig& config);
 
 // `config` has passed CheckVmConfig.
 std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& config,

@@ -4,11 +4,11 @@
 // a sparse "fleecing" file. What was pinned is read over NBD through a snapshot-access node on the filter. All of it is
 // built while the VM runs; the pin itself is one command a disk, which puts the filter under the guest's device:
 //
-//   before                     pinned
+//   before                     pinned                                            (behind each name: the capture's id)
 //   disk0-dev                  disk0-dev
 //      |                          |
 //    disk0   [disk0-cbw]       disk0-cbw --(old data)--> disk0-fleece
-//      |        not used          |        <-- disk0-snapshot <-- NBD export "vda"
+//      |        not used          |        <-- disk0-snap <-- NBD export "vda"
 //   disk0-file                  disk0 -> disk0-file
 //
 // Dirty bitmaps. Each capture begins a bitmap of its own *before* the pause and leaves the one of the capture that it
@@ -31,6 +31,8 @@
 #include "base/status.h"
 #include "base/undo.h"
 #include "session/hypervisor/hypervisor.h"
+#include "session/hypervisor/pause_budget.h"
+#include "session/hypervisor/pin_pool.h"
 #include "session/hypervisor/qemu/nbd_relay.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
 
@@ -39,9 +41,11 @@ namespace still::session {
 class DiskPins {
  public:
   struct Options {
-    std::string capture_id;  // [a-z0-9]: part of file and bitmap names.
+    std::string capture_id;     // 16 hex digits: part of all names.
+    std::string repository_id;  // Owner of the bitmaps (capture_bitmaps.h).
     std::vector<std::pair<std::string, std::string>> base_bitmaps;
-    uint64_t space_limit = 0;                        // For all fleecing files together; 0: half of what is free.
+    // For all fleecing files of this capture; 0: only what all captures of the host may keep together (PinPool).
+    uint64_t space_limit = 0;
     absl::Duration stall_limit = absl::Seconds(60);  // See CaptureOptions::disk_stall_limit.
     // False when the VM's memory will be saved by stop and migrate: QEMU then deactivates every block node, which it
     // cannot do with a filter about, so the filters are made by Pin.
@@ -53,14 +57,15 @@ class DiskPins {
   DiskPins& operator=(const DiskPins&) = delete;
 
   absl::Status Prepare(const Options& options);
-  // Inside the pause; adds the commands that it takes to `commands`. On an error nothing is pinned.
-  absl::Status Pin(absl::Duration command_deadline, std::vector<std::string>& commands);
+  // Inside the pause; adds the commands that it takes to `commands`. On an error some disks may be pinned, which Release
+  // undoes while the VM runs.
+  absl::Status Pin(const PauseBudget& budget, std::vector<std::string>& commands);
   absl::StatusOr<std::vector<PinnedDiskExport>> Export();
   // RESOURCE_EXHAUSTED when the fleecing files have outgrown their limit, DEADLINE_EXCEEDED when a reader hangs. Between
-  // Prepare and Release, from any thread.
-  absl::Status Check() const;
-  // Gives everything back, newest first; the guest's disks are as before Prepare. Idempotent. A QEMU that is gone has
-  // given it back already: OK.
+  // Prepare and Release.
+  absl::Status Check();
+  // Gives everything back (capture_sweep.h); the guest's disks are as before Prepare. Idempotent. A QEMU that is gone has
+  // given it back already: OK. DEADLINE_EXCEEDED: it does not answer, and what is left is to be swept later.
   absl::Status Release(bool committed);
 
  private:
@@ -68,32 +73,30 @@ class DiskPins {
     size_t index = 0;
     const DiskConfig* disk = nullptr;
     uint64_t size = 0;
-    std::string fleece_path;
+    PinPool::File fleece;
     std::string base_bitmap;       // Usable one, or empty.
     std::string full_read_reason;  // Why the base bitmap that was asked for is not used.
     std::string new_bitmap;
-    bool has_fleece = false;
     bool has_filter = false;
     bool inserted = false;
-    bool has_snapshot = false;
-    bool exported = false;
   };
 
   absl::Status Describe(const Options& options);
   absl::Status BeginBitmap(PinnedDisk& pin);
   absl::Status AddFilter(PinnedDisk& pin, absl::Duration deadline);
   absl::Status ExportOne(PinnedDisk& pin);
-  absl::Status Withdraw(PinnedDisk& pin);
-  absl::Status SettleBitmaps(PinnedDisk& pin, bool committed);
+  absl::StatusOr<std::vector<std::string>> BitmapsOn(size_t index);
+  absl::Status RemoveBitmaps(const PinnedDisk& pin, const std::vector<std::string>& names);
+  absl::Status SettleBitmaps(const PinnedDisk& pin, bool committed);
   absl::Status StartServer(absl::Duration stall_limit);
-  absl::Status StopServer();
 
   QemuMachine& machine_;
   std::string capture_id_;
+  std::string repository_id_;
   uint64_t space_limit_ = 0;
+  absl::Duration pool_checked_at_ = -absl::InfiniteDuration();  // Clock::Monotonic().
   std::vector<PinnedDisk> pins_;
   std::string server_path_;  // QEMU listens here, for the relay only.
-  bool serving_ = false;
   std::unique_ptr<NbdRelay> relay_;
 };
 

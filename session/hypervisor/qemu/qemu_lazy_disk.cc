@@ -91,13 +91,6 @@ absl::Status QemuLazyDisks::Hydrate(uint64_t bytes_per_second) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> QemuLazyDisks::Held() {
-  // A capture's pause is its own: nobody may end it, also when a disk has failed right before.
-  if (machine_->capture_active) return false;
-  STILL_ASSIGN_OR_RETURN(json status, machine_->qmp->Execute("query-status", json::object(), kCommandDeadline));
-  return TextAt(status, "status") == "io-error";
-}
-
 void QemuLazyDisks::Rest() {
   resting_ = true;
   for (const Disk& disk : disks_) {

@@ -1,7 +1,7 @@
 // The lazily restored disks of one QEMU: overlays over NBD exports, completed by QEMU's own stream job.
 //
-// A read that the server cannot answer stops the vcpus (rerror=stop, run state "io-error") and is done again when they
-// go on: the guest never sees it. While a capture is under way the jobs rest, so that the pause waits for no server.
+// A read that the server cannot answer stops the vcpus (rerror=stop, run state "io-error"; qemu_run_state.h) and is done
+// again when they go on: the guest never sees it. While a capture is under way the jobs rest, so that the pause waits for no server.
 #pragma once
 
 #include <atomic>
@@ -30,7 +30,6 @@ class QemuLazyDisks : public LazyDisks {
   bool empty() const { return disks_.empty(); }
   absl::StatusOr<std::vector<LazyDiskState>> Query() override;
   absl::Status Hydrate(uint64_t bytes_per_second) override;
-  absl::StatusOr<bool> Held() override;
   // For a capture: the jobs rest until Query() finds that it is over.
   void Rest();
 

@@ -8,7 +8,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr absl::Duration kResumeDeadline = absl::Seconds(5);
 constexpr absl::Duration kResumeRetry = absl::Milliseconds(2);
 
 }  // namespace
@@ -20,12 +19,16 @@ absl::StatusOr<bool> QueryPaused(QmpClient& qmp) {
   return !running.get<bool>();
 }
 
-absl::Status ResumeVcpus(QmpClient& qmp) {
-  absl::Duration deadline = Clock::Real().Monotonic() + kResumeDeadline;
+PinPool PinPoolOf(const QemuMachine& machine) {
+  return PinPool(machine.directory, machine.sessions, machine.pin_pool_limit);
+}
+
+absl::Status ResumeVcpus(QmpClient& qmp, absl::Duration deadline) {
+  const absl::Duration end = Clock::Real().Monotonic() + deadline;
   for (;;) {
-    absl::Status status = qmp.Run("cont", json::object(), kResumeDeadline);
+    absl::Status status = qmp.Run("cont", json::object(), deadline);
     if (status.ok() || !absl::StrContains(status.message(), "not finalized")) return status;
-    if (Clock::Real().Monotonic() > deadline) return status;
+    if (Clock::Real().Monotonic() > end) return status;
     Clock::Real().Sleep(kResumeRetry);
   }
 }

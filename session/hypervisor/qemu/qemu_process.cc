@@ -1,50 +1,29 @@
 #include "session/hypervisor/qemu/qemu_process.h"
 
-#include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/child_watch.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/nonblocking.h"
+#include "base/pipe.h"
 #include "session/hypervisor/bounded_log.h"
 
 namespace still::session {
 namespace {
 
 constexpr size_t kStderrTailBytes = 4096;
-constexpr int kMaxReadsInARow = 64;  // A guest that floods its console must not keep us from reaping or killing.
-constexpr absl::Duration kNever = absl::Hours(1);  // poll(2) takes an int; waking once an hour costs nothing.
-
-// Moves what is there to read now into `sink`. False at the end of the stream or on an error.
-template <typename Sink>
-bool Drain(int fd, const Sink& sink) {
-  char buffer[16384];
-  for (int turns = 0; turns < kMaxReadsInARow; ++turns) {
-    ssize_t got = ::read(fd, buffer, sizeof buffer);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return errno == EAGAIN;
-    if (got == 0) return false;
-    sink(absl::string_view(buffer, static_cast<size_t>(got)));
-    if (static_cast<size_t>(got) < sizeof buffer) return true;
-  }
-  return true;
-}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<QemuProcess>> QemuProcess::Start(Options options) {
-  std::unique_ptr<QemuProcess> process(new QemuProcess);
-  process->wake_ = OwnedFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!process->wake_.valid()) return ErrnoStatus(errno, "eventfd");
+  STILL_ASSIGN_OR_RETURN(Waker wake, Waker::Create());
+  std::unique_ptr<QemuProcess> process(new QemuProcess(std::move(wake)));
   process->keeper_ =
       std::thread([raw = process.get(), options = std::move(options)]() mutable { raw->Keep(std::move(options)); });
   absl::MutexLock lock(&process->mutex_);
@@ -63,9 +42,7 @@ void QemuProcess::KillAfter(absl::Duration grace) {
     absl::MutexLock lock(&mutex_);
     kill_at_ = std::min(kill_at_, Clock::Real().Monotonic() + grace);
   }
-  uint64_t one = 1;
-  // It can only fail when the counter is full, and then the keeper is awake anyway.
-  [[maybe_unused]] ssize_t written = ::write(wake_.get(), &one, sizeof one);
+  wake_.Wake();
 }
 
 absl::StatusOr<ProcessExit> QemuProcess::Wait(absl::Duration timeout) const {
@@ -82,20 +59,18 @@ std::string QemuProcess::stderr_tail() const {
 }
 
 void QemuProcess::Keep(Options options) {
-  OwnedFd stderr_read;
+  Pipe said;
   std::optional<ChildProcess> child;
   auto start = [&]() -> absl::Status {
-    int fds[2];
-    if (::pipe2(fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-    stderr_read = OwnedFd(fds[0]);
-    OwnedFd stderr_write(fds[1]);
-    STILL_RETURN_IF_ERROR(SetNonBlocking(stderr_read.get()));
+    STILL_ASSIGN_OR_RETURN(said, MakePipe());
+    STILL_RETURN_IF_ERROR(SetNonBlocking(said.read_end.get()));
     STILL_RETURN_IF_ERROR(SetNonBlocking(options.console.get()));
     options.process.stdin_fd = -1;
     options.process.stdout_fd = -1;
-    options.process.stderr_fd = stderr_write.get();
+    options.process.stderr_fd = said.write_end.get();
     options.process.end_with_parent = true;
     STILL_ASSIGN_OR_RETURN(child, ChildProcess::Start(options.process));
+    said.write_end.Reset();
     return absl::OkStatus();
   };
   absl::Status status = start();
@@ -105,14 +80,13 @@ void QemuProcess::Keep(Options options) {
     started_ = {.done = true, .status = status};
   }
   if (!status.ok()) return;
-  KeepUntilExit(*child, options, stderr_read.get());
-  auto exit = child->Wait(absl::ZeroDuration());
+  ProcessExit exit = KeepUntilExit(*child, options, said.read_end.get());
   absl::MutexLock lock(&mutex_);
-  if (exit.ok()) exit_ = *exit;
+  exit_ = exit;
   exited_ = true;
 }
 
-void QemuProcess::KeepUntilExit(ChildProcess& child, Options& options, int stderr_fd) {
+ProcessExit QemuProcess::KeepUntilExit(ChildProcess& child, Options& options, int stderr_fd) {
   auto console_log = BoundedLog::Create(options.console_log);
   auto stderr_log = BoundedLog::Create(options.stderr_log);
   for (const auto* log : {&console_log, &stderr_log}) {
@@ -120,41 +94,25 @@ void QemuProcess::KeepUntilExit(ChildProcess& child, Options& options, int stder
   }
   auto to_console = [&](absl::string_view text) {
     if (console_log.ok()) console_log->Append(text);
+    return true;
   };
   auto to_stderr = [&](absl::string_view text) {
     if (stderr_log.ok()) stderr_log->Append(text);
     absl::MutexLock lock(&mutex_);
     stderr_tail_.append(text.data(), text.size());
     if (stderr_tail_.size() > kStderrTailBytes) stderr_tail_.erase(0, stderr_tail_.size() - kStderrTailBytes);
+    return true;
   };
-  enum { kExit, kWake, kStderr, kConsole, kCount };
-  pollfd fds[kCount] = {
-      {child.pidfd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}, {stderr_fd, POLLIN, 0}, {options.console.get(), POLLIN, 0}};
-  while ((fds[kExit].revents & POLLIN) == 0) {
-    absl::Duration wait = KillIfDue(child);
-    int ready = ::poll(fds, kCount, static_cast<int>(absl::ToInt64Milliseconds(wait)) + 1);
-    if (ready < 0) continue;
-    if (fds[kWake].revents != 0) {
-      uint64_t count;
-      [[maybe_unused]] ssize_t got = ::read(wake_.get(), &count, sizeof count);
-    }
-    if (fds[kStderr].revents != 0 && !Drain(stderr_fd, to_stderr)) fds[kStderr].fd = -1;
-    if (fds[kConsole].revents != 0 && !Drain(options.console.get(), to_console)) fds[kConsole].fd = -1;
-  }
-  // What it said last.
-  Drain(stderr_fd, to_stderr);
-  Drain(options.console.get(), to_console);
-}
-
-absl::Duration QemuProcess::KillIfDue(const ChildProcess& child) {
-  absl::MutexLock lock(&mutex_);
-  absl::Duration left = kill_at_ - Clock::Real().Monotonic();
-  if (left > absl::ZeroDuration()) return std::min(left, kNever);
-  if (absl::Status killed = child.Kill(SIGKILL); !killed.ok()) {
-    LogError("the hypervisor could not be killed", {{"error", killed.ToString()}});
-  }
-  kill_at_ = absl::InfiniteDuration();
-  return kNever;
+  auto kill_at = [this] {
+    absl::MutexLock lock(&mutex_);
+    return kill_at_;
+  };
+  absl::StatusOr<WatchedEnd> end = WatchChild(
+      child,
+      {.streams = {{stderr_fd, to_stderr}, {options.console.get(), to_console}}, .kill_at = kill_at, .waker = &wake_});
+  if (end.ok()) return end->exit;
+  LogError("the hypervisor does not end", {{"error", end.status().ToString()}});
+  return {.signal = SIGKILL};
 }
 
 }  // namespace still::session

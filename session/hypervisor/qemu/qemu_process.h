@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -17,6 +18,7 @@
 #include "base/fd.h"
 #include "base/process.h"
 #include "base/status.h"
+#include "base/waker.h"
 
 namespace still::session {
 
@@ -41,18 +43,17 @@ class QemuProcess {
   std::string stderr_tail() const;
 
  private:
-  QemuProcess() = default;
+  explicit QemuProcess(Waker wake) : wake_(std::move(wake)) {}
   void Keep(Options options);
-  void KeepUntilExit(ChildProcess& child, Options& options, int stderr_fd);
-  absl::Duration KillIfDue(const ChildProcess& child);
+  ProcessExit KeepUntilExit(ChildProcess& child, Options& options, int stderr_fd);
 
   struct Started {
     bool done = false;
     absl::Status status;
   };
 
-  pid_t pid_ = -1;  // Set before Start returns.
-  OwnedFd wake_;    // eventfd: kill_at_ has changed.
+  pid_t pid_ = -1;    // Set before Start returns.
+  const Waker wake_;  // kill_at_ has changed.
   mutable absl::Mutex mutex_;
   Started started_ ABSL_GUARDED_BY(mutex_);
   absl::Duration kill_at_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteDuration();  // Monotonic clock.

@@ -18,11 +18,14 @@
 #include "base/log.h"
 #include "base/unix_socket.h"
 #include "session/hypervisor/memory_ways.h"
+#include "session/hypervisor/qemu/capture_sweep.h"
 #include "session/hypervisor/qemu/qemu_capture.h"
 #include "session/hypervisor/qemu/qemu_command.h"
+#include "session/hypervisor/qemu/qemu_cpu.h"
 #include "session/hypervisor/qemu/qemu_lazy_disk.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
 #include "session/hypervisor/qemu/qemu_process.h"
+#include "session/vsock/preload_library.h"
 
 namespace still::session {
 namespace {
@@ -34,16 +37,17 @@ constexpr absl::Duration kHandshakeDeadline = absl::Seconds(60);
 constexpr absl::Duration kIncomingDeadline = absl::Seconds(60);
 constexpr absl::Duration kLastWordsDeadline = absl::Seconds(2);  // For QEMU's exit after its socket has closed.
 constexpr absl::Duration kQuitGrace = absl::Seconds(2);          // Closing qcow2 files stores their bitmaps.
+// To write a GiB of memory while the VM stands still: the slow end of what was measured (benchmarks/BUDGETS.md, "Stall").
+constexpr absl::Duration kStoppedPerGib = absl::Seconds(1);
 constexpr char kIncomingFd[] = "still-incoming";
 
 class QemuVm : public Vm {
  public:
   QemuVm(std::unique_ptr<QemuProcess> process, std::shared_ptr<QemuMachine> machine, VmDescription description,
-         std::shared_ptr<std::atomic<bool>> guest_shut_down, std::vector<std::string> nics)
+         std::vector<std::string> nics)
       : machine_(std::move(machine)),
         description_(std::move(description)),
         nics_(std::move(nics)),
-        guest_shut_down_(std::move(guest_shut_down)),
         lazy_disks_(machine_),
         process_(std::move(process)) {}
   ~QemuVm() override {
@@ -54,7 +58,17 @@ class QemuVm : public Vm {
   const Capabilities& capabilities() const override { return machine_->capabilities; }
   const VmDescription& description() const override { return description_; }
   absl::StatusOr<bool> IsPaused() override { return QueryPaused(*machine_->qmp); }
-  absl::Status Resume() override { return ResumeVcpus(*machine_->qmp); }
+  absl::Status Resume() override { return machine_->run_state.Resume(*machine_->qmp); }
+  absl::StatusOr<std::optional<Standstill>> FindStandstill() override {
+    return machine_->run_state.Find(*machine_->qmp, machine_->disks, machine_->command_deadline);
+  }
+  absl::Status Tidy() override {
+    if (!machine_->unswept || machine_->capture_active.exchange(true)) return absl::OkStatus();
+    absl::Status swept = SweepCaptures(*machine_);
+    machine_->unswept = !swept.ok();
+    machine_->capture_active = false;
+    return swept;
+  }
 
   LazyDisks* lazy_disks() override { return lazy_disks_.empty() ? nullptr : &lazy_disks_; }
 
@@ -67,11 +81,11 @@ class QemuVm : public Vm {
 
   absl::StatusOr<std::unique_ptr<VmCapture>> PrepareCapture(const CaptureOptions& options,
                                                             OwnedFd memory_sink) override {
-    if (!lazy_disks_.empty()) {
-      STILL_ASSIGN_OR_RETURN(bool held, lazy_disks_.Held());
-      if (held) return absl::UnavailableError("the guest is held because a disk cannot be read; see `still ps`");
-      lazy_disks_.Rest();
+    STILL_ASSIGN_OR_RETURN(std::optional<Standstill> standstill, FindStandstill());
+    if (standstill.has_value() && standstill->kind == Standstill::Kind::kHeld) {
+      return absl::UnavailableError("the guest is held because a disk cannot be read or written; see `still ps`");
     }
+    if (!lazy_disks_.empty()) lazy_disks_.Rest();
     return PrepareQemuCapture(machine_, options, std::move(memory_sink));
   }
 
@@ -81,13 +95,12 @@ class QemuVm : public Vm {
   }
 
   ProcessExit WaitForExit() override { return process_->Wait(absl::InfiniteDuration()).value_or(ProcessExit{}); }
-  bool guest_shut_down() const override { return *guest_shut_down_; }
+  bool guest_shut_down() const override { return machine_->guest->shut_down; }
 
  private:
   const std::shared_ptr<QemuMachine> machine_;
   const VmDescription description_;
   const std::vector<std::string> nics_;
-  const std::shared_ptr<std::atomic<bool>> guest_shut_down_;  // Shared with the QMP reader, which may live longer.
   QemuLazyDisks lazy_disks_;
   const std::unique_ptr<QemuProcess> process_;
 };
@@ -144,7 +157,8 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
                             .ram_block = kRamBlock,
                             .device_state_format = "qemu-migration-3",
                             .generation_id = HasGenerationId(config),
-                            .devices = DevicesOf(config)};
+                            .devices = DevicesOf(config),
+                            .disk_addresses = DiskAddressesOf(config)};
   STILL_ASSIGN_OR_RETURN(json version, qmp.Execute("query-version", json::object(), kCommandDeadline));
   const json& numbers = Member(version, "qemu");
   description.version = absl::StrCat(Member(numbers, "major").dump(), ".", Member(numbers, "minor").dump(), ".",
@@ -154,6 +168,11 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
                          qmp.Execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, kCommandDeadline));
   if (type.is_string()) {
     description.machine_type = std::string(absl::StripSuffix(type.get<std::string>(), "-machine"));
+  }
+  if (config.accelerator == "kvm") {
+    absl::StatusOr<GuestCpu> cpu = QueryGuestCpu(qmp, description.cpu_model);
+    if (cpu.ok()) description.cpu = *std::move(cpu);
+    if (!cpu.ok()) LogWarning("not known what processor the guest has", {{"error", cpu.status().ToString()}});
   }
   return description;
 }
@@ -165,7 +184,11 @@ std::string ExplainRefusal(const absl::Status& refused) {
 }
 
 absl::Status QueryCapabilities(QemuMachine& machine, const QemuOptions& options) {
-  machine.capabilities = {.memory = true, .disk_pin = true, .incremental_disk = true};
+  machine.capabilities = {
+      .memory = true,
+      .stopped_memory_pause = kStoppedPerGib * (static_cast<double>(machine.memory_bytes) / (uint64_t{1} << 30)),
+      .disk_pin = true,
+      .incremental_disk = true};
   if (!options.background_memory) {
     machine.capabilities.background_memory_reason = "switched off";
     return absl::OkStatus();
@@ -205,6 +228,32 @@ absl::Status FinishStart(QemuMachine& machine, const VmConfig& config, const Qem
   return absl::OkStatus();
 }
 
+// A guest with a network must not reach the host's loopback through it: the library that sees to that, or "" without need.
+absl::StatusOr<std::string> LoopbackGuard(const VmConfig& config, ProcessOptions& process) {
+  const bool network =
+      std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& nic) { return nic.kind == "user"; });
+  if (!network) return std::string();
+  absl::StatusOr<std::string> library = FindPreloadLibrary();
+  if (!library.ok())
+    return Annotate(library.status(), "a network needs it, to keep the guest from the host's loopback");
+  auto& variables = process.environment;
+  const bool there = std::any_of(variables.begin(), variables.end(), [](auto& v) { return v.first == "LD_PRELOAD"; });
+  if (!there) variables.push_back(PreloadVariable(*library));
+  return *library;
+}
+
+// The reader's thread, which calls it, ends with machine.qmp.
+std::function<void(const QmpEvent&)> EventListener(QemuMachine& machine, std::function<void()> on_reset) {
+  return
+      [guest = machine.guest, run_state = &machine.run_state, on_reset = std::move(on_reset)](const QmpEvent& event) {
+        run_state->Note(event);
+        if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) guest->shut_down = true;
+        if (event.name != "RESET") return;
+        ++guest->resets;
+        if (on_reset) on_reset();
+      };
+}
+
 std::string QemuBinary(const QemuOptions& options) {
   if (!options.binary.empty()) return options.binary;
   const char* chosen = std::getenv("STILL_QEMU");
@@ -241,6 +290,7 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
     fds.insert(fds.end(), config.vsock->inherited_fds.begin(), config.vsock->inherited_fds.end());
     launch.process.environment = config.vsock->environment;
   }
+  STILL_ASSIGN_OR_RETURN(std::string loopback_guard, LoopbackGuard(config, launch.process));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(launch)));
   // From here on only QEMU holds its ends, so that its death is our end of file.
   qmp.second.Reset();
@@ -249,16 +299,16 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   auto machine = std::make_shared<QemuMachine>();
   machine->disks = config.disks;
   machine->directory = config.directory;
+  machine->sessions = config.sessions;
+  machine->command_deadline = options.command_deadline;
   machine->pid = process->pid();
   machine->memory_bytes = config.memory_bytes;
-  auto guest_shut_down = std::make_shared<std::atomic<bool>>(false);
-  auto on_event = [guest_shut_down](const QmpEvent& event) {
-    if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) *guest_shut_down = true;
-  };
+  const auto on_event = EventListener(*machine, config.on_reset);
   auto connect = [&]() -> absl::StatusOr<VmDescription> {
     STILL_ASSIGN_OR_RETURN(
         machine->qmp,
         QmpClient::Connect(std::move(qmp.first), {.handshake_deadline = kHandshakeDeadline, .on_event = on_event}));
+    if (!loopback_guard.empty()) STILL_RETURN_IF_ERROR(CheckPreloaded(machine->pid, loopback_guard));
     STILL_RETURN_IF_ERROR(FinishStart(*machine, config, options));
     return Describe(*machine->qmp, config);
   };
@@ -273,8 +323,8 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   description->command = std::move(command);
   std::vector<std::string> nics;
   for (const NicConfig& nic : config.nics) nics.push_back(nic.name);
-  return std::unique_ptr<Vm>(std::make_unique<QemuVm>(std::move(process), std::move(machine), *std::move(description),
-                                                      std::move(guest_shut_down), std::move(nics)));
+  return std::unique_ptr<Vm>(
+      std::make_unique<QemuVm>(std::move(process), std::move(machine), *std::move(description), std::move(nics)));
 }
 
 }  // namespace still::session

@@ -13,6 +13,8 @@ struct QemuOptions {
   std::string binary;  // Empty: $STILL_QEMU, else qemu-system-x86_64 of the PATH.
   // False: memory is saved while the VM stands still, as on hosts without userfaultfd.
   bool background_memory = true;
+  // For every command outside a pause, and for how long a hypervisor that writes no memory is waited for.
+  absl::Duration command_deadline = absl::Seconds(10);
 };
 
 // Starts the VM that `config` describes; with incoming state it is loaded when this returns, and paused. Blocks up to

@@ -128,7 +128,7 @@ void VsockDevice::HandleRequest(const Header& header) {
   ConnectionId id = NewId();
   std::unique_ptr<HostStream> stream;
   if (HasRoom()) {
-    stream = host_->Connect(header.dst_port, id);
+    stream = host_->Connect({.host_port = header.dst_port, .guest_port = header.src_port}, id);
   } else {
     ++counters_.refused_connections;
   }

@@ -37,11 +37,19 @@ class HostStream {
   virtual void GuestStoppedReading() = 0;
 };
 
+// The ports of a connection that the guest asks for.
+struct GuestDial {
+  uint32_t host_port = 0;
+  uint32_t guest_port = 0;
+  // Only privileged programs of the guest may dial from such a port (net/vmw_vsock/af_vsock.c: LAST_RESERVED_PORT).
+  bool privileged() const { return guest_port < 1024; }
+};
+
 class HostSide {
  public:
   virtual ~HostSide() = default;
-  // A stream to whatever listens on host port `port`, or null when nothing does or no resources are left.
-  virtual std::unique_ptr<HostStream> Connect(uint32_t port, ConnectionId id) = 0;
+  // A stream to whatever listens on that host port, or null when nothing does or no resources are left.
+  virtual std::unique_ptr<HostStream> Connect(const GuestDial& dial, ConnectionId id) = 0;
 };
 
 }  // namespace still::vsock

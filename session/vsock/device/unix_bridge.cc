@@ -94,16 +94,32 @@ bool UnixBridge::Watch(int operation, int fd, uint32_t events, uint64_t tag) {
   return ::epoll_ctl(epoll_fd_, operation, fd, &event) == 0;
 }
 
-std::unique_ptr<HostStream> UnixBridge::Connect(uint32_t port, ConnectionId id) {
+int UnixBridge::ConnectTo(const char* name) {
   int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd < 0) return nullptr;
-  auto stream = std::make_unique<UnixStream>(fd);
+  if (fd < 0) return -1;
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   // Through the descriptor, so that the directory's path may be of any length.
-  std::snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/vsock.sock_%u", directory_fd_, port);
+  std::snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/%s", directory_fd_, name);
   // A full backlog is EAGAIN: the listener does not keep up, and the guest is refused rather than kept waiting.
-  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return nullptr;
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return fd;
+  ::close(fd);
+  return -1;
+}
+
+std::unique_ptr<HostStream> UnixBridge::Connect(const GuestDial& dial, ConnectionId id) {
+  char name[64];
+  int fd = -1;
+  if (dial.privileged()) {
+    std::snprintf(name, sizeof name, "vsock.sock_%u_privileged", dial.host_port);
+    fd = ConnectTo(name);
+  }
+  if (fd < 0) {
+    std::snprintf(name, sizeof name, "vsock.sock_%u", dial.host_port);
+    fd = ConnectTo(name);
+  }
+  if (fd < 0) return nullptr;
+  auto stream = std::make_unique<UnixStream>(fd);
   if (!Watch(EPOLL_CTL_ADD, fd, kStreamEvents, EventTag(EventKind::kStream, id))) return nullptr;
   return stream;
 }

@@ -1,5 +1,6 @@
 // The host's side of the vsock device over UNIX sockets, in the hybrid way that other VMMs use as well:
-//   - a guest that connects to host port P reaches whoever listens on <directory>/vsock.sock_P;
+//   - a guest that connects to host port P reaches whoever listens on <directory>/vsock.sock_P. When it connects from a
+//     privileged port (below 1024) and somebody listens on <directory>/vsock.sock_P_privileged, it reaches them instead;
 //   - a host program that connects to <directory>/vsock.sock and writes "CONNECT <port>\n" reaches that port in the
 //     guest: it reads "OK <host port>\n" when the guest has accepted, or the end of the stream when it has not.
 // Knows nothing of rings and packets. Not thread-safe; never blocks.
@@ -37,7 +38,7 @@ class UnixBridge : public HostSide {
   // Must be called before any event is handed in.
   void Attach(VsockDevice* device) { device_ = device; }
 
-  std::unique_ptr<HostStream> Connect(uint32_t port, ConnectionId id) override;
+  std::unique_ptr<HostStream> Connect(const GuestDial& dial, ConnectionId id) override;
   // An event whose kind is kListener, kHandshake or kStream.
   void OnEvent(uint64_t tag, uint32_t events, uint64_t now_us);
   void Tick(uint64_t now_us);
@@ -49,6 +50,8 @@ class UnixBridge : public HostSide {
     uint64_t deadline_us = 0;
   };
 
+  // A socket that is connected to that name in the directory, or -1.
+  int ConnectTo(const char* name);
   void Accept(uint64_t now_us);
   void ContinueHandshake(ConnectionId id, uint64_t now_us);
   void EndHandshake(ConnectionId id);

@@ -101,12 +101,23 @@ still_resetting_guest:
 1:  hlt
     jmp 1b
 still_resetting_guest_end:
+
+    .globl still_ending_guest, still_ending_guest_end
+still_ending_guest:
+    # PM1a_CNT where SeaBIOS puts it on a q35: SLP_EN, with the sleep type of S5.
+    movw $0x604, %dx
+    movw $0x2000, %ax
+    outw %ax, %dx
+1:  hlt
+    jmp 1b
+still_ending_guest_end:
     .code64
     .popsection
 )");
 
 extern "C" const char still_counting_guest[], still_counting_guest_end[];
 extern "C" const char still_resetting_guest[], still_resetting_guest_end[];
+extern "C" const char still_ending_guest[], still_ending_guest_end[];
 
 namespace still::testing {
 namespace {
@@ -123,6 +134,7 @@ std::string BootSector(const char* begin, const char* end) {
 
 std::string CountingGuest() { return BootSector(still_counting_guest, still_counting_guest_end); }
 std::string ResettingGuest() { return BootSector(still_resetting_guest, still_resetting_guest_end); }
+std::string EndingGuest() { return BootSector(still_ending_guest, still_ending_guest_end); }
 
 absl::Status MakeRawDisk(const std::string& path, uint64_t size, const std::string& boot_sector) {
   STILL_ASSIGN_OR_RETURN(OwnedFd file, OpenFile(path, O_RDWR | O_CREAT | O_TRUNC));

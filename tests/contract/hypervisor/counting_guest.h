@@ -25,6 +25,8 @@ inline constexpr uint64_t kRecordSectors = 64;
 std::string CountingGuest();
 // A boot sector that resets the machine at once.
 std::string ResettingGuest();
+// One that switches it off at once.
+std::string EndingGuest();
 
 // A raw image of `size` bytes that begins with `boot_sector` (which may be empty).
 absl::Status MakeRawDisk(const std::string& path, uint64_t size, const std::string& boot_sector);

@@ -32,6 +32,7 @@ using ::testing::HasSubstr;
 
 constexpr uint64_t kDiskBytes = 1 << 20;
 constexpr absl::Duration kPatience = absl::Seconds(60);
+const CaptureOptions kDisksOnly{.memory = false, .max_pause = absl::Seconds(30)};
 
 bool Eventually(const std::function<bool()>& condition) {
   absl::Time end = absl::Now() + kPatience;
@@ -64,7 +65,6 @@ class ProcessVmTest : public ::testing::Test {
   }
   VmConfig Config() const {
     VmConfig config{.name = "process", .directory = directory_, .adopt_pid = writer_->pid()};
-    config.max_pause = absl::Seconds(30);
     for (const char* name : {"vda", "vdb"}) config.disks.push_back({.name = name, .path = Path(name), .format = "raw"});
     return config;
   }
@@ -82,7 +82,7 @@ TEST_F(ProcessVmTest, ItsDisksAreOfOneInstantAndItRunsOn) {
   std::unique_ptr<Vm> vm = Adopt(Config());
   EXPECT_FALSE(vm->capabilities().memory);
   for (int round = 0; round < 3; ++round) {
-    auto capture = vm->PrepareCapture({.memory = false}, OwnedFd());
+    auto capture = vm->PrepareCapture(kDisksOnly, OwnedFd());
     ASSERT_TRUE(capture.ok()) << capture.status();
     auto paused = (*capture)->Pause();
     ASSERT_TRUE(paused.ok()) << paused.status();
@@ -116,7 +116,7 @@ TEST_F(ProcessVmTest, ItsDisksAreOfOneInstantAndItRunsOn) {
 
 TEST_F(ProcessVmTest, AGuardThatIsDroppedContinuesIt) {
   std::unique_ptr<Vm> vm = Adopt(Config());
-  auto capture = vm->PrepareCapture({.memory = false}, OwnedFd());
+  auto capture = vm->PrepareCapture(kDisksOnly, OwnedFd());
   ASSERT_TRUE(capture.ok()) << capture.status();
   ASSERT_TRUE((*capture)->Pause().ok());
   EXPECT_TRUE(writer_->GetsOn());
@@ -131,7 +131,7 @@ TEST_F(ProcessVmTest, AHolderThatIsKilledLeavesItRunning) {
   if (holder == 0) {
     auto vm = AdoptProcess(Config());
     if (!vm.ok()) ::_exit(1);
-    auto capture = (*vm)->PrepareCapture({.memory = false}, OwnedFd());
+    auto capture = (*vm)->PrepareCapture(kDisksOnly, OwnedFd());
     if (!capture.ok()) ::_exit(2);
     auto paused = (*capture)->Pause();
     char byte = paused.ok() ? 'p' : 'e';
@@ -151,10 +151,8 @@ TEST_F(ProcessVmTest, AHolderThatIsKilledLeavesItRunning) {
 }
 
 TEST_F(ProcessVmTest, ALeaseThatEndsContinuesItAndFailsTheCapture) {
-  VmConfig config = Config();
-  config.max_pause = absl::Milliseconds(100);
-  std::unique_ptr<Vm> vm = Adopt(config);
-  auto capture = vm->PrepareCapture({.memory = false}, OwnedFd());
+  std::unique_ptr<Vm> vm = Adopt(Config());
+  auto capture = vm->PrepareCapture({.memory = false, .max_pause = absl::Milliseconds(100)}, OwnedFd());
   ASSERT_TRUE(capture.ok()) << capture.status();
   auto paused = (*capture)->Pause();
   ASSERT_TRUE(paused.ok()) << paused.status();
@@ -166,10 +164,8 @@ TEST_F(ProcessVmTest, ALeaseThatEndsContinuesItAndFailsTheCapture) {
 
 TEST_F(ProcessVmTest, ACopyThatTakesTooLongIsGivenUp) {
   if (Adopt(Config())->capabilities().disk_pin) GTEST_SKIP() << "clones need no time here";
-  VmConfig config = Config();
-  config.max_pause = absl::ZeroDuration();
-  std::unique_ptr<Vm> vm = Adopt(config);
-  auto capture = vm->PrepareCapture({.memory = false}, OwnedFd());
+  std::unique_ptr<Vm> vm = Adopt(Config());
+  auto capture = vm->PrepareCapture({.memory = false, .max_pause = absl::ZeroDuration()}, OwnedFd());
   ASSERT_TRUE(capture.ok()) << capture.status();
   auto paused = (*capture)->Pause();
   // Both are over before they begin; which one notices depends on the scheduler.
@@ -185,8 +181,7 @@ TEST_F(ProcessVmTest, AThreadThatCannotStopIsWaitedForButNotForEver) {
   if (still::testing::kThreadSanitizer) return;  // Its vfork is a fork, which does not hold the thread in state D.
   std::unique_ptr<Vm> vm = Adopt(Config());
   writer_->EnterUninterruptible();
-  CaptureOptions options{.memory = false};
-  options.command_deadline = absl::Milliseconds(100);
+  CaptureOptions options{.memory = false, .max_pause = absl::Milliseconds(100)};
   auto capture = vm->PrepareCapture(options, OwnedFd());
   ASSERT_TRUE(capture.ok()) << capture.status();
   auto paused = (*capture)->Pause();
@@ -195,7 +190,7 @@ TEST_F(ProcessVmTest, AThreadThatCannotStopIsWaitedForButNotForEver) {
   capture->reset();
   writer_->LeaveUninterruptible();
   EXPECT_TRUE(writer_->GetsOn()) << "the stop came after all";
-  auto again = vm->PrepareCapture({.memory = false}, OwnedFd());
+  auto again = vm->PrepareCapture(kDisksOnly, OwnedFd());
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_TRUE((*again)->Pause().ok());
 }
@@ -204,7 +199,7 @@ TEST_F(ProcessVmTest, WhatSomebodyElseHasStoppedStaysStopped) {
   std::unique_ptr<Vm> vm = Adopt(Config());
   ASSERT_EQ(::kill(writer_->pid(), SIGSTOP), 0);
   ASSERT_TRUE(Eventually([&] { return vm->IsPaused().value_or(false); }));
-  auto capture = vm->PrepareCapture({.memory = false}, OwnedFd());
+  auto capture = vm->PrepareCapture(kDisksOnly, OwnedFd());
   EXPECT_EQ(capture.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(vm->IsPaused().value_or(false));
   ASSERT_TRUE(vm->Resume().ok());
@@ -238,7 +233,7 @@ TEST_F(ProcessVmTest, Qcow2IsServedAsItsContent) {
     // We hold it open ourselves and are not stopped: nothing is pinned here.
     config.disks[0].read_only = true;
     std::unique_ptr<Vm> vm = Adopt(config);
-    auto capture = vm->PrepareCapture({.memory = false}, OwnedFd());
+    auto capture = vm->PrepareCapture(kDisksOnly, OwnedFd());
     if (std::string(name) == "overlay.qcow2") {
       EXPECT_THAT(std::string(capture.status().message()), HasSubstr("backing file"));
       continue;
@@ -262,9 +257,9 @@ TEST_F(ProcessVmTest, ItsEndIsSeenAndLettingItGoIsNot) {
   std::unique_ptr<Vm> again = Adopt(Config());
   ::kill(writer_->pid(), SIGKILL);
   again->WaitForExit();
-  EXPECT_TRUE(again->guest_shut_down());
+  EXPECT_FALSE(again->guest_shut_down()) << "nobody says why it has ended";
   EXPECT_EQ(again->IsPaused().status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_FALSE(again->PrepareCapture({.memory = false}, OwnedFd()).ok());
+  EXPECT_FALSE(again->PrepareCapture(kDisksOnly, OwnedFd()).ok());
 }
 
 }  // namespace

@@ -1,9 +1,6 @@
 // Captures of a real QEMU whose disks' content is known byte by byte: over generations of writes and failures, and
 // against everything that must not hold the guest.
-#include "session/hypervisor/qemu/qemu_capture.h"
-
 #include <libnbd.h>
-#include <stdlib.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -17,8 +14,7 @@
 #include "base/unix_socket.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/contract/hypervisor/scripted_qemu.h"
-#include "tests/contract/hypervisor/snapshot_files.h"
+#include "tests/contract/hypervisor/qemu_capture_fixture.h"
 
 namespace still::testing {
 namespace {
@@ -34,23 +30,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr int kGenerations = 16;
-
-using Bitmaps = std::vector<std::pair<std::string, std::string>>;
-
-Bitmaps BitmapsOf(const std::vector<PinnedDiskExport>& exports) {
-  Bitmaps bitmaps;
-  for (const PinnedDiskExport& disk : exports) bitmaps.push_back({disk.name, disk.bitmap});
-  return bitmaps;
-}
-
-// What a reader of the export that has `base` makes of it.
-absl::StatusOr<std::string> ReadOver(const PinnedDiskExport& disk, std::string base) {
-  STILL_ASSIGN_OR_RETURN(std::string all, ReadExport(disk));
-  if (disk.dirty_context.empty()) return all;
-  STILL_ASSIGN_OR_RETURN(std::vector<DirtyRange> dirty, ReadDirtyRanges(disk));
-  for (const DirtyRange& range : dirty) base.replace(range.offset, range.size, all, range.offset, range.size);
-  return base;
-}
 
 // A reader that has asked for everything, many times, and takes nothing: QEMU is in the middle of an answer. As the
 // caller's process is when it is stopped, or when its repository hangs.
@@ -81,39 +60,8 @@ class HungReader {
   std::unique_ptr<::nbd_handle, Close> nbd_{::nbd_create()};
 };
 
-class QemuCaptureTest : public ::testing::Test {
+class QemuCaptureTest : public QemuCaptureFixture {
  protected:
-  void SetUp() override {
-    directory_ = JoinPath(::testing::TempDir(), "still-capture-XXXXXX");
-    ASSERT_NE(::mkdtemp(directory_.data()), nullptr);
-    Start();
-  }
-  void TearDown() override {
-    qemu_.reset();
-    EXPECT_TRUE(RemoveTree(directory_).ok());
-  }
-  void Start() {
-    auto qemu = ScriptedQemu::Start(directory_);
-    ASSERT_TRUE(qemu.ok()) << qemu.status();
-    qemu_ = *std::move(qemu);
-  }
-  absl::StatusOr<std::unique_ptr<VmCapture>> Prepare(CaptureOptions options = {}) {
-    options.memory = false;
-    return session::PrepareQemuCapture(qemu_->machine(), options, OwnedFd());
-  }
-  static absl::StatusOr<PauseReport> Window(VmCapture& capture) {
-    STILL_ASSIGN_OR_RETURN(PausedVm paused, capture.Pause());
-    STILL_RETURN_IF_ERROR(capture.PinDisks(paused));
-    return capture.SaveStateAndResume(std::move(paused));
-  }
-  // A committed capture; gives its bitmaps.
-  absl::StatusOr<Bitmaps> Capture() {
-    STILL_ASSIGN_OR_RETURN(std::unique_ptr<VmCapture> capture, Prepare());
-    STILL_RETURN_IF_ERROR(Window(*capture).status());
-    STILL_ASSIGN_OR_RETURN(std::vector<PinnedDiskExport> exports, capture->ExportDisks());
-    STILL_RETURN_IF_ERROR(capture->Release(true));
-    return BitmapsOf(exports);
-  }
   // Runs what a drain of QEMU's block nodes would hold, were there a client that hangs.
   absl::Status StopAndContinue() {
     STILL_RETURN_IF_ERROR(qemu_->machine()->qmp->Run("stop", nlohmann::json::object(), absl::Seconds(60)));
@@ -132,9 +80,6 @@ class QemuCaptureTest : public ::testing::Test {
     absl::Status released = (*capture)->Release(true);
     EXPECT_TRUE(released.ok()) << released;
   }
-
-  std::string directory_;
-  std::unique_ptr<ScriptedQemu> qemu_;
 };
 
 // Writes before, between and after every step; captures that fail at any stage. Each committed image is, byte by byte,
@@ -206,7 +151,8 @@ TEST_F(QemuCaptureTest, TheseAndNoOtherCommandsAreSentInThePause) {
   auto pair = MakeSocketPair();
   ASSERT_TRUE(pair.ok());
   MemoryReader reader(std::move(pair->second));
-  auto capture = session::PrepareQemuCapture(qemu_->machine(), {}, std::move(pair->first));
+  auto capture =
+      session::PrepareQemuCapture(qemu_->machine(), {.max_pause = absl::Seconds(60)}, std::move(pair->first));
   ASSERT_TRUE(capture.ok()) << capture.status();
   report = Window(**capture);
   ASSERT_TRUE(report.ok()) << report.status();

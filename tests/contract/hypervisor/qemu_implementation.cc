@@ -10,6 +10,7 @@
 #include "session/hypervisor/qemu/qemu_vm.h"
 #include "tests/contract/hypervisor/counting_guest.h"
 #include "tests/contract/hypervisor/vm_under_test.h"
+#include "tests/support/test_accelerator.h"
 
 namespace still::testing {
 namespace {
@@ -18,7 +19,7 @@ constexpr uint64_t kQemuDiskBytes = 8 << 20;
 
 session::VmConfig Config(const std::string& directory) {
   session::VmConfig config{
-      .name = "contract", .directory = directory, .accelerator = "tcg", .memory_bytes = kGuestMemoryBytes};
+      .name = "contract", .directory = directory, .accelerator = TestAccelerator(), .memory_bytes = kGuestMemoryBytes};
   config.disks.push_back({.name = "vda", .path = JoinPath(directory, "vda.qcow2"), .format = "qcow2"});
   config.disks.push_back({.name = "vdb", .path = JoinPath(directory, "vdb.raw"), .format = "raw"});
   return config;

@@ -3,11 +3,13 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "session/hypervisor/qemu/qemu_vm.h"
 #include "tests/contract/hypervisor/counting_guest.h"
+#include "tests/support/test_accelerator.h"
 
 namespace still::testing {
 namespace {
@@ -28,7 +30,7 @@ class QemuStart : public ::testing::Test {
 
   session::VmConfig Config() const {
     session::VmConfig config{
-        .name = "start", .directory = directory_, .accelerator = "tcg", .memory_bytes = kGuestMemoryBytes};
+        .name = "start", .directory = directory_, .accelerator = TestAccelerator(), .memory_bytes = kGuestMemoryBytes};
     config.disks.push_back({.name = "vda", .path = disk_, .format = "raw"});
     return config;
   }
@@ -98,6 +100,7 @@ TEST_F(QemuStart, TheRunningMachineIsDescribed) {
 }
 
 TEST_F(QemuStart, AGuestThatEndsItselfIsToldFromOneThatWasKilled) {
+  ASSERT_TRUE(MakeRawDisk(disk_, 1 << 20, EndingGuest()).ok());
   session::VmConfig config = Config();
   // Holds the guest until everything about it has been asked: it would be gone too soon.
   config.nics.push_back({.name = "net0", .kind = "none", .link_up = false});
@@ -105,6 +108,29 @@ TEST_F(QemuStart, AGuestThatEndsItselfIsToldFromOneThatWasKilled) {
   ASSERT_TRUE(vm.ok()) << vm.status();
   EXPECT_TRUE((*vm)->WaitForExit().ok());
   EXPECT_TRUE((*vm)->guest_shut_down());
+}
+
+TEST_F(QemuStart, AGuestThatResetsGoesOnInTheSameMachine) {
+  ASSERT_TRUE(MakeRawDisk(disk_, 1 << 20, ResettingGuest()).ok());
+  absl::Mutex mutex;
+  int resets = 0;
+  session::VmConfig config = Config();
+  config.on_reset = [&] {
+    absl::MutexLock lock(&mutex);
+    ++resets;
+  };
+  auto vm = session::StartQemu(config);
+  ASSERT_TRUE(vm.ok()) << vm.status();
+  {
+    absl::MutexLock lock(&mutex);
+    auto several = [&] { return resets >= 3; };
+    EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&several), absl::Minutes(2)));
+  }
+  EXPECT_FALSE((*vm)->IsPaused().value_or(true));
+  (*vm)->Kill();
+  (*vm)->WaitForExit();
+  EXPECT_FALSE((*vm)->guest_shut_down());
+  vm->reset();  // Before what it tells of its guest.
 }
 
 TEST_F(QemuStart, LinksGoUpAndDown) {

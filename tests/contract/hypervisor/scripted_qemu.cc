@@ -11,6 +11,7 @@
 #include "base/unix_socket.h"
 #include "session/hypervisor/qemu/qemu_command.h"
 #include "session/hypervisor/qemu/qemu_probe.h"
+#include "tests/support/test_accelerator.h"
 
 namespace still::testing {
 namespace {
@@ -33,7 +34,7 @@ absl::Status MakeDisk(const std::string& path, const std::string& format) {
 absl::StatusOr<std::unique_ptr<ScriptedQemu>> ScriptedQemu::Start(const std::string& directory) {
   std::unique_ptr<ScriptedQemu> qemu(new ScriptedQemu);
   session::VmConfig config{
-      .name = "scripted", .directory = directory, .accelerator = "tcg", .memory_bytes = uint64_t{64} << 20};
+      .name = "scripted", .directory = directory, .accelerator = TestAccelerator(), .memory_bytes = uint64_t{64} << 20};
   config.disks.push_back({.name = "vda", .path = JoinPath(directory, "vda.qcow2"), .format = "qcow2"});
   config.disks.push_back({.name = "vdb", .path = JoinPath(directory, "vdb.raw"), .format = "raw"});
   for (const session::DiskConfig& disk : config.disks) STILL_RETURN_IF_ERROR(MakeDisk(disk.path, disk.format));
@@ -51,7 +52,9 @@ absl::StatusOr<std::unique_ptr<ScriptedQemu>> ScriptedQemu::Start(const std::str
   console.second.Reset();
   qemu->machine_ = std::make_shared<session::QemuMachine>();
   session::QemuMachine& machine = *qemu->machine_;
-  STILL_ASSIGN_OR_RETURN(machine.qmp, session::QmpClient::Connect(std::move(qmp.first), {}));
+  STILL_ASSIGN_OR_RETURN(qemu->proxy_, QmpProxy::Start(std::move(qmp.first)));
+  auto on_event = [&machine](const session::QmpEvent& event) { machine.run_state.Note(event); };
+  STILL_ASSIGN_OR_RETURN(machine.qmp, session::QmpClient::Connect(qemu->proxy_->TakeClient(), {.on_event = on_event}));
   STILL_RETURN_IF_ERROR(session::SetMigrationCapability(*machine.qmp, "events", true));
   machine.disks = config.disks;
   machine.directory = directory;

@@ -11,6 +11,7 @@
 #include "base/process.h"
 #include "base/status.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
+#include "tests/contract/hypervisor/qmp_proxy.h"
 
 namespace still::testing {
 
@@ -23,6 +24,8 @@ class ScriptedQemu {
   static absl::StatusOr<std::unique_ptr<ScriptedQemu>> Start(const std::string& directory);
 
   std::shared_ptr<session::QemuMachine> machine() const { return machine_; }
+  // What QMP goes through.
+  QmpProxy& proxy() { return *proxy_; }
   // Writes to a disk, as its guest would, and to the model of it.
   absl::Status Write(size_t disk, uint64_t offset, uint64_t length, uint8_t pattern);
   // A few writes of up to 200 KiB anywhere.
@@ -39,6 +42,7 @@ class ScriptedQemu {
 
   std::optional<ChildProcess> process_;
   OwnedFd console_;
+  std::unique_ptr<QmpProxy> proxy_;
   std::shared_ptr<session::QemuMachine> machine_;  // Shared with captures.
   std::vector<std::string> model_;
 };

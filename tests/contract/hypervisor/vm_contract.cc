@@ -52,6 +52,7 @@ bool VmContract::RunsUnpaused(VmUnderTest& vm) {
 }
 
 absl::StatusOr<Taken> VmContract::Take(VmUnderTest& vm, session::CaptureOptions options) {
+  options.max_pause = kPatience;
   Taken taken;
   OwnedFd sink;
   if (options.memory) {
@@ -60,6 +61,7 @@ absl::StatusOr<Taken> VmContract::Take(VmUnderTest& vm, session::CaptureOptions 
     taken.memory = std::make_unique<MemoryReader>(std::move(pair.second));
   }
   STILL_ASSIGN_OR_RETURN(taken.capture, vm.vm().PrepareCapture(options, std::move(sink)));
+  STILL_RETURN_IF_ERROR(taken.capture->FlushDisks());
   STILL_ASSIGN_OR_RETURN(session::PausedVm paused, taken.capture->Pause());
   for (const char* name : {"vda", "vdb"}) {
     STILL_ASSIGN_OR_RETURN(std::string copy, vm.CopyOfDisk(name));

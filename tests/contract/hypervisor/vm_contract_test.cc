@@ -59,7 +59,7 @@ TEST_P(VmContract, ARestoredVmContinuesAndCanBeCapturedAgain) {
 }
 
 TEST_P(VmContract, NothingRunsWhilePaused) {
-  auto capture = source_->vm().PrepareCapture({.memory = false}, OwnedFd());
+  auto capture = source_->vm().PrepareCapture({.memory = false, .max_pause = kPatience}, OwnedFd());
   ASSERT_TRUE(capture.ok()) << capture.status();
   auto paused = (*capture)->Pause();
   ASSERT_TRUE(paused.ok()) << paused.status();
@@ -75,7 +75,7 @@ TEST_P(VmContract, NothingRunsWhilePaused) {
 }
 
 TEST_P(VmContract, AGuardThatIsDroppedResumes) {
-  auto capture = source_->vm().PrepareCapture({.memory = false}, OwnedFd());
+  auto capture = source_->vm().PrepareCapture({.memory = false, .max_pause = kPatience}, OwnedFd());
   ASSERT_TRUE(capture.ok()) << capture.status();
   ASSERT_TRUE((*capture)->Pause().ok());
   EXPECT_TRUE(RunsUnpaused(*source_));
@@ -100,12 +100,12 @@ TEST_P(VmContract, DisksAloneAreOfOneInstantToo) {
 }
 
 TEST_P(VmContract, OneCaptureAtATime) {
-  auto first = source_->vm().PrepareCapture({.memory = false}, OwnedFd());
+  auto first = source_->vm().PrepareCapture({.memory = false, .max_pause = kPatience}, OwnedFd());
   ASSERT_TRUE(first.ok()) << first.status();
-  auto second = source_->vm().PrepareCapture({.memory = false}, OwnedFd());
+  auto second = source_->vm().PrepareCapture({.memory = false, .max_pause = kPatience}, OwnedFd());
   EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
   ASSERT_TRUE((*first)->Release(false).ok());
-  EXPECT_TRUE(source_->vm().PrepareCapture({.memory = false}, OwnedFd()).ok());
+  EXPECT_TRUE(source_->vm().PrepareCapture({.memory = false, .max_pause = kPatience}, OwnedFd()).ok());
 }
 
 TEST_P(VmContract, CancelledAtAnyStageTheVmRuns) {
@@ -114,7 +114,7 @@ TEST_P(VmContract, CancelledAtAnyStageTheVmRuns) {
     auto pair = MakeSocketPair();
     ASSERT_TRUE(pair.ok());
     MemoryReader reader(std::move(pair->second));
-    auto capture = source_->vm().PrepareCapture({}, std::move(pair->first));
+    auto capture = source_->vm().PrepareCapture({.max_pause = kPatience}, std::move(pair->first));
     ASSERT_TRUE(capture.ok()) << capture.status();
     auto run = [&]() -> absl::Status {
       auto cancel_at = [&](int now) {
@@ -147,7 +147,7 @@ TEST_P(VmContract, CancelledAtAnyStageTheVmRuns) {
 TEST_P(VmContract, AReaderThatVanishesEndsTheStreamOnly) {
   auto pair = MakeSocketPair();
   ASSERT_TRUE(pair.ok());
-  auto capture = source_->vm().PrepareCapture({}, std::move(pair->first));
+  auto capture = source_->vm().PrepareCapture({.max_pause = kPatience}, std::move(pair->first));
   ASSERT_TRUE(capture.ok()) << capture.status();
   auto run = [&]() -> absl::Status {
     STILL_ASSIGN_OR_RETURN(PausedVm paused, (*capture)->Pause());
@@ -165,7 +165,7 @@ TEST_P(VmContract, AReaderThatVanishesEndsTheStreamOnly) {
 TEST_P(VmContract, AReaderThatHangsIsGivenUp) {
   auto pair = MakeSocketPair();
   ASSERT_TRUE(pair.ok());
-  auto capture = source_->vm().PrepareCapture({.command_deadline = absl::Seconds(2)}, std::move(pair->first));
+  auto capture = source_->vm().PrepareCapture({.max_pause = kPatience}, std::move(pair->first));
   ASSERT_TRUE(capture.ok()) << capture.status();
   auto run = [&]() -> absl::Status {
     STILL_ASSIGN_OR_RETURN(PausedVm paused, (*capture)->Pause());
@@ -257,7 +257,8 @@ TEST_P(VmContract, AnUnknownBaseBitmapMeansAFullReadAndSaysSo) {
 TEST_P(VmContract, AMemorySinkIsGivenExactlyWithMemory) {
   EXPECT_EQ(source_->vm().PrepareCapture({.memory = true}, OwnedFd()).status().code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_TRUE(source_->vm().PrepareCapture({.memory = false}, OwnedFd()).ok()) << "the refused one left nothing behind";
+  EXPECT_TRUE(source_->vm().PrepareCapture({.memory = false, .max_pause = kPatience}, OwnedFd()).ok())
+      << "the refused one left nothing behind";
 }
 
 std::string NameOf(const ::testing::TestParamInfo<VmContract::ParamType>& info) { return info.param()->name(); }

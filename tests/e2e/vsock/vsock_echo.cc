@@ -101,9 +101,18 @@ unsigned HostPort() {
   return found != nullptr ? static_cast<unsigned>(std::strtoul(found + 11, nullptr, 10)) : 1024;
 }
 
+// From a privileged port, as the host wants it of an agent; a port of a connection that is being closed is passed over.
 void DialForEver(unsigned port) {
-  for (;;) {
+  for (unsigned source = 1;; source = source % 1023 + 1) {
     int fd = ::socket(AF_VSOCK, SOCK_STREAM, 0);
+    sockaddr_vm own{};
+    own.svm_family = AF_VSOCK;
+    own.svm_cid = VMADDR_CID_ANY;
+    own.svm_port = source;
+    if (::bind(fd, reinterpret_cast<sockaddr*>(&own), sizeof own) != 0) {
+      ::close(fd);
+      continue;
+    }
     sockaddr_vm address{};
     address.svm_family = AF_VSOCK;
     address.svm_cid = VMADDR_CID_HOST;

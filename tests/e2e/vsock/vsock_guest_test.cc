@@ -25,6 +25,7 @@
 #include "session/hypervisor/qemu/qemu_vm.h"
 #include "session/vsock/vsock_host.h"
 #include "tests/contract/hypervisor/snapshot_files.h"
+#include "tests/support/test_accelerator.h"
 
 namespace still::session {
 namespace {
@@ -156,7 +157,7 @@ class VsockGuestTest : public ::testing::Test {
     ASSERT_TRUE(cmdline.ok()) << cmdline.status();
     VmConfig config{.name = name,
                     .directory = machine->directory,
-                    .accelerator = "tcg",
+                    .accelerator = still::testing::TestAccelerator(),
                     .memory_bytes = 256 << 20,
                     .kernel = JoinPath(image_, "vmlinux"),
                     .initrd = JoinPath(image_, "initrd"),

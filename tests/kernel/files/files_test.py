@@ -125,25 +125,37 @@ class Files(unittest.TestCase):
         if str(cls.host.directory) in loop_files():
             raise AssertionError("a loop device was left")
 
-    def copy(self, source):
+    def copy(self, source, *words):
         target = self.host.directory / f"copy-{time.monotonic_ns()}"
-        self.host.still("cp", source, target)
+        self.host.still("cp", source, target, *words)
         return target
 
     def test_every_file_system_lists_and_gives_its_files(self):
-        for kind in ("ext4", "xfs", "btrfs"):
-            with self.subTest(kind):
-                listed = {entry["name"]: entry for entry in self.host.json("ls", f"{kind}:/deep")}
+        for kind, *words in (("ext4",), ("xfs",), ("btrfs",), ("ext4", "--host-kernel"), ("btrfs", "--host-kernel")):
+            with self.subTest(kind, words=words):
+                listed = {entry["name"]: entry for entry in self.host.json("ls", f"{kind}:/deep", *words)}
                 self.assertTrue({"er", "absolute", "sparse", "null"} <= set(listed))
                 self.assertEqual(listed["absolute"]["link_target"], "/etc/hostname")
                 self.assertEqual(listed["sparse"]["size"], 8 * MIB)
-                copied = self.copy(f"{kind}:vda:/deep/er/file")
+                copied = self.copy(f"{kind}:vda:/deep/er/file", *words)
                 self.assertEqual(copied.read_bytes(), bytes(range(256)) * 4096)
-                self.assertIn("deep", self.host.still("ls", f"{kind}:/"))
+                self.assertIn("deep", self.host.still("ls", f"{kind}:/", *words))
+
+    def test_root_has_the_hosts_kernel_read_them_only_when_it_says_so(self):
+        without = ["unshare", "--mount", "sh", "-ec", 'mount --bind /dev/null "$(command -v linux.uml)"; exec "$@"', "-"]
+        with unittest.mock.patch.object(self.host, "prefix", without):
+            result = self.host.run("ls", "ext4:/")
+            self.assertNotEqual(result.returncode, 0)
+            self.assertIn("linux.uml", result.stderr)
+            self.assertIn("deep", self.host.still("ls", "ext4:/", "--host-kernel"))
 
     def test_a_directory_is_copied_without_what_is_dangerous(self):
-        copied = self.host.json("cp", "ext4:/deep", self.host.directory / "all")
-        target = self.host.directory / "all"
+        for words in ([], ["--host-kernel"]):
+            with self.subTest(words=words):
+                self.check_copy(self.host.directory / f"all-{len(words)}", *words)
+
+    def check_copy(self, target, *words):
+        copied = self.host.json("cp", "ext4:/deep", target, *words)
         self.assertEqual(copied["skipped"], [str(target / "null")])
         self.assertFalse((target / "null").exists())
         self.assertEqual(stat.S_IMODE((target / "program").stat().st_mode), 0o755)
@@ -155,8 +167,9 @@ class Files(unittest.TestCase):
 
     def test_links_never_lead_out_of_the_guest(self):
         for path in ("/deep/absolute", "/deep/upwards", "/out/hostname", "/../../etc/hostname"):
-            with self.subTest(path):
-                self.assertEqual(self.copy(f"ext4:{path}").read_text(), "guest\n")
+            for words in ([], ["--host-kernel"]):
+                with self.subTest(path, words=words):
+                    self.assertEqual(self.copy(f"ext4:{path}", *words).read_text(), "guest\n")
 
     def test_nothing_that_exists_is_replaced_and_what_is_missing_is_said(self):
         there = self.host.directory / "there"
@@ -229,6 +242,7 @@ class Files(unittest.TestCase):
             self.assertIn(str(mine / "hostname"), again.stderr)
             self.assertEqual(host.run("ls", "ext4:/nosuch").returncode, 3)
             self.assertEqual(host.run("mount", "ext4", mine).returncode, 9)
+            self.assertEqual(host.run("ls", "ext4:/", "--host-kernel").returncode, 9)
             self.assertEqual(list((host.state / "mounts").iterdir()), [])
             # Killed in the middle, it leaves no process, and what else it leaves goes with the next one.
             killed = host.start("cp", "btrfs:/deep", mine / "killed")

@@ -1,9 +1,12 @@
 // The controller over the kernel's own FIFREEZE and FITHAW.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/process.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -41,9 +44,11 @@ struct Agent {
   std::string marker_path;
   SandboxFreezer freezer{*sandbox};
   FakeHooks hooks;
+  KernelDisks disks{SandboxDisks(*sandbox)};
   std::unique_ptr<LeaseTimer> timer = *MakeKernelLeaseTimer();
   FreezeController controller{{.freezer = freezer,
                                .hooks = hooks,
+                               .disks = disks,
                                .marker = FreezeMarker(marker_path),
                                .timer = *timer,
                                .clock = Clock::Real()}};
@@ -253,6 +258,99 @@ TEST_F(FreezeKernelTest, OnlyTheMountsAskedForAreFrozen) {
   EXPECT_EQ(Quiesce("u", 20000, {At("nowhere")}).status().code(), absl::StatusCode::kFailedPrecondition);
   Thaw("t");
   EXPECT_EQ(Quiesce("v", 20000, {At("nowhere")}).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// A process in a mount namespace of its own, with a file system that nobody else has mounted. It thaws it when the test
+// is gone, for the sandbox's watchdog does not see it.
+class OtherNamespace {
+ public:
+  OtherNamespace(const std::string& image, const std::string& mount_point) {
+    int ready[2], life[2];
+    STILL_CHECK(::pipe2(ready, O_CLOEXEC) == 0 && ::pipe2(life, O_CLOEXEC) == 0);
+    pid_ = ::fork();
+    STILL_CHECK(pid_ >= 0);
+    if (pid_ == 0) {
+      ::close(life[1]);
+      bool mounted = ::unshare(CLONE_NEWNS) == 0;
+      if (mounted) sandbox->Mount({"-o", "loop", image, mount_point});
+      if (::write(ready[1], "+", 1) != 1) ::_exit(1);
+      char none;
+      (void)!::read(life[0], &none, 1);
+      while (ThawBehindItsBack(mount_point) == 0) {
+      }
+      ::_exit(mounted ? 0 : 1);
+    }
+    ::close(ready[1]);
+    ::close(life[0]);
+    char byte;
+    STILL_CHECK(::read(ready[0], &byte, 1) == 1);
+    ::close(ready[0]);
+    life_ = OwnedFd(life[1]);
+  }
+  ~OtherNamespace() {
+    life_.Reset();
+    ::waitpid(pid_, nullptr, 0);
+  }
+  // A path there, as it can be used from here.
+  std::string Path(const std::string& path) const { return absl::StrCat("/proc/", pid_, "/root", path); }
+
+ private:
+  pid_t pid_;
+  OwnedFd life_;
+};
+
+TEST_F(FreezeKernelTest, WhatOnlyAnotherNamespaceHasMountedIsFrozenAndListed) {
+  sandbox->MountNew("ext4", "a.img", "a");
+  sandbox->MountNew("ext4", "b.img", "b");
+  sandbox->Unmount({At("b")});  // Leaves its image.
+  auto other = std::make_unique<OtherNamespace>(At("b.img"), At("b"));
+  const std::string there = other->Path(At("b"));
+  ASSERT_FALSE(IsFrozen(there));
+  auto frozen = Quiesce("t");
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  ASSERT_EQ(frozen->frozen_size(), 2);
+  std::map<std::string, std::string> seen_by;
+  for (const pb::FrozenMount& mount : frozen->frozen()) seen_by[mount.mount_point()] = mount.seen_by();
+  EXPECT_EQ(seen_by[At("a")], "");
+  EXPECT_NE(seen_by[At("b")], "");
+  EXPECT_TRUE(IsFrozen(there));
+  EXPECT_EQ(frozen->disks_size(), 2);
+  for (const pb::Disk& disk : frozen->disks()) {
+    ASSERT_EQ(disk.uses_size(), 1) << disk.DebugString();
+    EXPECT_EQ(disk.uses(0).state(), pb::DiskUse::FROZEN) << disk.DebugString();
+  }
+  EXPECT_EQ(Thaw("t").thawed(), 2u);
+  EXPECT_FALSE(IsFrozen(there));
+}
+
+TEST_F(FreezeKernelTest, AMountOfAnotherNamespaceIsThawedByASuccessorToo) {
+  sandbox->MountNew("ext4", "b.img", "b");
+  sandbox->Unmount({At("b")});
+  OtherNamespace other(At("b.img"), At("b"));
+  ASSERT_EQ(Quiesce("t")->frozen_size(), 1);
+  FreezeMarker marker(directory_ / "frozen");
+  FakeHooks hooks;
+  auto recovered = ThawAfterAgentDeath(agent_->freezer, marker, hooks, Clock::Real(), absl::Seconds(1));
+  ASSERT_TRUE(recovered.ok()) << recovered.status();
+  EXPECT_EQ((*recovered)->thaw.thawed(), 1u);
+  EXPECT_FALSE(IsFrozen(other.Path(At("b"))));
+}
+
+TEST_F(FreezeKernelTest, ADeviceThatIsOpenForWritingIsNotCovered) {
+  sandbox->MountNew("ext4", "a.img", "a");
+  auto survey = agent_->freezer.Survey();
+  ASSERT_TRUE(survey.ok());
+  ASSERT_EQ(survey->mounts.size(), 1u);
+  absl::StatusOr<OwnedFd> raw = OpenFile(survey->mounts[0].source, O_RDWR);
+  ASSERT_TRUE(raw.ok()) << raw.status();
+  auto frozen = Quiesce("t");
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  ASSERT_EQ(frozen->disks_size(), 1);
+  ASSERT_EQ(frozen->disks(0).uses_size(), 2);
+  EXPECT_EQ(frozen->disks(0).uses(0).kind(), pb::DiskUse::OPENED);
+  EXPECT_THAT(frozen->disks(0).uses(0).name(), ::testing::HasSubstr(absl::StrCat("(", ::getpid(), ")")));
+  EXPECT_EQ(frozen->disks(0).uses(1).state(), pb::DiskUse::FROZEN);
+  Thaw("t");
 }
 
 TEST_F(FreezeKernelTest, AMarkerOnAFrozenFileSystemIsRefused) {

@@ -174,15 +174,25 @@ void Sandbox::ThawAndUnmountAll() {
 
 absl::StatusOr<MountSurvey> SandboxFreezer::Survey() {
   STILL_ASSIGN_OR_RETURN(MountSurvey survey, KernelFreezer::Survey());
+  survey.incomplete.clear();  // What other tests' processes do is not the sandbox's.
   std::erase_if(survey.mounts, [this](const MountEntry& mount) {
     return !absl::StartsWith(mount.mount_point, sandbox_.path() + "/");
   });
   return survey;
 }
 
-absl::StatusOr<std::unique_ptr<FileSystemHandle>> SandboxFreezer::Open(int mount_id, const std::string& mount_point) {
-  STILL_CHECK(absl::StartsWith(mount_point, sandbox_.path() + "/"));
-  return KernelFreezer::Open(mount_id, mount_point);
+absl::StatusOr<std::unique_ptr<FileSystemHandle>> SandboxFreezer::Open(int mount_id, const std::string& path) {
+  // Of another namespace it begins with the way there.
+  STILL_CHECK(absl::StrContains(path, sandbox_.path() + "/"));
+  return KernelFreezer::Open(mount_id, path);
+}
+
+KernelDisks::Sources SandboxDisks(const Sandbox& sandbox) {
+  KernelDisks::Sources sources;
+  sources.is_disk = [path = sandbox.path() + "/"](const std::string& directory) {
+    return absl::StartsWith(ReadFile(JoinPath(directory, "loop/backing_file"), 4096).value_or(""), path);
+  };
+  return sources;
 }
 
 int FreezeBehindItsBack(const std::string& mount_point) { return Control(mount_point, FIFREEZE); }

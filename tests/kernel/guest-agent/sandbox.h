@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/fd.h"
+#include "guest-agent/disk_survey.h"
 #include "guest-agent/kernel_freezer.h"
 
 namespace still::agent {
@@ -52,11 +53,14 @@ class SandboxFreezer : public KernelFreezer {
  public:
   explicit SandboxFreezer(const Sandbox& sandbox) : sandbox_(sandbox) {}
   absl::StatusOr<MountSurvey> Survey() override;
-  absl::StatusOr<std::unique_ptr<FileSystemHandle>> Open(int mount_id, const std::string& mount_point) override;
+  absl::StatusOr<std::unique_ptr<FileSystemHandle>> Open(int mount_id, const std::string& path) override;
 
  private:
   const Sandbox& sandbox_;
 };
+
+// For KernelDisks: the loop devices over the sandbox's files are the machine's disks, and nothing else is looked at.
+KernelDisks::Sources SandboxDisks(const Sandbox& sandbox);
 
 // Who else might freeze or thaw. 0 or errno.
 int FreezeBehindItsBack(const std::string& mount_point);

@@ -66,14 +66,13 @@ class ProcessReflink : public ::testing::TestWithParam<const char*> {
 TEST_P(ProcessReflink, APinIsACloneOfOneInstantAndLeavesNothing) {
   VmConfig config{.name = "process", .directory = *TheSandbox() / "session"};
   config.adopt_pid = writer_->pid();
-  config.max_pause = absl::Seconds(30);
   for (const char* name : {"vda", "vdb"}) config.disks.push_back({.name = name, .path = Path(name), .format = "raw"});
   auto vm = AdoptProcess(config);
   ASSERT_TRUE(vm.ok()) << vm.status();
   EXPECT_TRUE((*vm)->capabilities().disk_pin);
   for (int round = 0; round < 3; ++round) {
     TheSandbox()->Alive();
-    auto capture = (*vm)->PrepareCapture({.memory = false}, OwnedFd());
+    auto capture = (*vm)->PrepareCapture({.memory = false, .max_pause = absl::Seconds(30)}, OwnedFd());
     ASSERT_TRUE(capture.ok()) << capture.status();
     auto paused = (*capture)->Pause();
     ASSERT_TRUE(paused.ok()) << paused.status();

@@ -16,7 +16,7 @@ TEST(LogTest, EscapesWhatAGuestCouldSendToForgeALine) {
   ::testing::internal::CaptureStderr();
   LogError("guest said", {{"text", "a\nfake line"}, {"count", 3}});
   std::string out = ::testing::internal::GetCapturedStderr();
-  EXPECT_THAT(out, HasSubstr("E guest said text=\"a\\u000afake line\" count=3\n"));
+  EXPECT_THAT(out, HasSubstr("E guest said text=\"a\\\\nfake line\" count=3\n"));
 }
 
 TEST(LogTest, JsonLinesAndLevels) {

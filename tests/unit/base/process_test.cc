@@ -54,8 +54,10 @@ TEST(ProcessTest, ASignalIsReportedAndWaitIsRepeatable) {
 }
 
 TEST(ProcessTest, OnlyNamedDescriptorsAreInherited) {
-  OwnedFd kept(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-  OwnedFd other(::open("/dev/null", O_RDONLY));
+  OwnedFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  // Out of the way of what the program opens itself.
+  OwnedFd kept(::fcntl(null.get(), F_DUPFD_CLOEXEC, 100));
+  OwnedFd other(::fcntl(null.get(), F_DUPFD, 200));
   auto output = RunCommand({.argv = {"ls", "/proc/self/fd"}, .inherited_fds = {kept.get()}}, absl::Seconds(20));
   ASSERT_TRUE(output.ok());
   EXPECT_THAT(output->stdout_text, HasSubstr(absl::StrCat("\n", kept.get(), "\n")));

@@ -20,11 +20,28 @@ class BlockTopologyTest : public ::testing::Test {
     auto mounts = ParseMountTable(table);
     EXPECT_TRUE(mounts.ok()) << mounts.status();
     TopologySources sources{.sysfs = directory_.path(), .loop_backing = [this](const DeviceId&) { return backing_; }};
-    return FindDependencies(*mounts, sources)[device];
+    topology_ = FindDependencies(*mounts, sources);
+    return topology_.lies_on[device];
   }
-  std::optional<DeviceId> backing_;  // What the loop driver says.
+  absl::StatusOr<DeviceId> backing_ = absl::NotFoundError("not told");  // What the loop driver says.
+  BlockTopology topology_;
   TempDir directory_;
 };
+
+TEST_F(BlockTopologyTest, ALoopDeviceOverANetworkOrOverWhatDoesNotAnswerIsLeftAlone) {
+  constexpr char kRemote[] =
+      "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+      "2 1 0:50 / /net rw - nfs4 server:/export rw\n"
+      "3 1 7:0 / /loop rw - ext4 /dev/loop0 rw\n";
+  Put("dev/block/7:0/loop/backing_file", "/net/disk.img\n");
+  EXPECT_TRUE(LiesOn(kRemote, {7, 0}).empty());
+  EXPECT_EQ(topology_.unanswering[(DeviceId{7, 0})], "its data are on /net (nfs4)");
+  backing_ = absl::DeadlineExceededError("no answer");
+  Put("dev/block/7:0/loop/backing_file", "/disk.img\n");
+  EXPECT_TRUE(LiesOn(kRemote, {7, 0}).empty());
+  EXPECT_EQ(topology_.unanswering.size(), 1u);
+  EXPECT_FALSE(topology_.unanswering.contains({8, 1}));
+}
 
 constexpr char kTable[] =
     "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"

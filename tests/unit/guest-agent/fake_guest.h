@@ -12,6 +12,7 @@
 
 #include "guest-agent/freeze_controller.h"
 #include "tests/unit/guest-agent/fakes.h"
+#include "tests/unit/guest-agent/requests.h"
 
 namespace still::agent {
 
@@ -23,12 +24,13 @@ struct FakeSuperblock {
 };
 
 // The guest: freezer, hooks, clock, timer, marker and the controller over them.
-class FakeGuest : public Freezer {
+class FakeGuest : public Freezer, public Disks {
  public:
   explicit FakeGuest(std::string mountinfo) : mountinfo_(std::move(mountinfo)) {
     controller_ = std::make_unique<FreezeController>(
         FreezeController::Parts{.freezer = *this,
                                 .hooks = hooks,
+                                .disks = *this,
                                 .marker = FreezeMarker(marker_path()),
                                 .timer = timer,
                                 .clock = clock,
@@ -44,6 +46,17 @@ class FakeGuest : public Freezer {
   }
   absl::StatusOr<std::unique_ptr<FileSystemHandle>> Open(int mount_id, const std::string& mount_point) override;
   void PinMemory() override { ++pinned; }
+  OpenForWriting FindOpen() override { return open; }
+  // One disk, with one use for each superblock that the controller says something of.
+  DiskReport Describe(const DiskFacts& facts) override;
+  std::optional<uint64_t> Writes(const DeviceId& device) override {
+    absl::MutexLock lock(&mutex_);
+    return writes_[device];
+  }
+  void CountWrite(const DeviceId& device) {
+    absl::MutexLock lock(&mutex_);
+    ++writes_[device];
+  }
 
   FreezeController& controller() { return *controller_; }
   void DestroyController() { controller_.reset(); }
@@ -88,6 +101,8 @@ class FakeGuest : public Freezer {
   int surveys = 0;
   int pinned = 0;
   std::vector<bool> quiet_changes;
+  OpenForWriting open;
+  std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
   std::function<void(const std::string& mount_point)> before_freeze;  // On the freezing thread, without locks.
 
  private:
@@ -100,6 +115,7 @@ class FakeGuest : public Freezer {
   absl::Mutex mutex_;
   std::map<std::string, FakeSuperblock> superblocks_;
   std::vector<std::string> calls_;
+  std::map<DeviceId, uint64_t> writes_;
   bool block_next_ = false;
   bool blocked_ = false;
   std::unique_ptr<FreezeController> controller_;
@@ -109,6 +125,7 @@ class FakeHandle : public FileSystemHandle {
  public:
   FakeHandle(FakeGuest& guest, std::string mount_point) : guest_(guest), mount_point_(std::move(mount_point)) {}
   absl::Status Sync() override {
+    if (guest_.on_sync) guest_.on_sync(mount_point_);
     absl::MutexLock lock(&guest_.mutex_);
     guest_.calls_.push_back("sync " + mount_point_);
     return absl::OkStatus();
@@ -123,6 +140,30 @@ class FakeHandle : public FileSystemHandle {
 
 inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int, const std::string& mount_point) {
   return std::make_unique<FakeHandle>(*this, mount_point);
+}
+
+inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
+  DiskReport report;
+  pb::Disk& disk = report.disks.emplace_back();
+  disk.set_name("vda");
+  for (const MountEntry& mount : facts.survey.mounts) {
+    pb::DiskUse use;
+    use.set_name(mount.mount_point);
+    auto clean = facts.clean.find(mount.device);
+    if (facts.frozen.contains(mount.device)) {
+      use.set_state(pb::DiskUse::FROZEN);
+    } else if (clean != facts.clean.end() && clean->second.empty()) {
+      use.set_state(pb::DiskUse::CLEAN);
+      report.watched[mount.device].insert("vda");
+    } else if (clean != facts.clean.end()) {
+      use.set_state(pb::DiskUse::NOT_COVERED);
+      use.set_detail(clean->second);
+    } else {
+      continue;
+    }
+    *disk.add_uses() = std::move(use);
+  }
+  return report;
 }
 
 inline int FakeGuest::Freeze(const std::string& mount_point) {
@@ -154,29 +195,6 @@ inline int FakeGuest::Thaw(const std::string& mount_point) {
   if (superblock.freezes == 0) return EINVAL;
   --superblock.freezes;
   return 0;
-}
-
-inline std::string OneDisk() { return "90000021 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"; }
-
-inline std::string FourDisks() {
-  return "90000021 1 254:0 / / rw - ext4 /dev/vda rw\n"
-         "90000022 90000021 0:5 / /proc rw - proc proc rw\n"
-         "90000030 90000021 254:16 / /a rw - ext4 /dev/vdb rw\n"
-         "90000031 90000021 254:32 / /b rw - xfs /dev/vdc rw\n"
-         "90000032 90000021 254:48 / /c rw - ext4 /dev/vdd rw\n";
-}
-
-inline pb::QuiesceRequest QuiesceOf(const std::string& token, uint32_t lease_ms = 5000) {
-  pb::QuiesceRequest request;
-  request.set_token(token);
-  request.set_lease_ms(lease_ms);
-  return request;
-}
-
-inline pb::ThawRequest ThawOf(const std::string& token) {
-  pb::ThawRequest request;
-  request.set_token(token);
-  return request;
 }
 
 }  // namespace still::agent

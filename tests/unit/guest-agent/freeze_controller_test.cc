@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/unit/guest-agent/freeze_fixture.h"
@@ -338,6 +339,72 @@ TEST_F(FreezeControllerTest, LosingAConnectionEndsOnlyAnUnconfirmedFreezeOfItsOw
   ASSERT_TRUE(controller().Renew(RenewOf("u")).ok());
   controller().ConnectionLost("connection");
   EXPECT_EQ(guest_.frozen_now(), 4);
+}
+
+TEST_F(FreezeControllerTest, AThawTellsWhoAskedAndWhen) {
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
+  auto renewed = controller().Renew(RenewOf("t"));
+  ASSERT_TRUE(renewed.ok());
+  EXPECT_EQ(renewed->boottime_ns(), absl::ToInt64Nanoseconds(guest_.clock.Monotonic()));
+  guest_.Advance(absl::Seconds(1));
+  pb::ThawRequest operators;
+  operators.set_requester("still thaw\n");
+  ASSERT_TRUE(controller().Thaw(operators).ok());
+  guest_.Advance(absl::Seconds(1));
+  // The capture, which comes later, learns that it was not the one.
+  auto thawed = controller().Thaw(ThawOf("t"));
+  ASSERT_TRUE(thawed.ok());
+  EXPECT_EQ(thawed->cause(), pb::REQUESTED);
+  EXPECT_FALSE(thawed->by_token());
+  EXPECT_EQ(thawed->requester(), "still thaw?");
+  EXPECT_EQ(thawed->thaw_began_ns(), renewed->boottime_ns() + 1'000'000'000u);
+  ASSERT_TRUE(Quiesce(QuiesceOf("u")).ok());
+  EXPECT_TRUE(controller().Thaw(ThawOf("u"))->by_token());
+}
+
+TEST_F(FreezeControllerTest, WhatCannotFreezeIsCleanOnlyIfNobodyWritesToIt) {
+  const DeviceId device{254, 16};  // /a
+  guest_.superblock("/a").freeze_error = EOPNOTSUPP;
+  auto state_of_a = [&](const std::string& token) {
+    auto frozen = Quiesce(QuiesceOf(token));
+    EXPECT_TRUE(frozen.ok());
+    for (const pb::DiskUse& use : frozen->disks(0).uses()) {
+      if (use.name() == "/a") return use;
+    }
+    return pb::DiskUse();
+  };
+  EXPECT_EQ(state_of_a("t").state(), pb::DiskUse::CLEAN);
+  EXPECT_EQ(controller().Thaw(ThawOf("t"))->written_size(), 0);
+  // Written to while it was taken for clean.
+  EXPECT_EQ(state_of_a("u").state(), pb::DiskUse::CLEAN);
+  guest_.CountWrite(device);
+  EXPECT_THAT(controller().Thaw(ThawOf("u"))->written(), ElementsAre("vda"));
+  // A second write-back that finds something: somebody is writing.
+  guest_.on_sync = [&](const std::string& mount_point) {
+    if (mount_point == "/a") guest_.CountWrite(device);
+  };
+  EXPECT_THAT(state_of_a("v").detail(), HasSubstr("being written to"));
+  ASSERT_TRUE(controller().Thaw(ThawOf("v")).ok());
+  guest_.on_sync = nullptr;
+  guest_.open.file_systems[device] = "vi (7)";
+  EXPECT_THAT(state_of_a("w").detail(), HasSubstr("vi (7)"));
+}
+
+TEST_F(FreezeControllerTest, AWriteBackThatDoesNotEndGivesUpAndIsNotAskedAgain) {
+  absl::Notification go_on;
+  guest_.on_sync = [&](const std::string& mount_point) {
+    if (mount_point == "/b") go_on.WaitForNotification();
+  };
+  pb::QuiesceRequest request = QuiesceOf("t");
+  request.set_presync_timeout_ms(50);
+  auto frozen = Quiesce(request);
+  EXPECT_EQ(frozen.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(frozen.status().message(), HasSubstr("/b"));
+  ExpectThawed();
+  EXPECT_EQ(Quiesce(QuiesceOf("u")).status().code(), absl::StatusCode::kDeadlineExceeded);
+  go_on.Notify();
+  int attempt = 0;
+  EXPECT_TRUE(Eventually([&] { return Quiesce(QuiesceOf(absl::StrCat("v", ++attempt))).ok(); }));
 }
 
 TEST_F(FreezeControllerTest, TheDestructorThaws) {

@@ -1,4 +1,5 @@
 // When the controller runs hooks, and what becomes of their failures.
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/unit/guest-agent/freeze_fixture.h"
@@ -13,6 +14,12 @@ using ::testing::IsEmpty;
 class HookOrderTest : public FreezeControllerTest {
  protected:
   HookOrderTest() { guest_.hooks.names = {"h1", "h2", "h3"}; }
+  // Thaw hooks run on after the thaw: what has become of them.
+  pb::QuiesceStatusResponse AfterThawHooks() {
+    pb::QuiesceStatusResponse status;
+    EXPECT_TRUE(Eventually([&] { return (status = controller().Status()).thaw_hooks_pending() == 0; }));
+    return status;
+  }
 };
 
 TEST_F(HookOrderTest, HooksRunBeforeTheFreezeAndBackwardsAfterTheThaw) {
@@ -25,7 +32,12 @@ TEST_F(HookOrderTest, HooksRunBeforeTheFreezeAndBackwardsAfterTheThaw) {
   EXPECT_EQ(frozen->hooks_size(), 3);
   auto thawed = controller().Thaw(ThawOf("t"));
   ASSERT_TRUE(thawed.ok());
-  EXPECT_EQ(thawed->hooks_size(), 3);
+  EXPECT_EQ(thawed->hooks_size(), 0);
+  EXPECT_EQ(thawed->hooks_pending(), 3u);
+  pb::QuiesceStatusResponse after = AfterThawHooks();
+  ASSERT_EQ(after.thaw_hooks_size(), 3);
+  EXPECT_EQ(after.thaw_hooks(0).path(), "h3");
+  EXPECT_EQ(after.last_thawed_token(), "t");
   EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "freeze h3", "thaw h3", "thaw h2", "thaw h1"));
 }
 
@@ -39,6 +51,7 @@ TEST_F(HookOrderTest, WhicheverHookFailsNothingIsFrozenAndEveryStartedHookIsThaw
     auto frozen = Quiesce(QuiesceOf(absl::StrCat("t", k)));
     EXPECT_EQ(frozen.status().code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_THAT(frozen.status().message(), HasSubstr(failing));
+    AfterThawHooks();
     std::vector<std::string> expected;
     for (int i = 1; i <= k; ++i) expected.push_back(absl::StrCat("freeze h", i));
     for (int i = k; i >= 1; --i) expected.push_back(absl::StrCat("thaw h", i));
@@ -57,7 +70,8 @@ TEST_F(HookOrderTest, AFailureIsAWarningWhereTheCallerSaysSo) {
   EXPECT_EQ(frozen->hooks(1).exit_code(), 1);
   EXPECT_EQ(guest_.frozen_now(), 4);
   // A thaw hook that fails stops nothing either.
-  EXPECT_EQ(controller().Thaw(ThawOf("t"))->hooks_size(), 3);
+  ASSERT_TRUE(controller().Thaw(ThawOf("t")).ok());
+  EXPECT_EQ(AfterThawHooks().thaw_hooks(1).exit_code(), 1);
   ExpectThawed();
 }
 
@@ -72,22 +86,72 @@ TEST_F(HookOrderTest, SkippedHooksRunNeitherWay) {
 TEST_F(HookOrderTest, AFailedFreezeThawsTheHooksToo) {
   guest_.superblock("/").freeze_error = EIO;
   EXPECT_FALSE(Quiesce(QuiesceOf("t")).ok());
+  AfterThawHooks();
   EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "freeze h3", "thaw h3", "thaw h2", "thaw h1"));
 }
 
-TEST_F(HookOrderTest, TheLeaseRunsOutDuringAHookThatIsThenToldSo) {
+TEST_F(HookOrderTest, AHookIsToldThatTheFreezeWasGivenUp) {
   guest_.hooks.behaviour = [&](const std::string& path, absl::string_view verb,
                                const std::function<bool()>& cancelled) {
     if (path != "h2" || verb != "freeze") return 0;
     EXPECT_FALSE(cancelled());
-    guest_.Advance(absl::Seconds(5));
+    controller().Abandon("t");
     EXPECT_TRUE(cancelled());
     return -1;
   };
   EXPECT_EQ(Quiesce(QuiesceOf("t")).status().code(), absl::StatusCode::kAborted);
+  AfterThawHooks();
   EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "thaw h2", "thaw h1"));
-  EXPECT_EQ(controller().Status().last_thaw_cause(), pb::LEASE_EXPIRED);
+  EXPECT_EQ(controller().Status().last_thaw_cause(), pb::CLIENT_LOST);
   ExpectThawed();
+}
+
+TEST_F(HookOrderTest, HooksDoNotUseUpTheLease) {
+  guest_.hooks.behaviour = [&](const auto&, absl::string_view, const auto&) {
+    guest_.Advance(absl::Seconds(9));  // Longer than the lease.
+    return 0;
+  };
+  auto frozen = Quiesce(QuiesceOf("t", 5000));
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_EQ(frozen->hooks_us(), 27'000'000u);
+  EXPECT_EQ(controller().Status().remaining_ms(), 5000u);
+  guest_.Advance(absl::Seconds(5));
+  EXPECT_EQ(guest_.frozen_now(), 0);
+}
+
+TEST_F(HookOrderTest, HooksTogetherHaveALimitOfTheirOwn) {
+  guest_.hooks.behaviour = [&](const auto&, absl::string_view verb, const auto&) {
+    if (verb == "freeze") guest_.Advance(absl::Seconds(1));
+    return 0;
+  };
+  pb::QuiesceRequest request = QuiesceOf("t");
+  request.set_hooks_timeout_ms(1500);
+  auto frozen = Quiesce(request);
+  EXPECT_EQ(frozen.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(frozen.status().message(), HasSubstr("h3 failed: not started"));
+  AfterThawHooks();
+  ExpectThawed();
+}
+
+TEST_F(HookOrderTest, AThawDoesNotWaitForItsHooksButTheNextFreezeDoes) {
+  absl::Notification go_on;
+  guest_.hooks.behaviour = [&](const std::string& path, absl::string_view verb, const auto&) {
+    if (path == "h3" && verb == "thaw") go_on.WaitForNotification();
+    return 0;
+  };
+  ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
+  auto thawed = controller().Thaw(ThawOf("t"));
+  ASSERT_TRUE(thawed.ok());
+  EXPECT_EQ(thawed->hooks_pending(), 3u);
+  EXPECT_FALSE(controller().gated());
+  EXPECT_EQ(controller().Status().thaw_hooks_pending(), 3u);
+  pb::QuiesceRequest impatient = QuiesceOf("u");
+  impatient.set_hooks_timeout_ms(30);
+  EXPECT_THAT(Quiesce(impatient).status().message(), HasSubstr("thaw hooks of the freeze before still run"));
+  go_on.Notify();
+  EXPECT_TRUE(Quiesce(QuiesceOf("v")).ok());
+  EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "freeze h3", "thaw h3", "thaw h2", "thaw h1",
+                                            "freeze h1", "freeze h2", "freeze h3"));
 }
 
 TEST_F(HookOrderTest, TheMountTableIsReadAgainAfterTheHooks) {
@@ -98,7 +162,7 @@ TEST_F(HookOrderTest, TheMountTableIsReadAgainAfterTheHooks) {
   };
   ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   EXPECT_EQ(surveys_at_hook, 1);
-  EXPECT_EQ(guest_.surveys, 2);
+  EXPECT_EQ(guest_.surveys, 3);                      // And for the disks, while frozen.
   ASSERT_TRUE(controller().Thaw(ThawOf("t")).ok());  // While what the hooks write to still lives.
 }
 

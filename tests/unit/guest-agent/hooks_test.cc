@@ -2,6 +2,7 @@
 #include "guest-agent/hooks.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
@@ -30,7 +31,8 @@ class HooksTest : public ::testing::Test {
   TempDir directory_;
   bool cancelled_ = false;
   HookPrograms hooks_{
-      HookDirectories{.own = directory_ / "own", .qemu = directory_ / "q.d", .qemu_single = directory_ / "q"}};
+      HookDirectories{.own = directory_ / "own",
+                      .qemu = {{directory_ / "q.d", directory_ / "q"}, {directory_ / "ga/q.d", directory_ / "ga/q"}}}};
 };
 
 TEST_F(HooksTest, OursComeFirstThenQemusEachByName) {
@@ -43,6 +45,28 @@ TEST_F(HooksTest, OursComeFirstThenQemusEachByName) {
 
 TEST_F(HooksTest, WithoutQemusDirectoryItsSingleHookIsRun) {
   Put("q", "");
+  EXPECT_THAT(hooks_.List(), ElementsAre(directory_ / "q"));
+}
+
+TEST_F(HooksTest, EveryDistributionsHooksAreRunOnceEach) {
+  Put("q.d/10-db", "");
+  Put("ga/q.d/20-web", "");
+  ASSERT_EQ(::symlink((directory_ / "q.d/10-db").c_str(), (directory_ / "ga/q.d/10-db").c_str()), 0);
+  EXPECT_THAT(hooks_.List(), ElementsAre(directory_ / "q.d/10-db", directory_ / "ga/q.d/20-web"));
+}
+
+TEST_F(HooksTest, ALinkToAnotherPlacesWrapperIsNoHook) {
+  Put("q", "");
+  Put("q.d/db", "");
+  ASSERT_TRUE(MakeDirectories(directory_ / "ga", 0755).ok());
+  ASSERT_EQ(::symlink((directory_ / "q").c_str(), (directory_ / "ga/q").c_str()), 0);
+  EXPECT_THAT(hooks_.List(), ElementsAre(directory_ / "q.d/db"));
+}
+
+TEST_F(HooksTest, ASingleHookThatIsALinkToAnotherIsRunOnce) {
+  Put("q", "");
+  ASSERT_TRUE(MakeDirectories(directory_ / "ga", 0755).ok());
+  ASSERT_EQ(::symlink((directory_ / "q").c_str(), (directory_ / "ga/q").c_str()), 0);
   EXPECT_THAT(hooks_.List(), ElementsAre(directory_ / "q"));
 }
 

@@ -176,7 +176,7 @@ TEST_F(ServiceTest, WhileFrozenOnlyTheCallsAboutTheFreezeAreServed) {
 
 TEST_F(ServiceTest, AFrozenGuestAdoptsItsIdentityAndRunsOn) {
   ConnectAndInit();
-  EXPECT_THAT(init_.features(), ::testing::ElementsAre("identity"));
+  EXPECT_THAT(init_.features(), ::testing::ElementsAre("identity", "disks"));
   grpc::ClientContext quiesce, adopt;
   pb::QuiesceResponse frozen;
   ASSERT_TRUE(stub_->Quiesce(&quiesce, QuiesceOf("t"), &frozen).ok());

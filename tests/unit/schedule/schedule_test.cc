@@ -54,6 +54,8 @@ TEST(ScheduleTest, WhatIsWrongIsNamed) {
       {[](auto& s) { s.clear_sessions(); }, "sessions"},
       {[](auto& s) { s.set_check("true"); }, "drill"},
       {[](auto& s) { s.set_quiesce("perhaps"); }, "perhaps"},
+      {[](auto& s) { s.set_memory("perhaps"); }, "memory"},
+      {[](auto& s) { s.set_max_pause("a while"); }, "a while"},
   };
   for (const Case& c : cases) {
     schedulepb::Schedule definition = Nightly();

@@ -23,5 +23,22 @@ TEST(BoundedLog, KeepsTheLastAndNoMoreThanTwiceTheLimit) {
   EXPECT_TRUE(RemoveTree(directory).ok());
 }
 
+TEST(BoundedLog, GoesOnWithAFileAndItsBound) {
+  std::string directory = JoinPath(::testing::TempDir(), "still-log-XXXXXX");
+  ASSERT_NE(::mkdtemp(directory.data()), nullptr);
+  std::string path = JoinPath(directory, "session.log");
+  ASSERT_TRUE(WriteFileAtomically(path, std::string(90, 'a')).ok());
+  auto log = BoundedLog::Continue(path, 100);
+  ASSERT_TRUE(log.ok()) << log.status();
+  const int before = log->fd();
+  log->Append("bbbbb");
+  EXPECT_EQ(log->fd(), before);
+  EXPECT_EQ(ReadFile(path, 1000).value_or(""), std::string(90, 'a') + "bbbbb");
+  log->Append(std::string(10, 'c'));
+  EXPECT_NE(log->fd(), before) << "whoever writes to the old one must know";
+  EXPECT_EQ(ReadFile(path, 1000).value_or(""), std::string(10, 'c'));
+  EXPECT_TRUE(RemoveTree(directory).ok());
+}
+
 }  // namespace
 }  // namespace still::session

@@ -113,11 +113,11 @@ TEST(QemuAnswers, AreTakenApart) {
 
 TEST_F(QemuProbeTest, TheProcessorsFeaturesAreSorted) {
   ASSERT_TRUE(MakeDirectories(JoinPath(directory_, "proc")).ok());
-  EXPECT_THAT(HostCpuFeatures(directory_), IsEmpty());
+  EXPECT_THAT(HostCpuFlags(directory_), IsEmpty());
   ASSERT_TRUE(WriteFileAtomically(JoinPath(directory_, "proc/cpuinfo"),
                                   "processor\t: 0\nflags\t\t: sse4_2 avx2 fpu\n\nprocessor\t: 1\nflags\t\t: fpu\n")
                   .ok());
-  EXPECT_THAT(HostCpuFeatures(directory_), ElementsAre("avx2", "fpu", "sse4_2"));
+  EXPECT_THAT(HostCpuFlags(directory_), ElementsAre("avx2", "fpu", "sse4_2"));
 }
 
 }  // namespace

@@ -74,8 +74,8 @@ class FakeStream : public HostStream {
 
 class FakeHost : public HostSide {
  public:
-  std::unique_ptr<HostStream> Connect(uint32_t port, ConnectionId id) override {
-    if (listening.count(port) == 0) return nullptr;
+  std::unique_ptr<HostStream> Connect(const GuestDial& dial, ConnectionId id) override {
+    if (listening.count(dial.host_port) == 0) return nullptr;
     auto state = std::make_shared<StreamState>();
     state->id = id;
     last = state;

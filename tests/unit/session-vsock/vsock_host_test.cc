@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "tests/unit/session-vsock/device_thread_fixture.h"
@@ -80,15 +81,49 @@ TEST_F(VsockHostTest, TheGuestsConnectionsAreAcceptedInOrder) {
   EXPECT_EQ(host->backend(), "userspace");
   EXPECT_NE(host->port(), 0u);
   StartMachine();
-  for (uint32_t guest_port : {5000u, 5001u}) {
+  for (uint32_t guest_port : {500u, 501u}) {
     machine->Send(VIRTIO_VSOCK_OP_REQUEST, guest_port, host->port());
     machine->Expect(VIRTIO_VSOCK_OP_RESPONSE);
     machine->Send(VIRTIO_VSOCK_OP_RW, guest_port, host->port(), std::to_string(guest_port));
   }
-  for (const char* expected : {"5000", "5001"}) {
+  for (const char* expected : {"500", "501"}) {
     auto fd = host->Accept(absl::Milliseconds(kPatienceMs));
     ASSERT_TRUE(fd.ok()) << fd.status();
-    EXPECT_EQ(ReadSome(fd->get(), 4), expected);
+    EXPECT_EQ(ReadSome(fd->get(), 3), expected);
+  }
+}
+
+TEST_F(VsockHostTest, OnlyAPrivilegedPortOfTheGuestIsTheAgents) {
+  Create();
+  StartMachine();
+  auto dial = [&](uint32_t guest_port) {
+    machine->Send(VIRTIO_VSOCK_OP_REQUEST, guest_port, host->port());
+    machine->Expect(VIRTIO_VSOCK_OP_RESPONSE);
+  };
+  for (uint32_t guest_port : {1024u, 5000u, 0xfffffffeu}) {
+    dial(guest_port);
+    absl::Status refused = host->Accept(absl::Milliseconds(kPatienceMs)).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kPermissionDenied) << refused;
+    EXPECT_TRUE(absl::StrContains(refused.message(), "update")) << refused;
+    machine->Expect(VIRTIO_VSOCK_OP_SHUTDOWN);
+    machine->Send(VIRTIO_VSOCK_OP_RST, guest_port, host->port());
+  }
+  dial(1023);
+  auto agent = host->Accept(absl::Milliseconds(kPatienceMs));
+  EXPECT_TRUE(agent.ok()) << agent.status();
+}
+
+TEST_F(VsockHostTest, OtherServicesOfTheHostAreReachedFromAnyPort) {
+  Create();
+  auto service = ListenUnix(JoinPath(directory, "vsock.sock_77"));
+  ASSERT_TRUE(service.ok()) << service.status();
+  StartMachine();
+  std::vector<absl::StatusOr<OwnedFd>> accepted;  // Kept: their ends would be packets of their own.
+  for (uint32_t guest_port : {500u, 5000u}) {
+    machine->Send(VIRTIO_VSOCK_OP_REQUEST, guest_port, 77);
+    machine->Expect(VIRTIO_VSOCK_OP_RESPONSE);
+    accepted.push_back(AcceptWithin(service->get(), absl::Milliseconds(kPatienceMs), "the guest"));
+    EXPECT_TRUE(accepted.back().ok()) << guest_port;
   }
 }
 
@@ -143,7 +178,7 @@ TEST_F(VsockHostTest, ChosenNumbersAreKeptAndOthersAreRandom) {
 
 TEST_F(VsockHostTest, OnlyItsOwnerReachesTheSockets) {
   Create();
-  for (const char* name : {"vsock.sock", "vsock.sock_1024"}) {
+  for (const char* name : {"vsock.sock", "vsock.sock_1024", "vsock.sock_1024_privileged"}) {
     struct stat status {};
     ASSERT_EQ(::stat(JoinPath(directory, name).c_str(), &status), 0) << name;
     EXPECT_EQ(status.st_mode & 0777, 0600u) << name;

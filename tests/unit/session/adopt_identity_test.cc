@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -36,12 +37,14 @@ TEST(AdoptIdentity, OnlyAddressesThatCouldNotBeChangedKeepTheNetworkDown) {
 
 class AskedTest : public ::testing::Test {
  protected:
-  absl::StatusOr<guestpb::AdoptIdentityResponse> Adopt(int connections = 1) {
+  absl::StatusOr<guestpb::AdoptIdentityResponse> Adopt(int connections = 1,
+                                                       AdoptLimits limits = {.timeout = absl::Seconds(60),
+                                                                             .silence = absl::Seconds(60)}) {
     GuestLink link(agent_.MakeVsock(connections), {.session = "web", .restore_id = "r"});
     sessionpb::NewIdentity identity;
     identity.set_restore_id("r");
     identity.set_hostname("web");
-    return AdoptIdentity(link, identity, absl::Seconds(20));
+    return AdoptIdentity(link, identity, limits);
   }
   // Answers the calls in this order.
   void Answer(std::vector<grpc::Status> answers) {
@@ -51,6 +54,18 @@ class AskedTest : public ::testing::Test {
     };
   }
 
+  // The call is answered after `time`, or when the test ends.
+  void AnswerAfter(absl::Duration time) {
+    agent_.adopt = [this, time](const guestpb::AdoptIdentityRequest&, guestpb::AdoptIdentityResponse*) {
+      agent_.hangs = hangs_;
+      over_.WaitForNotificationWithTimeout(time);
+      return grpc::Status::OK;
+    };
+  }
+  void TearDown() override { over_.Notify(); }
+
+  bool hangs_ = false;
+  absl::Notification over_;
   std::vector<guestpb::AdoptIdentityRequest> asked_;
   still::testing::FakeAgent agent_;
 };
@@ -88,6 +103,30 @@ TEST_F(AskedTest, AnAgentThatCannotDoItIsAnError) {
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
   EXPECT_THAT(status.message(), HasSubstr("version 9.9"));
   EXPECT_THAT(asked_, IsEmpty());
+}
+
+TEST_F(AskedTest, AGuestThatHangsIsGivenUpLongBeforeTheLimit) {
+  hangs_ = true;
+  AnswerAfter(absl::InfiniteDuration());
+  absl::Status status =
+      Adopt(/*connections=*/1, {.timeout = absl::Hours(1), .silence = absl::Milliseconds(1500)}).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  EXPECT_THAT(status.message(), HasSubstr("no sign of life for 1.5s"));
+}
+
+TEST_F(AskedTest, AGuestThatIsSlowButAliveIsWaitedFor) {
+  AnswerAfter(absl::Seconds(4));
+  absl::Status status =
+      Adopt(/*connections=*/1, {.timeout = absl::Hours(1), .silence = absl::Milliseconds(1500)}).status();
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_F(AskedTest, AGuestThatLivesButNeverEndsMeetsTheLimit) {
+  AnswerAfter(absl::InfiniteDuration());
+  absl::Status status =
+      Adopt(/*connections=*/1, {.timeout = absl::Milliseconds(1500), .silence = absl::Hours(1)}).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  EXPECT_THAT(status.message(), HasSubstr("no identity of its own within 1.5s"));
 }
 
 TEST(AdoptIdentity, WhatAGuestSaysIsBoundedAndEscaped) {

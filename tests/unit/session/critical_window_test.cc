@@ -34,14 +34,21 @@ struct World {
   std::vector<std::string> diary;
   bool paused = false;
   bool frozen = false;
-  std::string fail_at;         // The call that fails.
-  absl::Duration pause_delay;  // Between recheck and pause.
+  bool restarted = false;
+  std::string fail_at;                            // The call that fails.
+  std::string reset_at;                           // The call during which the guest is reset.
+  absl::Duration pause_delay;                     // Between recheck and pause.
+  absl::Duration guest_time = absl::Seconds(77);  // The guest's clock at the recheck.
   bool resume_fails_once = false;
   guestpb::QuiesceResponse freeze;
   guestpb::ThawResponse thaw;
 
   absl::Status Do(const std::string& call) {
     diary.push_back(call);
+    if (call == reset_at) {
+      restarted = true;
+      frozen = false;
+    }
     if (call == fail_at) return absl::UnavailableError(call + " failed");
     return absl::OkStatus();
   }
@@ -51,6 +58,7 @@ class ScriptedCapture final : public VmCapture {
  public:
   explicit ScriptedCapture(World& world) : world_(world) {}
 
+  absl::Status FlushDisks() override { return world_.Do("flush"); }
   absl::StatusOr<PausedVm> Pause() override {
     world_.clock.Sleep(world_.pause_delay);
     STILL_RETURN_IF_ERROR(world_.Do("pause"));
@@ -90,9 +98,15 @@ class ScriptedFreeze final : public FreezeGuard {
     if (world_.frozen) (void)Thaw(absl::Seconds(1));
   }
   const guestpb::QuiesceResponse& report() const override { return world_.freeze; }
-  absl::Status Recheck(absl::Duration) override { return world_.Do("recheck"); }
+  bool GuestRestarted() const override { return world_.restarted; }
+  absl::StatusOr<absl::Duration> Recheck(absl::Duration) override {
+    STILL_RETURN_IF_ERROR(world_.Do("recheck"));
+    if (world_.restarted) return absl::FailedPreconditionError("the guest was reset");
+    return world_.guest_time;
+  }
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration) override {
     EXPECT_FALSE(world_.paused) << "a thaw cannot run in a paused guest";
+    if (world_.restarted) return absl::AbortedError("the guest was reset");
     STILL_RETURN_IF_ERROR(world_.Do("thaw"));
     world_.frozen = false;
     return world_.thaw;
@@ -110,6 +124,34 @@ class CriticalWindowTest : public ::testing::Test {
     mount.set_fs_type("ext4");
     world_.thaw.set_cause(guestpb::REQUESTED);
     world_.thaw.set_thawed(1);
+    world_.thaw.set_by_token(true);
+    manifestpb::Disk& disk = *disks_.Add();
+    disk.set_name("vda");
+    disk.set_pci_address("0000:00:08.0");
+    guestpb::Disk& seen = *world_.freeze.add_disks();
+    seen.set_name("vdx");  // What a guest calls its disks says nothing.
+    seen.set_pci_address("0000:00:08.0");
+    AddUse("vdx1", guestpb::DiskUse::FILE_SYSTEM, guestpb::DiskUse::FROZEN);
+  }
+  guestpb::DiskUse& AddUse(const std::string& device, guestpb::DiskUse::Kind kind, guestpb::DiskUse::State state) {
+    guestpb::DiskUse& use = *world_.freeze.mutable_disks(0)->add_uses();
+    use.set_device(device);
+    use.set_kind(kind);
+    use.set_state(state);
+    return use;
+  }
+  // Somebody but the capture thawed the guest, so long after the recheck.
+  void ThawedBySomebodyElse(absl::Duration after_recheck) {
+    world_.thaw.set_by_token(false);
+    world_.thaw.set_requester("still thaw");
+    world_.thaw.set_thaw_began_ns(static_cast<uint64_t>(absl::ToInt64Nanoseconds(world_.guest_time + after_recheck)));
+  }
+  // The label, and why it is not more.
+  std::pair<manifestpb::Consistency::Level, std::string> Label() {
+    absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_TRY);
+    EXPECT_TRUE(report.ok()) << report.status();
+    const auto& reasons = report->consistency.downgrades();
+    return {report->consistency.level(), reasons.empty() ? "" : reasons.Get(0)};
   }
   absl::StatusOr<WindowReport> Run(sessionpb::QuiescePolicy quiesce) {
     Freezer freezer = [this](const FreezeOptions&) -> absl::StatusOr<std::unique_ptr<FreezeGuard>> {
@@ -120,11 +162,12 @@ class CriticalWindowTest : public ::testing::Test {
     WindowObserver observer;
     observer.on_start = [this](const std::string& step, absl::Duration) { steps_.push_back(step); };
     observer.cancelled = [this] { return !steps_.empty() && steps_.back() == cancel_before_; };
-    CriticalWindow window(world_.clock, capture_, std::move(freezer), {.quiesce = quiesce}, observer);
+    CriticalWindow window(world_.clock, capture_, std::move(freezer), {.quiesce = quiesce, .disks = disks_}, observer);
     return window.Run();
   }
 
   World world_;
+  google::protobuf::RepeatedPtrField<manifestpb::Disk> disks_;
   ScriptedCapture capture_{world_};
   std::vector<std::string> steps_;
   std::string cancel_before_;
@@ -133,16 +176,16 @@ class CriticalWindowTest : public ::testing::Test {
 TEST_F(CriticalWindowTest, DoesItsStepsInOrderAndReportsThem) {
   absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_REQUIRE);
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_THAT(world_.diary, ElementsAre("freeze", "recheck", "pause", "pin", "save", "resume", "thaw"));
+  EXPECT_THAT(world_.diary, ElementsAre("freeze", "flush", "recheck", "pause", "pin", "save", "resume", "thaw"));
   EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::FILESYSTEM);
   EXPECT_THAT(report->consistency.downgrades(), IsEmpty());
   EXPECT_EQ(report->windows.pause_us(), 20'000u);
-  EXPECT_EQ(report->windows.phases_size(), 6);
+  EXPECT_EQ(report->windows.phases_size(), 7);
 }
 
 // Every call fails once, in turn: the machine always ends running and thawed.
 TEST_F(CriticalWindowTest, WhateverFailsTheVmRunsAndTheGuestIsThawed) {
-  for (const char* call : {"freeze", "recheck", "pause", "pin", "save"}) {
+  for (const char* call : {"freeze", "flush", "recheck", "pause", "pin", "save"}) {
     SCOPED_TRACE(call);
     world_.diary.clear();
     steps_.clear();
@@ -155,7 +198,7 @@ TEST_F(CriticalWindowTest, WhateverFailsTheVmRunsAndTheGuestIsThawed) {
 }
 
 TEST_F(CriticalWindowTest, ACancelBeforeAnyStepLeavesTheVmRunningAndThawed) {
-  for (const char* step : {"quiesce", "recheck", "pause", "pin_disks", "save_state", "thaw"}) {
+  for (const char* step : {"quiesce", "flush", "recheck", "pause", "pin_disks", "save_state", "thaw"}) {
     SCOPED_TRACE(step);
     world_.diary.clear();
     steps_.clear();
@@ -172,7 +215,7 @@ TEST_F(CriticalWindowTest, ATriedFreezeThatFailsLowersTheLabel) {
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::CRASH);
   EXPECT_THAT(report->consistency.downgrades(0), HasSubstr("freeze failed"));
-  EXPECT_THAT(world_.diary, ElementsAre("freeze", "pause", "pin", "save", "resume"));
+  EXPECT_THAT(world_.diary, ElementsAre("freeze", "flush", "pause", "pin", "save", "resume"));
 }
 
 TEST_F(CriticalWindowTest, AThawByTheLeaseAfterThePointIsNoDowngrade) {
@@ -190,6 +233,34 @@ TEST_F(CriticalWindowTest, AThawByTheLeaseThatMayHaveBeenBeforeThePointIsOne) {
   EXPECT_EQ(tried->consistency.level(), manifestpb::Consistency::CRASH);
   EXPECT_EQ(tried->consistency.thaw_cause(), "lease expired");
   EXPECT_TRUE(absl::IsFailedPrecondition(Run(sessionpb::QUIESCE_REQUIRE).status()));
+}
+
+TEST_F(CriticalWindowTest, AResetBeforeThePointLowersTheLabelAndFailsWhatIsRequired) {
+  for (const char* call : {"recheck", "pause"}) {
+    SCOPED_TRACE(call);
+    world_.reset_at = call;
+    world_.restarted = false;
+    absl::StatusOr<WindowReport> tried = Run(sessionpb::QUIESCE_TRY);
+    ASSERT_TRUE(tried.ok()) << tried.status();
+    EXPECT_EQ(tried->consistency.level(), manifestpb::Consistency::CRASH);
+    EXPECT_THAT(tried->consistency.downgrades(), ElementsAre(HasSubstr("the guest was reset")));
+    EXPECT_FALSE(world_.paused);
+    world_.restarted = false;
+    EXPECT_THAT(Run(sessionpb::QUIESCE_REQUIRE).status().message(), HasSubstr("the guest was reset"));
+    EXPECT_FALSE(world_.paused);
+  }
+}
+
+TEST_F(CriticalWindowTest, AResetAfterThePointTakesNothingFromIt) {
+  for (const char* call : {"save", "thaw"}) {
+    SCOPED_TRACE(call);
+    world_.reset_at = call;
+    world_.restarted = false;
+    absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_REQUIRE);
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::FILESYSTEM);
+    EXPECT_EQ(report->consistency.thaw_cause(), call == std::string("save") ? "guest reset" : "requested");
+  }
 }
 
 TEST_F(CriticalWindowTest, AMountThatSomebodyThawedEarlyLowersTheLabel) {
@@ -217,6 +288,119 @@ TEST_F(CriticalWindowTest, HooksThatAllPassGiveTheApplicationLevel) {
   ASSERT_TRUE(report.ok());
   EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::FILESYSTEM);
   EXPECT_THAT(report->consistency.downgrades(0), HasSubstr("/etc/still/hooks.d/db"));
+}
+
+using manifestpb::Consistency;
+using ::testing::Pair;
+
+TEST_F(CriticalWindowTest, EachDiskIsProvenByWhatUsesIt) {
+  AddUse("vdx2", guestpb::DiskUse::FILE_SYSTEM, guestpb::DiskUse::CLEAN);
+  AddUse("vdx3", guestpb::DiskUse::SWAP, guestpb::DiskUse::VOLATILE);
+  AddUse("vdx4", guestpb::DiskUse::FILE_SYSTEM, guestpb::DiskUse::READ_ONLY);
+  absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_REQUIRE);
+  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_EQ(report->consistency.disks_size(), 1);
+  EXPECT_TRUE(report->consistency.disks(0).covered());
+  EXPECT_EQ(report->consistency.disks(0).name(), "vda");
+  EXPECT_EQ(report->consistency.disks(0).uses(3).state(), "read only");
+}
+
+TEST_F(CriticalWindowTest, AWriterThatIsNotCoveredLowersTheLabelAndRequireFailsBeforeThePause) {
+  guestpb::DiskUse& use = AddUse("vdx2", guestpb::DiskUse::OPENED, guestpb::DiskUse::NOT_COVERED);
+  use.set_name("dd (412)");
+  use.set_detail("has it open for writing");
+  EXPECT_THAT(Label(), Pair(Consistency::CRASH, "disk vda: dd (412) has it open for writing: vdx2"));
+  world_.diary.clear();
+  EXPECT_THAT(Run(sessionpb::QUIESCE_REQUIRE).status().message(), HasSubstr("dd (412)"));
+  EXPECT_THAT(world_.diary, ElementsAre("freeze", "thaw"));
+}
+
+TEST_F(CriticalWindowTest, WhatANewerAgentCallsAStateIsNotCovered) {
+  AddUse("vdx2", guestpb::DiskUse::FILE_SYSTEM, static_cast<guestpb::DiskUse::State>(99));
+  EXPECT_EQ(Label().first, Consistency::CRASH);
+}
+
+TEST_F(CriticalWindowTest, ADiskThatTheAgentDoesNotShowIsNotCovered) {
+  world_.freeze.mutable_disks(0)->set_pci_address("0000:00:09.0");
+  EXPECT_THAT(Label(), Pair(Consistency::CRASH, HasSubstr("does not show this disk")));
+  world_.freeze.mutable_disks(0)->set_pci_address("0000:00:08.0");
+  world_.freeze.clear_disks();
+  EXPECT_THAT(Label(), Pair(Consistency::CRASH, HasSubstr("too old")));
+  world_.freeze.set_disks_unknown("no sysfs");
+  EXPECT_EQ(Label().first, Consistency::CRASH);
+}
+
+TEST_F(CriticalWindowTest, ADiskWithoutAPlaceIsKnownByItsSerialNumberAndWithNeitherMayBeAny) {
+  guestpb::Disk& other = *world_.freeze.add_disks();
+  other.set_name("vdy");
+  guestpb::DiskUse& use = *other.add_uses();
+  use.set_device("vdy");
+  use.set_state(guestpb::DiskUse::NOT_COVERED);
+  EXPECT_EQ(Label().first, Consistency::FILESYSTEM);
+  disks_.Mutable(0)->clear_pci_address();
+  EXPECT_THAT(Label(), Pair(Consistency::CRASH, HasSubstr("vdy")));
+  disks_.Mutable(0)->set_serial("s1");
+  world_.freeze.mutable_disks(0)->set_serial("s1");
+  EXPECT_EQ(Label().first, Consistency::FILESYSTEM);
+  disks_.Mutable(0)->clear_serial();
+  use.set_state(guestpb::DiskUse::FROZEN);
+  EXPECT_EQ(Label().first, Consistency::FILESYSTEM);
+  world_.thaw.add_written("vdy");
+  EXPECT_EQ(Label().first, Consistency::CRASH);
+}
+
+TEST_F(CriticalWindowTest, AReadOnlyDiskNeedsNoProof) {
+  disks_.Mutable(0)->set_read_only(true);
+  world_.freeze.clear_disks();
+  EXPECT_EQ(Label().first, Consistency::FILESYSTEM);
+}
+
+TEST_F(CriticalWindowTest, AMountOnNoDiskOfTheCaptureCostsNoLabel) {
+  guestpb::SkippedMount& skipped = *world_.freeze.add_skipped();
+  skipped.set_mount_point("/elsewhere");
+  skipped.set_reason(guestpb::SkippedMount::UNREACHABLE);
+  EXPECT_EQ(Label().first, Consistency::FILESYSTEM);
+  disks_.Clear();  // Where nothing is known of disks, it does.
+  EXPECT_EQ(Label().first, Consistency::CRASH);
+}
+
+TEST_F(CriticalWindowTest, AWriteToWhatWasCleanLowersTheLabel) {
+  world_.thaw.add_written("vdx");
+  EXPECT_THAT(Label(), Pair(Consistency::CRASH, HasSubstr("was written to between")));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Run(sessionpb::QUIESCE_REQUIRE).status()));
+}
+
+TEST_F(CriticalWindowTest, AnOperatorsThawAfterThePauseIsNoDowngradeAndOneThatMayHaveBeenBeforeIs) {
+  world_.pause_delay = absl::Milliseconds(300);
+  ThawedBySomebodyElse(absl::Milliseconds(310));
+  EXPECT_EQ(Label().first, Consistency::FILESYSTEM);
+  ThawedBySomebodyElse(absl::Milliseconds(290));
+  EXPECT_THAT(Label(), Pair(Consistency::CRASH, "the guest was thawed by still thaw, perhaps before the point"));
+  EXPECT_EQ(Run(sessionpb::QUIESCE_TRY)->consistency.thawed_by(), "still thaw");
+  // An agent that does not tell the time at the recheck proves nothing.
+  ThawedBySomebodyElse(absl::Milliseconds(310));
+  world_.guest_time = absl::ZeroDuration();
+  EXPECT_EQ(Label().first, Consistency::CRASH);
+}
+
+TEST_F(CriticalWindowTest, WhatTheLeaseThawedIsCountedToo) {
+  world_.thaw.set_by_token(false);
+  world_.thaw.set_cause(guestpb::LEASE_EXPIRED);
+  EXPECT_EQ(Label().first, Consistency::FILESYSTEM);  // After the point: the margin of the lease says so.
+  world_.thaw.add_thawed_early("/data");
+  EXPECT_THAT(Label(), Pair(Consistency::CRASH, HasSubstr("/data was thawed early by somebody else")));
+}
+
+TEST_F(CriticalWindowTest, ThawHooksThatRunOnAreKeptAsUnfinished) {
+  world_.freeze.add_hooks()->set_path("/etc/still/hooks.d/a");
+  world_.freeze.add_hooks()->set_path("/etc/still/hooks.d/b");
+  world_.thaw.set_hooks_pending(2);
+  absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_REQUIRE);
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->pending_thaw_hooks, 2u);
+  ASSERT_EQ(report->consistency.hooks_size(), 4);
+  EXPECT_EQ(report->consistency.hooks(2).path(), "/etc/still/hooks.d/b");
+  EXPECT_TRUE(report->consistency.hooks(2).unfinished());
 }
 
 TEST_F(CriticalWindowTest, AResumeThatFailsOnceIsTriedAgainByTheGuard) {

@@ -63,7 +63,7 @@ TEST_F(QgaClientTest, ARefusalIsToldInItsWordsAndMadePrintable) {
   const absl::Status refused = client_->Thaw(kPatience).status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(refused.message(), HasSubstr("CommandNotFound"));
-  EXPECT_THAT(refused.message(), HasSubstr("\\033[2J"));
+  EXPECT_THAT(refused.message(), HasSubstr("\\x1b[2J"));
 }
 
 TEST_F(QgaClientTest, NumbersThatAreNoneOfFileSystemsAreNotTaken) {

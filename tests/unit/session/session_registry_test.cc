@@ -1,11 +1,19 @@
 #include "session/control/session_registry.h"
 
+#include <signal.h>
 #include <stdlib.h>
 
+#include <filesystem>
+#include <thread>
+
+#include "absl/time/clock.h"
 #include "base/file.h"
+#include "base/process.h"
 #include "base/unix_socket.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "session/control/session_lock.h"
+#include "session/session_config.h"
 
 namespace still::session {
 namespace {
@@ -24,13 +32,13 @@ class SessionRegistryTest : public ::testing::Test {
 
   // A session that has ended, as still-session leaves it.
   void MakeEnded(const SessionRegistry& sessions, const std::string& name) {
-    auto directory = sessions.Create(name);
-    ASSERT_TRUE(directory.ok()) << directory.status();
-    ASSERT_TRUE(WriteFileAtomically(JoinPath(*directory, "session.json"), "{\"name\":\"" + name + "\"}").ok());
+    auto place = sessions.Create(name);
+    ASSERT_TRUE(place.ok()) << place.status();
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "session.json"), "{\"name\":\"" + name + "\"}").ok());
     sessionpb::SessionEnd end;
     end.set_kind(sessionpb::SessionEnd::EXITED);
     end.set_exit_code(7);
-    ASSERT_TRUE(WriteSessionEnd(*directory, end).ok());
+    ASSERT_TRUE(WriteSessionEnd(place->directory, end).ok());
   }
   std::string root_;
 };
@@ -66,6 +74,32 @@ TEST_F(SessionRegistryTest, RemembersHowASessionEnded) {
   EXPECT_THAT(sessions.Connect("db").status().message(), HasSubstr("not running: exited with code 7"));
 }
 
+TEST_F(SessionRegistryTest, AnEndThatNobodyRecordedIsFoundOut) {
+  SessionRegistry sessions(root_);
+  MakeEnded(sessions, "db");
+  const std::string directory = sessions.Directory("db");
+  ASSERT_TRUE(RemoveFile(JoinPath(directory, "end.json")).ok());
+  EXPECT_FALSE(sessions.Find("db")->end.has_value()) << "of before start.json";
+  sessionpb::SessionStart start;
+  start.set_boot_id(HostBootId());
+  ASSERT_FALSE(start.boot_id().empty());
+  ASSERT_TRUE(WriteSessionStart(directory, start).ok());
+  EXPECT_EQ(sessions.Find("db")->end->kind(), sessionpb::SessionEnd::KILLED);
+  start.set_boot_id("of another life");
+  ASSERT_TRUE(WriteSessionStart(directory, start).ok());
+  EXPECT_EQ(sessions.Find("db")->end->kind(), sessionpb::SessionEnd::HOST_RESTARTED);
+  EXPECT_FALSE(EndedOnPurpose(*sessions.Find("db")->end));
+}
+
+TEST_F(SessionRegistryTest, AnOlderRecordOfACrashIsRead) {
+  SessionRegistry sessions(root_);
+  MakeEnded(sessions, "db");
+  ASSERT_TRUE(
+      WriteFileAtomically(JoinPath(sessions.Directory("db"), "end.json"), R"({"kind": "ERROR", "error": "signal 9"})")
+          .ok());
+  EXPECT_EQ(DescribeEnd(*sessions.Find("db")->end), "crashed: signal 9");
+}
+
 TEST_F(SessionRegistryTest, ANameInUseIsRefusedWithTheWayOut) {
   SessionRegistry sessions(root_);
   MakeEnded(sessions, "db");
@@ -78,6 +112,58 @@ TEST_F(SessionRegistryTest, ANameInUseIsRefusedWithTheWayOut) {
   alive->Reset();
   EXPECT_TRUE(sessions.Remove("db").ok());
   EXPECT_TRUE(sessions.Create("db").ok());
+}
+
+// A session that starts, or hangs while it does, has no socket: what counts is the process.
+TEST_F(SessionRegistryTest, ASessionThatIsNotReadyYetLives) {
+  SessionRegistry sessions(root_);
+  auto place = sessions.Create("db");
+  ASSERT_TRUE(place.ok()) << place.status();
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "session.json"), "{}").ok());
+  auto entry = sessions.Find("db");
+  ASSERT_TRUE(entry.ok()) << entry.status();
+  EXPECT_TRUE(entry->alive);
+  EXPECT_FALSE(entry->ready);
+  EXPECT_THAT(sessions.Create("db").status().message(), HasSubstr("is just starting or ending"));
+  EXPECT_THAT(sessions.Connect("db").status().message(), HasSubstr("is just starting"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(sessions.Remove("db")));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(sessions.AwaitGone("db", absl::Milliseconds(30))));
+
+  place->lock.Reset();
+  EXPECT_FALSE(sessions.Find("db")->alive);
+  EXPECT_TRUE(sessions.AwaitGone("db", absl::ZeroDuration()).ok());
+  EXPECT_TRUE(sessions.Remove("db").ok());
+}
+
+TEST_F(SessionRegistryTest, TheLockGoesAlongWithTheDirectoryAndIsHeldByWhoeverInheritedIt) {
+  SessionRegistry sessions(root_);
+  auto place = sessions.Create("db");
+  ASSERT_TRUE(place.ok()) << place.status();
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "session.json"), "{}").ok());
+  auto child = ChildProcess::Start({.argv = {"sleep", "60"}, .inherited_fds = {place->lock.get()}});
+  ASSERT_TRUE(child.ok()) << child.status();
+  place->lock.Reset();
+  std::filesystem::rename(place->directory, sessions.Directory("web"));
+  EXPECT_TRUE(sessions.Find("web")->alive);
+  EXPECT_TRUE(absl::IsFailedPrecondition(LockSession(sessions.Directory("web")).status()));
+  ASSERT_TRUE(child->Kill(SIGKILL).ok());
+  ASSERT_TRUE(child->Wait().ok());
+  EXPECT_FALSE(sessions.Find("web")->alive) << "the kernel has released it";
+}
+
+TEST_F(SessionRegistryTest, OneThatIsJustEndingIsWaitedForBeforeItIsRemoved) {
+  SessionRegistry sessions(root_);
+  MakeEnded(sessions, "db");
+  auto lock = LockSession(sessions.Directory("db"));
+  ASSERT_TRUE(lock.ok()) << lock.status();
+  EXPECT_TRUE(sessions.Find("db")->alive);
+  EXPECT_EQ(sessions.Find("db")->end->exit_code(), 7);
+  std::thread ends([&] {
+    absl::SleepFor(absl::Milliseconds(100));
+    lock->Reset();
+  });
+  EXPECT_TRUE(sessions.Remove("db").ok());
+  ends.join();
 }
 
 }  // namespace

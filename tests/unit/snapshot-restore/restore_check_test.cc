@@ -62,17 +62,77 @@ TEST(RestoreCheck, EverythingThatDiffersIsNamedAndColdIsOffered) {
   EXPECT_THAT(status.message(), HasSubstr("--cold"));
 }
 
-TEST(RestoreCheck, UnderKvmTheProcessorMustHaveWhatTheGuestWasGiven) {
+manifestpb::Machine SavedUnderKvm() {
   manifestpb::Machine saved = Saved();
   saved.set_accelerator("kvm");
-  for (const char* feature : {"avx2", "avx512f", "sse4_2"}) saved.add_cpu_features(feature);
+  saved.set_cpu_model("host");
+  return saved;
+}
+
+HostFacts KvmHost() {
   HostFacts host = Host();
-  EXPECT_THAT(MachineDifferences(saved, host), ElementsAre(HasSubstr("under KVM")));
   host.kvm = true;
-  host.cpu_features = {"avx2", "sse4_2"};
-  EXPECT_THAT(MachineDifferences(saved, host), ElementsAre(HasSubstr("lacks avx512f")));
-  host.cpu_features = {"amx_tile", "avx2", "avx512f", "sse4_2"};
+  host.cpu = {{"avx2", true}, {"avx512f", false}, {"monitor", false}, {"sse4.2", true}, {"svm", true}};
+  host.tsc = {.hz = 2'400'000'000, .scaling = false};
+  return host;
+}
+
+TEST(RestoreCheck, UnderKvmTheGuestMustGetWhatItWasGiven) {
+  manifestpb::Machine saved = SavedUnderKvm();
+  for (const char* feature : {"avx2", "avx512f", "sse4.2"}) saved.add_guest_cpu_features(feature);
+  EXPECT_THAT(MachineDifferences(saved, Host()), ElementsAre(HasSubstr("under KVM")));
+  HostFacts host = KvmHost();
+  EXPECT_THAT(MachineDifferences(saved, host), ElementsAre(HasSubstr("KVM gives guests here no avx512f")));
+  host.cpu["avx512f"] = true;
   EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+}
+
+TEST(RestoreCheck, WhatTheGuestWasNotGivenDoesNotMatter) {
+  manifestpb::Machine saved = SavedUnderKvm();
+  // A word that this QEMU does not know any more; and the kernel's own words, which only old snapshots go by.
+  for (const char* feature : {"avx2", "pcommit"}) saved.add_guest_cpu_features(feature);
+  for (const char* flag : {"rep_good", "avx512f", "monitor"}) saved.add_cpu_features(flag);
+  EXPECT_THAT(MachineDifferences(saved, KvmHost()), IsEmpty());
+}
+
+TEST(RestoreCheck, AnOldSnapshotIsComparedByTheFlagsThatGuestsCanBeGiven) {
+  manifestpb::Machine saved = SavedUnderKvm();
+  for (const char* flag : {"avx2", "constant_tsc", "monitor", "rep_good", "sse4_2"}) saved.add_cpu_features(flag);
+  HostFacts host = KvmHost();
+  // The processors of both have it, and KVM gives it to nobody.
+  host.cpu_flags = {"avx2", "monitor", "sse4_2"};
+  EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+  saved.add_cpu_features("avx512f");
+  EXPECT_THAT(MachineDifferences(saved, host), ElementsAre(HasSubstr("no avx512f")));
+}
+
+TEST(RestoreCheck, AnotherCounterMattersToAGuestThatTellsTheTimeByIt) {
+  manifestpb::Machine saved = SavedUnderKvm();
+  saved.set_tsc_hz(2'900'000'000);
+  saved.set_clock_source(manifestpb::Machine::CLOCK_SOURCE_TSC);
+  HostFacts host = KvmHost();
+  EXPECT_THAT(MachineDifferences(saved, host),
+              ElementsAre(HasSubstr("2900.000 MHz, and here it runs at 2400.000 MHz")));
+  EXPECT_THAT(MachineNotes(saved, host), IsEmpty()) << "told already";
+  host.tsc.scaling = true;
+  EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+  // As far off as a calibration is.
+  host = KvmHost();
+  saved.set_tsc_hz(2'400'240'000);
+  EXPECT_THAT(MachineDifferences(saved, host), IsEmpty());
+}
+
+TEST(RestoreCheck, AnotherCounterIsOnlySaidWhereTheGuestHasAnotherClock) {
+  manifestpb::Machine saved = SavedUnderKvm();
+  saved.set_tsc_hz(2'900'000'000);
+  saved.set_clock_source(manifestpb::Machine::CLOCK_SOURCE_OTHER);
+  EXPECT_THAT(MachineDifferences(saved, KvmHost()), IsEmpty());
+  EXPECT_THAT(MachineNotes(saved, KvmHost()), ElementsAre(HasSubstr("does not tell the time by it")));
+  saved.clear_clock_source();
+  EXPECT_THAT(MachineDifferences(saved, KvmHost()), IsEmpty());
+  EXPECT_THAT(MachineNotes(saved, KvmHost()), ElementsAre(HasSubstr("its clock runs wrong")));
+  saved.clear_tsc_hz();
+  EXPECT_THAT(MachineNotes(saved, KvmHost()), IsEmpty()) << "a snapshot of before the field";
 }
 
 TEST(RestoreCheck, DevicesAreComparedOneByOneWithTheirPlaces) {

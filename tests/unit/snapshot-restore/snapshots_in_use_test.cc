@@ -50,7 +50,7 @@ class SnapshotsInUseTest : public ::testing::Test {
 
   // One that has ended.
   std::string Restored(const std::string& name, const std::string& snapshot, bool lazily) {
-    std::string directory = sessions_->Create(name).value();
+    const std::string directory = sessions_->Create(name).value().directory;
     const std::string server = lazily ? R"(, "diskServer": {"command": ["still", "serve"]})" : "";
     EXPECT_TRUE(
         WriteFileAtomically(JoinPath(directory, "session.json"),

@@ -74,11 +74,11 @@ class HealTest : public ::testing::Test {
     root_ = JoinPath(::testing::TempDir(), "still-heal-XXXXXX");
     ASSERT_NE(::mkdtemp(root_.data()), nullptr);
     catalog_ = *store::Catalog::Open({.path = JoinPath(root_, "catalog.db")});
-    absl::StatusOr<std::string> directory = session::SessionRegistry(root_).Create("web");
-    ASSERT_TRUE(directory.ok()) << directory.status();
-    ASSERT_TRUE(WriteFileAtomically(JoinPath(*directory, "session.json"), "{\"name\":\"web\"}").ok());
+    absl::StatusOr<session::SessionPlace> place = session::SessionRegistry(root_).Create("web");
+    ASSERT_TRUE(place.ok()) << place.status();
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "session.json"), "{\"name\":\"web\"}").ok());
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("unix:" + JoinPath(*directory, "control.sock"), grpc::InsecureServerCredentials());
+    builder.AddListeningPort("unix:" + JoinPath(place->directory, "control.sock"), grpc::InsecureServerCredentials());
     builder.RegisterService(&session_);
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);

@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "gtest/gtest.h"
@@ -60,6 +61,18 @@ TEST_F(ProcessHostTest, AWorkerOutlivesItsMakerAndIsFoundAndEndedByTheNext) {
   EXPECT_TRUE(host_->Alive(2)) << "what is held is not swept";
   host_->Stop(2);
   EXPECT_TRUE(EndsSoon(2));
+}
+
+// Beside the environment, which the worker's hooks inherit.
+TEST_F(ProcessHostTest, AWorkerGetsThePassphraseInADescriptor) {
+  const std::string said = JoinPath(dir_, "said");
+  const std::string script = absl::StrCat("cat /proc/self/fd/$2 > ", said, "; echo \" $1\" >> ", said);
+  host_ = std::make_unique<ProcessHost>(
+      *catalog_,
+      ProcessHostOptions{.state = dir_, .command = {"/bin/sh", "-c", script}, .passphrase = "correct horse"});
+  ASSERT_TRUE(host_->Start({}, {.id = 1}).ok());
+  ASSERT_TRUE(EndsSoon(1));
+  EXPECT_EQ(ReadFile(said, 1000).value_or(""), "correct horse --secret-fd\n");
 }
 
 TEST_F(ProcessHostTest, ALockThatNobodyHoldsIsNobody) {

@@ -1,5 +1,5 @@
 // A VM whose disks hold it or complete as each test says, and a disk server that does what it is told.
-#include "session/disk_keeper.h"
+#include "session/vm_keeper.h"
 
 #include <gmock/gmock.h>
 #include <signal.h>
@@ -36,9 +36,10 @@ class LazyVm : public testing::FakeVm, public LazyDisks {
     disk_.hydrating = server_has_it_;
     return absl::OkStatus();
   }
-  absl::StatusOr<bool> Held() override {
+  absl::StatusOr<std::optional<Standstill>> FindStandstill() override {
     absl::MutexLock lock(&mutex_);
-    return held_;
+    if (!held_) return std::nullopt;
+    return Standstill{.kind = Standstill::Kind::kHeld, .disk = "vda", .reason = "Input/output error"};
   }
   absl::Status Resume() override {
     absl::MutexLock lock(&mutex_);
@@ -85,7 +86,7 @@ class LazyVm : public testing::FakeVm, public LazyDisks {
   std::vector<uint64_t> rates_ ABSL_GUARDED_BY(mutex_);
 };
 
-class DiskKeeperTest : public testing::DiskServerFixture {
+class VmKeeperTest : public testing::DiskServerFixture {
  protected:
   void TearDown() override {
     keeper_.reset();  // It uses the directory until it has ended.
@@ -94,7 +95,7 @@ class DiskKeeperTest : public testing::DiskServerFixture {
   void Start() {
     auto server = DiskServer::Start(Options());
     ASSERT_TRUE(server.ok()) << server.status();
-    keeper_ = std::make_unique<DiskKeeper>(vm_, *std::move(server), "disk vda of snapshot s");
+    keeper_ = std::make_unique<VmKeeper>(vm_, *std::move(server), "disk vda of snapshot s");
   }
   void CannotRead(bool on) {
     absl::Status done = on ? WriteFileAtomically(Path("unread"), "") : RemoveFile(Path("unread"));
@@ -105,10 +106,10 @@ class DiskKeeperTest : public testing::DiskServerFixture {
   }
 
   LazyVm vm_;
-  std::unique_ptr<DiskKeeper> keeper_;
+  std::unique_ptr<VmKeeper> keeper_;
 };
 
-TEST_F(DiskKeeperTest, AHeldGuestGoesOnWhenTheReadCanBeAnsweredAndUntilThenItIsSaidWhich) {
+TEST_F(VmKeeperTest, AHeldGuestGoesOnWhenTheReadCanBeAnsweredAndUntilThenItIsSaidWhich) {
   CannotRead(true);
   Start();
   EXPECT_EQ(keeper_->trouble(), "") << "the guest has noticed nothing";
@@ -127,7 +128,7 @@ TEST_F(DiskKeeperTest, AHeldGuestGoesOnWhenTheReadCanBeAnsweredAndUntilThenItIsS
   EXPECT_TRUE(Told(IsEmpty())) << keeper_->trouble();
 }
 
-TEST_F(DiskKeeperTest, WhenTheServerEndsTooBothAreToldAndTheGuestStaysHeld) {
+TEST_F(VmKeeperTest, WhenTheServerEndsTooBothAreToldAndTheGuestStaysHeld) {
   CannotRead(true);
   Start();
   vm_.Hold();
@@ -156,7 +157,7 @@ TEST_F(DiskKeeperTest, WhenTheServerEndsTooBothAreToldAndTheGuestStaysHeld) {
       << keeper_->trouble();
 }
 
-TEST_F(DiskKeeperTest, HydrationThatFailsIsBegunAgainOverANewServerAndEndsTheServerWhenItIsDone) {
+TEST_F(VmKeeperTest, HydrationThatFailsIsBegunAgainOverANewServerAndEndsTheServerWhenItIsDone) {
   Start();
   const pid_t first = Pid();
   keeper_->Hydrate(1000);
@@ -175,7 +176,7 @@ TEST_F(DiskKeeperTest, HydrationThatFailsIsBegunAgainOverANewServerAndEndsTheSer
   EXPECT_EQ(keeper_->trouble(), "");
 }
 
-TEST_F(DiskKeeperTest, NothingIsHydratedWhileTheGuestIsHeld) {
+TEST_F(VmKeeperTest, NothingIsHydratedWhileTheGuestIsHeld) {
   Start();
   vm_.Hold();
   keeper_->Hydrate(0);
@@ -185,13 +186,95 @@ TEST_F(DiskKeeperTest, NothingIsHydratedWhileTheGuestIsHeld) {
   EXPECT_TRUE(Within(kLimit, [&] { return !vm_.rates().empty(); }));
 }
 
-TEST_F(DiskKeeperTest, ItsEndEndsTheServerAlsoOfAHeldGuest) {
+TEST_F(VmKeeperTest, ItsEndEndsTheServerAlsoOfAHeldGuest) {
   Start();
   vm_.Hold();
   ASSERT_TRUE(Told(HasSubstr("the guest is held")));
   const pid_t server = Pid();
   keeper_.reset();
   EXPECT_TRUE(Within(kLimit, [&] { return ::kill(Pid(), 0) != 0 && ::kill(server, 0) != 0; }));
+}
+
+// A machine without lazily restored disks: its run state is as each test says.
+class PlainVm : public testing::FakeVm {
+ public:
+  PlainVm() : FakeVm({}) {}
+  absl::StatusOr<std::optional<Standstill>> FindStandstill() override {
+    absl::MutexLock lock(&mutex_);
+    return standstill_;
+  }
+  absl::Status Resume() override {
+    absl::MutexLock lock(&mutex_);
+    ++resumes_;
+    if (!full_) standstill_.reset();
+    return absl::OkStatus();
+  }
+  absl::Status Tidy() override {
+    absl::MutexLock lock(&mutex_);
+    ++tidied_;
+    return absl::OkStatus();
+  }
+
+  void Stand(Standstill standstill, bool full) {
+    absl::MutexLock lock(&mutex_);
+    standstill_ = std::move(standstill);
+    full_ = full;
+  }
+  void MakeRoom() {
+    absl::MutexLock lock(&mutex_);
+    full_ = false;
+  }
+  bool stands() {
+    absl::MutexLock lock(&mutex_);
+    return standstill_.has_value();
+  }
+  int resumes() {
+    absl::MutexLock lock(&mutex_);
+    return resumes_;
+  }
+  int tidied() {
+    absl::MutexLock lock(&mutex_);
+    return tidied_;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::optional<Standstill> standstill_ ABSL_GUARDED_BY(mutex_);
+  bool full_ ABSL_GUARDED_BY(mutex_) = false;
+  int resumes_ ABSL_GUARDED_BY(mutex_) = 0;
+  int tidied_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+class VmKeeperWithoutServer : public testing::DiskServerFixture {};
+
+TEST_F(VmKeeperWithoutServer, ADiskWithoutSpaceHoldsTheGuestUntilThereIsRoom) {
+  PlainVm vm;
+  VmKeeper keeper(vm, nullptr, "");
+  vm.Stand({.kind = Standstill::Kind::kHeld, .disk = "vdb", .write = true, .reason = "No space left on device"},
+           /*full=*/true);
+  EXPECT_TRUE(Within(kLimit, [&] { return vm.resumes() >= 2; })) << "tried again, and again";
+  EXPECT_EQ(keeper.trouble(), "the guest is held: disk vdb cannot be written: No space left on device");
+  EXPECT_TRUE(vm.stands());
+  vm.MakeRoom();
+  EXPECT_TRUE(Within(kLimit, [&] { return !vm.stands(); }));
+  EXPECT_TRUE(Within(kLimit, [&] { return keeper.trouble().empty(); }));
+  EXPECT_EQ(keeper.found_paused(), "");
+}
+
+TEST_F(VmKeeperWithoutServer, AMachineThatWasLeftPausedIsResumedAndItIsSaid) {
+  PlainVm vm;
+  VmKeeper keeper(vm, nullptr, "");
+  vm.Stand({.kind = Standstill::Kind::kPaused, .reason = "run state \"paused\""}, /*full=*/false);
+  const int looks = vm.tidied() + 8;  // Two seconds, had the machine all the time it wants.
+  ASSERT_TRUE(Within(kLimit, [&] { return vm.tidied() >= looks; }));
+  EXPECT_TRUE(vm.stands()) << "a restored machine is paused at first";
+  EXPECT_EQ(keeper.found_paused(), "");
+  keeper.Watch();
+  EXPECT_TRUE(Within(kLimit, [&] { return !vm.stands(); }));
+  EXPECT_TRUE(Within(kLimit, [&] { return !keeper.found_paused().empty(); }));
+  EXPECT_THAT(keeper.found_paused(),
+              HasSubstr("found paused without a snapshot under way (run state \"paused\") and goes on"));
+  EXPECT_EQ(keeper.trouble(), "");
 }
 
 }  // namespace

@@ -1,0 +1,116 @@
+#include "session/capture/disk_proof.h"
+
+#include "absl/algorithm/container.h"
+#include "absl/strings/str_cat.h"
+#include "session/capture/report_words.h"
+
+namespace still::session {
+namespace {
+
+using manifestpb::Consistency;
+
+// The manifest keeps this many uses of each disk.
+constexpr int kMaxUsesKept = 64;
+
+bool IsCovered(const guestpb::DiskUse& use) {
+  switch (use.state()) {
+    case guestpb::DiskUse::FROZEN:
+    case guestpb::DiskUse::READ_ONLY:
+    case guestpb::DiskUse::CLEAN:
+    case guestpb::DiskUse::VOLATILE:
+      return true;
+    default:  // Also what a newer agent says.
+      return false;
+  }
+}
+
+// "vfat on /boot/efi (vda1) cannot freeze, and ..."
+std::string ReasonOf(const guestpb::DiskUse& use) {
+  std::string what;
+  switch (use.kind()) {
+    case guestpb::DiskUse::FILE_SYSTEM:
+      what = absl::StrCat(use.fs_type(), " on ", use.name(), " (", use.device(), ")");
+      break;
+    case guestpb::DiskUse::OPENED:
+      return absl::StrCat(use.name(), " ", use.detail(), ": ", use.device());
+    case guestpb::DiskUse::UNKNOWN:
+      return absl::StrCat(use.device(), ": ", use.detail());
+    default:
+      what = use.device();
+  }
+  return absl::StrCat(what, " ", use.detail().empty() ? "is not covered" : use.detail());
+}
+
+void KeepUse(const guestpb::DiskUse& use, Consistency::DiskProof& proof) {
+  Consistency::Use& kept = *proof.add_uses();
+  kept.set_device(use.device());
+  kept.set_kind(PlainWords(guestpb::DiskUse::Kind_Name(use.kind())));
+  kept.set_state(PlainWords(guestpb::DiskUse::State_Name(use.state())));
+  kept.set_name(use.name());
+  kept.set_fs_type(use.fs_type());
+  kept.set_detail(use.detail());
+}
+
+// The disks of the guest that may be this one: the one in its place, or with its serial number. Where it has neither, all
+// of them.
+std::vector<const guestpb::Disk*> Candidates(const manifestpb::Disk& captured, const guestpb::QuiesceResponse& report) {
+  std::vector<const guestpb::Disk*> candidates;
+  for (const guestpb::Disk& disk : report.disks()) {
+    bool may_be = captured.pci_address().empty() ? captured.serial().empty() || disk.serial() == captured.serial()
+                                                 : disk.pci_address() == captured.pci_address();
+    if (may_be) candidates.push_back(&disk);
+  }
+  return candidates;
+}
+
+std::string WhyNone(const guestpb::QuiesceResponse& report) {
+  if (!report.disks().empty() || !report.disks_unknown().empty()) return "the guest's agent does not show this disk";
+  return "the guest's agent is too old to tell what writes to it; install this version's (still agent install)";
+}
+
+Consistency::DiskProof Prove(const manifestpb::Disk& captured, const guestpb::QuiesceResponse& report) {
+  Consistency::DiskProof proof;
+  proof.set_name(captured.name());
+  proof.set_covered(true);
+  if (captured.read_only()) return proof;
+  // Of several none is known to be it: all must be covered.
+  const std::vector<const guestpb::Disk*> candidates = Candidates(captured, report);
+  std::string reason = candidates.empty() ? WhyNone(report) : "";
+  for (const guestpb::Disk* disk : candidates) {
+    if (disk->read_only()) continue;
+    for (const guestpb::DiskUse& use : disk->uses()) {
+      if (reason.empty() && !IsCovered(use)) reason = ReasonOf(use);
+      if (proof.uses_size() < kMaxUsesKept) KeepUse(use, proof);
+    }
+  }
+  if (reason.empty()) reason = report.disks_unknown();
+  proof.set_covered(reason.empty());
+  proof.set_reason(reason);
+  return proof;
+}
+
+}  // namespace
+
+std::vector<Consistency::DiskProof> ProveDisks(const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured,
+                                               const guestpb::QuiesceResponse& report) {
+  std::vector<Consistency::DiskProof> proofs;
+  for (const manifestpb::Disk& disk : captured) proofs.push_back(Prove(disk, report));
+  return proofs;
+}
+
+void NoteWritten(const google::protobuf::RepeatedPtrField<std::string>& written,
+                 const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured,
+                 const guestpb::QuiesceResponse& report, Consistency& consistency) {
+  for (int i = 0; i < consistency.disks_size() && i < captured.size(); ++i) {
+    Consistency::DiskProof& proof = *consistency.mutable_disks(i);
+    if (!proof.covered() || captured.Get(i).read_only()) continue;
+    const std::vector<const guestpb::Disk*> candidates = Candidates(captured.Get(i), report);
+    bool hit = absl::c_any_of(
+        candidates, [&](const guestpb::Disk* disk) { return absl::c_find(written, disk->name()) != written.end(); });
+    if (!hit) continue;
+    proof.set_covered(false);
+    proof.set_reason("a part of it that was clean or unused was written to between the freeze and the thaw");
+  }
+}
+
+}  // namespace still::session

@@ -1,0 +1,80 @@
+"""Machines that reboot: the session goes on, in every step of a snapshot, and what a label claims stays true."""
+
+import unittest
+
+from fault_test import STEPS, FaultTest
+from still_host import Host, wait_for
+
+# While the machine stands still its clock does too: it resets itself right after.
+PAUSED = ("pin_disks", "save_state")
+
+
+def reboot(host, session, seconds=0):
+    """Has the guest reset itself, now or later. As hard as it gets: nothing is written back, nobody is told."""
+    host.guest(session, "sh", "-c", f"setsid sh -c 'sleep {seconds}; reboot -nf' >/dev/null 2>&1 &")
+
+
+def reboots(host, session):
+    return host.session(session).get("reboots", 0)
+
+
+class RebootInEveryStep(FaultTest):
+    def test_the_session_goes_on_and_the_label_is_true(self):
+        pid = self.host.session("web")["pid"]
+        first = self.host.json("snapshot", "web", "--name", "before", "--disk-only", "--quiesce", "require")
+        for step in STEPS:
+            with self.subTest(step):
+                before = reboots(self.host, "web")
+                process = self.begin_reset_snapshot(step)
+                stdout, stderr = process.communicate(timeout=240)
+                wait_for(lambda: reboots(self.host, "web") > before, "the reboot", 120)
+                wait_for(lambda: self.host.session("web")["agent"].get("connected"), "the agent of the new boot", 180)
+                self.assert_web_works()
+                self.assertEqual(process.returncode, 0, stdout + stderr)
+                level = self.host.json("show", f"reset-at-{step}")["consistency"]["level"]
+                if step in ("recheck", "pause"):
+                    self.assertEqual(level, "CRASH", "it was reset before the point")
+                elif step != "quiesce":  # There the new boot's agent may be asked, and freeze.
+                    self.assertEqual(level, "FILESYSTEM", "it was reset after the point")
+        self.fault.unlink()
+        self.assertEqual(self.host.session("web")["pid"], pid, "it was the same hypervisor all the time")
+        last = self.host.json("snapshot", "web", "--name", "after", "--disk-only", "--quiesce", "require")
+        self.assertEqual(last["consistency"]["level"], "FILESYSTEM")
+        self.assertLess(last["drain"]["bytes_read"], first["drain"]["bytes_read"] / 2, "its bitmaps were kept")
+        self.assertFalse(self.host.check_disk(self.host.export("after"))["needs_recovery"])
+        self.assert_repository_is_clean(len(STEPS) + 2)
+
+    def begin_reset_snapshot(self, step):
+        """A snapshot under way, whose guest resets itself before `step`, or as soon as it runs again."""
+        hold = 500 if step in PAUSED else 6000
+        process = self.begin_snapshot(step, hold, "--name", f"reset-at-{step}") if step == "quiesce" else None
+        reboot(self.host, "web", seconds=2)
+        return process or self.begin_snapshot(step, hold, "--name", f"reset-at-{step}")
+
+
+class RebootAfterRestore(unittest.TestCase):
+    """A restored machine has its memory from an image that others use too: its reset boots its own disks."""
+
+    def test_a_fork_reboots_and_is_captured_again(self):
+        with Host() as host:
+            host.boot("web")
+            wait_for(lambda: host.records("web")["acknowledged"] > 5, "the record writer", 60)
+            host.still("snapshot", "web", "--name", "base")
+            host.still("stop", "web")
+            host.still("restore", "base", "--as", "fork", "--count", "2")
+            pid = host.session("fork-1")["pid"]
+            reboot(host, "fork-1")
+            wait_for(lambda: reboots(host, "fork-1") == 1, "the reboot", 60)
+            wait_for(lambda: host.session("fork-1")["agent"].get("connected"), "the agent of the new boot", 180)
+            self.assertEqual(host.session("fork-1")["pid"], pid)
+            self.assertEqual(reboots(host, "fork-2"), 0)
+            before = host.records("fork-1")["acknowledged"]
+            wait_for(lambda: host.records("fork-1")["acknowledged"] > before, "its writer", 60)
+            taken = host.json("snapshot", "fork-1", "--name", "again", "--quiesce", "require")
+            self.assertEqual(taken["consistency"]["level"], "FILESYSTEM")
+            host.still("restore", "again", "--as", "third")
+            self.assertEqual(host.counter("third", "--check")["errors"], 0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,215 @@
+// What writes to which disk, on a machine made of files.
+#include "guest-agent/disk_survey.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/unit/guest-agent/fakes.h"
+
+namespace still::agent {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+class DiskSurveyTest : public ::testing::Test {
+ protected:
+  void Put(const std::string& path, const std::string& content) {
+    std::string full = directory_ / path;
+    ASSERT_TRUE(MakeDirectories(full.substr(0, full.rfind('/'))).ok());
+    ASSERT_TRUE(WriteFileAtomically(full, content).ok());
+  }
+  // A block device as sysfs shows it: its directory, and the links to it by name and by number.
+  void AddDevice(const std::string& place, const std::string& number) {
+    const std::string name = place.substr(place.rfind('/') + 1);
+    Put(place + "/dev", number + "\n");
+    for (const std::string& link : {"class/block/" + name, "dev/block/" + number}) {
+      ASSERT_TRUE(MakeDirectories((directory_ / link).substr(0, (directory_ / link).rfind('/'))).ok());
+      ASSERT_EQ(::symlink((directory_ / place).c_str(), (directory_ / link).c_str()), 0);
+    }
+  }
+  void AddDisk(const std::string& name, const std::string& number, const std::string& pci) {
+    const std::string place = absl::StrCat("devices/pci0000:00/", pci, "/virtio1/block/", name);
+    AddDevice(place, number);
+    Put(place + "/device/vendor", "0x1af4\n");
+    Put(place + "/queue/iostats", "1\n");
+    ASSERT_TRUE(MakeDirectories(directory_ / "block").ok());
+    ASSERT_EQ(::symlink(absl::StrCat("../", place).c_str(), (directory_ / ("block/" + name)).c_str()), 0);
+  }
+  void AddPartition(const std::string& disk, const std::string& name, const std::string& number) {
+    const std::string place = absl::StrCat("block/", disk, "/", name);
+    AddDevice(place, number);
+    Put(place + "/partition", "1\n");
+  }
+  void AddHolder(const std::string& lower, const std::string& upper) {
+    Put(absl::StrCat("class/block/", lower, "/holders/", upper, "/dev"), "");
+  }
+
+  pb::Disk Describe(const std::string& table, std::set<DeviceId> frozen = {}) {
+    survey_.mounts = *ParseMountTable(table);
+    DiskFacts facts{
+        .survey = survey_, .open = open_, .frozen = std::move(frozen), .clean = clean_, .foreign = foreign_};
+    KernelDisks disks({.sysfs = directory_.path(),
+                       .swaps = directory_ / "swaps",
+                       .claimed = [this](const std::string& name) -> absl::StatusOr<bool> {
+                         asked_.push_back(name);
+                         return claimed_.contains(name);
+                       }});
+    report_ = disks.Describe(facts);
+    EXPECT_EQ(report_.disks.size(), 1u);
+    return report_.disks.empty() ? pb::Disk() : report_.disks[0];
+  }
+  static std::vector<std::string> Texts(const pb::Disk& disk) {
+    std::vector<std::string> texts;
+    for (const pb::DiskUse& use : disk.uses()) {
+      texts.push_back(absl::StrCat(pb::DiskUse::State_Name(use.state()), " ", pb::DiskUse::Kind_Name(use.kind()), " ",
+                                   use.device(), " ", use.name()));
+    }
+    return texts;
+  }
+
+  TempDir directory_;
+  MountSurvey survey_;
+  OpenForWriting open_;
+  std::map<DeviceId, std::string> clean_;
+  std::set<DeviceId> foreign_;
+  std::set<std::string> claimed_;
+  std::vector<std::string> asked_;
+  DiskReport report_;
+};
+
+TEST_F(DiskSurveyTest, ADiskIsKnownByItsPlaceAndItsSerialNumber) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  Put("block/vda/serial", "root-disk\n");
+  pb::Disk disk = Describe("");
+  EXPECT_EQ(disk.name(), "vda");
+  EXPECT_EQ(disk.serial(), "root-disk");
+  EXPECT_EQ(disk.pci_address(), "0000:00:08.0");
+  EXPECT_THAT(disk.uses(), IsEmpty());
+  EXPECT_TRUE(report_.watched.contains({254, 0}));  // Unused: what is written to it now is a surprise.
+}
+
+TEST_F(DiskSurveyTest, EveryPartitionHasItsOwnUse) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  AddPartition("vda", "vda1", "254:1");
+  AddPartition("vda", "vda2", "254:2");
+  AddPartition("vda", "vda3", "254:3");
+  AddPartition("vda", "vda4", "254:4");
+  Put("swaps", absl::StrCat("Filename Type Size Used Priority\n/swap\\040file file 1024 0 -2\n"));
+  clean_[{254, 1}] = "";
+  pb::Disk disk = Describe(
+      "1 0 254:2 / / rw - ext4 /dev/vda2 rw\n"
+      "2 1 254:1 / /boot/efi rw - vfat /dev/vda1 rw\n"
+      "3 1 254:3 / /usr rw - ext4 /dev/vda3 ro\n",
+      {{254, 2}});
+  EXPECT_THAT(Texts(disk), ElementsAre("CLEAN FILE_SYSTEM vda1 /boot/efi", "FROZEN FILE_SYSTEM vda2 /",
+                                       "VOLATILE SWAP vda2 /swap file", "READ_ONLY FILE_SYSTEM vda3 /usr"));
+  EXPECT_THAT(asked_, ElementsAre("vda4"));  // Only what has no known use is probed.
+  EXPECT_TRUE(report_.watched.contains({254, 1}));
+  EXPECT_TRUE(report_.watched.contains({254, 4}));
+  EXPECT_FALSE(report_.watched.contains({254, 2}));
+}
+
+TEST_F(DiskSurveyTest, WhatWasNotFrozenIsNotCovered) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  constexpr char kTable[] = "1 0 254:0 / /data rw - vfat /dev/vda rw\n";
+  EXPECT_THAT(Describe(kTable).uses(0).detail(), HasSubstr("was not frozen"));
+  foreign_ = {{254, 0}};
+  EXPECT_THAT(Describe(kTable).uses(0).detail(), HasSubstr("already frozen by somebody else"));
+  clean_[{254, 0}] = "vi (7) has a file on it open for writing";
+  EXPECT_EQ(Describe(kTable).uses(0).detail(), "cannot freeze, and vi (7) has a file on it open for writing");
+  EXPECT_EQ(Describe(kTable).uses(0).state(), pb::DiskUse::NOT_COVERED);
+}
+
+TEST_F(DiskSurveyTest, MappingsAreFollowedToWhatLiesOnThem) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  AddPartition("vda", "vda1", "254:1");
+  AddDevice("devices/virtual/block/dm-0", "253:0");
+  AddDevice("devices/virtual/block/dm-1", "253:1");
+  AddDevice("devices/virtual/block/dm-2", "253:2");
+  AddHolder("vda1", "dm-0");
+  AddHolder("dm-0", "dm-1");
+  AddHolder("dm-0", "dm-2");
+  claimed_ = {"dm-2"};
+  pb::Disk disk = Describe("1 0 253:1 / / rw - xfs /dev/mapper/root rw\n", {{253, 1}});
+  EXPECT_THAT(Texts(disk), ElementsAre("FROZEN FILE_SYSTEM dm-1 /", "NOT_COVERED CLAIMED dm-2 "));
+}
+
+TEST_F(DiskSurveyTest, ALoopsFileSystemCountsForTheDiskOfItsFile) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  survey_.lies_on[{7, 0}] = {{254, 0}};
+  pb::Disk disk = Describe(
+      "1 0 254:0 / / rw - ext4 /dev/vda rw\n"
+      "2 1 7:0 / /inner rw - vfat /dev/loop0 rw\n",
+      {{254, 0}});
+  EXPECT_THAT(Texts(disk), ElementsAre("FROZEN FILE_SYSTEM vda /", "NOT_COVERED FILE_SYSTEM vda /inner"));
+}
+
+TEST_F(DiskSurveyTest, AProcessThatHasTheDeviceOpenForWritingIsNamed) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  open_.devices[{254, 0}] = "dd (412)";
+  pb::Disk disk = Describe("1 0 254:0 / / rw - ext4 /dev/vda rw\n", {{254, 0}});
+  EXPECT_THAT(Texts(disk), ElementsAre("NOT_COVERED OPENED vda dd (412)", "FROZEN FILE_SYSTEM vda /"));
+}
+
+TEST_F(DiskSurveyTest, WhatCouldNotBeLookedAtIsNotCovered) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  open_.incomplete = "too many open files";
+  survey_.incomplete = "too many namespaces";
+  pb::Disk disk = Describe("");
+  ASSERT_EQ(disk.uses_size(), 2);
+  EXPECT_EQ(disk.uses(0).detail(), "too many open files");
+  EXPECT_EQ(disk.uses(1).state(), pb::DiskUse::NOT_COVERED);
+}
+
+TEST_F(DiskSurveyTest, AGuestOfManyUsesIsCutWithAWordAboutIt) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  std::string table;
+  std::set<DeviceId> frozen;
+  for (unsigned i = 1; i <= 400; ++i) {
+    AddPartition("vda", absl::StrCat("vda", i), absl::StrCat("259:", i));
+    absl::StrAppend(&table, i, " 0 259:", i, " / /m", i, " rw - ext4 /dev/vda", i, " rw\n");
+    frozen.insert({259, i});
+  }
+  pb::Disk disk = Describe(table, frozen);
+  EXPECT_EQ(disk.uses_size(), 256);
+  EXPECT_EQ(disk.uses(254).state(), pb::DiskUse::FROZEN);
+  EXPECT_EQ(disk.uses(255).state(), pb::DiskUse::NOT_COVERED);
+  EXPECT_THAT(disk.uses(255).detail(), HasSubstr("more uses"));
+}
+
+TEST_F(DiskSurveyTest, WritesAreCountedWhereTheKernelCountsThem) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  AddPartition("vda", "vda1", "254:1");
+  KernelDisks disks({.sysfs = directory_.path()});
+  EXPECT_EQ(disks.Writes({254, 1}), std::nullopt);
+  Put("block/vda/vda1/stat", "   10 0 80 5   21 0 168 9   0 14 14   2 0 8 1   0 0\n");
+  Put("block/vda/vda1/inflight", "       3        0\n");
+  // dev/block/254:1 leads to the partition, whose queue is its disk's.
+  EXPECT_EQ(disks.Writes({254, 1}), 23u);
+  Put("block/vda/vda1/inflight", "       0        1\n");
+  EXPECT_EQ(disks.Writes({254, 1}), std::nullopt);
+  Put("block/vda/vda1/inflight", "       0        0\n");
+  Put("block/vda/queue/iostats", "0\n");
+  EXPECT_EQ(disks.Writes({254, 1}), std::nullopt);
+}
+
+TEST(OpenFilesTest, WhoeverHasAFileOpenForWritingIsFound) {
+  TempDir directory;
+  struct stat status {};
+  ASSERT_EQ(::stat(directory.path().c_str(), &status), 0);
+  const DeviceId device{major(status.st_dev), minor(status.st_dev)};
+  absl::StatusOr<OwnedFd> fd = OpenFile(directory / "file", O_RDWR | O_CREAT);
+  ASSERT_TRUE(fd.ok());
+  OpenForWriting found = FindOpenForWriting();
+  EXPECT_TRUE(found.file_systems.contains(device));
+  EXPECT_THAT(found.incomplete, IsEmpty());
+}
+
+}  // namespace
+}  // namespace still::agent

@@ -1,0 +1,49 @@
+// The freeze as the host holds it, over a real connection.
+#include "session/guest/frozen_guest.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/fake_agent.h"
+
+namespace still::session {
+namespace {
+
+using ::testing::ElementsAre;
+
+// A guest that is frozen, and one that is paused after it, waits for each round trip.
+TEST(FrozenGuest, RecheckAndThawTakeOneRoundTripEach) {
+  still::testing::FakeAgent agent;
+  GuestLink link(agent.MakeVsock(), {.session = "web"});
+  absl::StatusOr<FrozenGuest> frozen = FrozenGuest::Freeze(link, {});
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  const std::vector<std::string> before = agent.calls();
+  absl::StatusOr<absl::Duration> rechecked = frozen->Recheck(absl::Seconds(1));
+  ASSERT_TRUE(rechecked.ok()) << rechecked.status();
+  EXPECT_EQ(*rechecked, absl::Seconds(77));
+  ASSERT_TRUE(frozen->Thaw(absl::Seconds(20)).ok());
+  std::vector<std::string> after = agent.calls();
+  after.erase(after.begin(), after.begin() + static_cast<long>(before.size()));
+  EXPECT_THAT(after, ElementsAre("RenewQuiesce", "Thaw"));
+}
+
+TEST(FrozenGuest, AThawWhoseConnectionIsLostIsAskedForAgainByTheSameToken) {
+  still::testing::FakeAgent agent;
+  std::vector<guestpb::ThawRequest> asked;
+  agent.thaw = [&](const guestpb::ThawRequest& request, guestpb::ThawResponse* response) {
+    asked.push_back(request);
+    response->set_cause(guestpb::REQUESTED);
+    return asked.size() == 1 ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "reset") : grpc::Status::OK;
+  };
+  GuestLink link(agent.MakeVsock(2), {.session = "web"});
+  absl::StatusOr<FrozenGuest> frozen = FrozenGuest::Freeze(link, {});
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  absl::StatusOr<guestpb::ThawResponse> thawed = frozen->Thaw(absl::Seconds(20));
+  ASSERT_TRUE(thawed.ok()) << thawed.status();
+  ASSERT_EQ(asked.size(), 2u);
+  EXPECT_FALSE(asked[0].token().empty());
+  EXPECT_EQ(asked[0].token(), asked[1].token());
+  EXPECT_EQ(asked[0].requester(), "capture");
+}
+
+}  // namespace
+}  // namespace still::session
