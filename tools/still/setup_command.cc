@@ -233,10 +233,10 @@ void Setup::Print() const {
 }
 
 absl::Status RunSetup(Context& context, const SetupArguments& arguments, const ScheduleOptions& schedule) {
-  if (::geteuid() != 0) return absl::PermissionDeniedError("setup writes to /etc and enables units: run it as root");
   if (!std::filesystem::path(context.repository_path()).is_absolute()) {
     return absl::InvalidArgumentError("the repository's path must be absolute: a service has no working directory");
   }
+  if (::geteuid() != 0) return absl::PermissionDeniedError("setup writes to /etc and enables units: run it as root");
   Setup setup(context, arguments, schedule);
   absl::Status done = setup.Run();
   setup.Print();

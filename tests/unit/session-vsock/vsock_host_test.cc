@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "tests/unit/session-vsock/device_thread_fixture.h"
@@ -117,10 +118,12 @@ TEST_F(VsockHostTest, OtherServicesOfTheHostAreReachedFromAnyPort) {
   auto service = ListenUnix(JoinPath(directory, "vsock.sock_77"));
   ASSERT_TRUE(service.ok()) << service.status();
   StartMachine();
+  std::vector<absl::StatusOr<OwnedFd>> accepted;  // Kept: their ends would be packets of their own.
   for (uint32_t guest_port : {500u, 5000u}) {
     machine->Send(VIRTIO_VSOCK_OP_REQUEST, guest_port, 77);
     machine->Expect(VIRTIO_VSOCK_OP_RESPONSE);
-    EXPECT_TRUE(AcceptWithin(service->get(), absl::Milliseconds(kPatienceMs), "the guest").ok()) << guest_port;
+    accepted.push_back(AcceptWithin(service->get(), absl::Milliseconds(kPatienceMs), "the guest"));
+    EXPECT_TRUE(accepted.back().ok()) << guest_port;
   }
 }
 

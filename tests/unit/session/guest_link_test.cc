@@ -75,16 +75,17 @@ TEST_F(GuestLinkTest, WhereTheConnectionHasEndedTheNextOneIsTheAgent) {
 }
 
 TEST_F(GuestLinkTest, AnAgentThatHangsIsDisplaced) {
-  absl::Notification over;
-  absl::Cleanup end = [&] { over.Notify(); };
-  std::atomic<bool> hangs = false;
-  first_.lie = [&](const std::string& call, google::protobuf::Message&) {
-    if (hangs && call == "Ping") over.WaitForNotification();
+  // Shared with the agent's thread, which may still be in the call when this test is over.
+  auto over = std::make_shared<absl::Notification>();
+  auto hangs = std::make_shared<std::atomic<bool>>(false);
+  absl::Cleanup end = [over] { over->Notify(); };
+  first_.lie = [over, hangs](const std::string& call, google::protobuf::Message&) {
+    if (*hangs && call == "Ping") over->WaitForNotification();
     return grpc::Status::OK;
   };
   vsock_->Push(first_.Dial());
   EXPECT_EQ(Agent(), "first");
-  hangs = true;
+  *hangs = true;
   vsock_->Push(second_.Dial());
   EXPECT_TRUE(ComesTrue([&] { return link_->agent_version() == "second"; }));
 }

@@ -111,9 +111,10 @@ absl::StatusOr<SetupStep> HostFiles::Configure(const Settings& settings) const {
                 {"notify-command", "STILL_NOTIFY_COMMAND", settings.notify_command}};
   for (const auto& line : kLines) {
     if (line.value.empty()) continue;
-    if (absl::StrContains(line.value, '\n') || absl::StrContains(line.value, '"')) {
+    if (absl::StrContains(line.value, '\n') || absl::StrContains(line.value, '"') ||
+        absl::StrContains(line.value, '\\')) {
       return absl::InvalidArgumentError(absl::StrCat(line.option,
-                                                     ": a configuration file has no room for quotes and "
+                                                     ": a configuration file takes no quotes, backslashes or "
                                                      "line ends: put what it does into a script"));
     }
     // CLI11's files take quoted values, systemd's EnvironmentFile= as well.
