@@ -9,8 +9,8 @@
 #include "base/status.h"
 #include "session/control/session_registry.h"
 #include "snapshot/progress.h"
-#include "store/book/book.h"
 #include "snapshot/restore.h"
+#include "store/book/book.h"
 #include "store/repository.h"
 
 namespace still::snapshot {

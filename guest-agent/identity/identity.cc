@@ -124,10 +124,9 @@ StepResult IdentityAdopter::SetMacs(const pb::AdoptIdentityRequest& request) {
 }
 
 StepResult IdentityAdopter::RunHooks(const pb::AdoptIdentityRequest& request, pb::AdoptIdentityResponse& response) {
-  HookPrograms hooks({.own = parts_.root + parts_.hooks, .qemu = {}},
-                     {{"STILL_RESTORE_ID", request.restore_id()},
-                      {"STILL_MACHINE_ID", response.machine_id()},
-                      {"STILL_HOSTNAME", response.hostname()}});
+  HookPrograms hooks({.own = parts_.root + parts_.hooks, .qemu = {}}, {{"STILL_RESTORE_ID", request.restore_id()},
+                                                                       {"STILL_MACHINE_ID", response.machine_id()},
+                                                                       {"STILL_HOSTNAME", response.hostname()}});
   std::vector<std::string> paths = hooks.List();
   if (paths.empty()) return StepResult::Skipped("this guest has none");
   absl::Duration timeout =

@@ -50,11 +50,7 @@ class FrozenGuest {
 
  private:
   FrozenGuest(GuestLink& link, std::shared_ptr<GuestClient> client, std::string token, absl::Duration lease)
-      : link_(&link),
-        client_(std::move(client)),
-        restarts_(link.restarts()),
-        token_(std::move(token)),
-        lease_(lease) {}
+      : link_(&link), client_(std::move(client)), restarts_(link.restarts()), token_(std::move(token)), lease_(lease) {}
 
   GuestLink* link_;  // Null: moved from or thawed.
   // The connection that froze, used as long as it works: asking the link for one costs a round trip.

@@ -111,7 +111,8 @@ absl::StatusOr<guestpb::QuiesceResponse> GuestClient::Quiesce(const guestpb::Qui
                                                               const std::function<bool()>& cancelled) {
   auto watch = [&cancelled] { return cancelled() ? absl::CancelledError("cancelled") : absl::OkStatus(); };
   guestpb::QuiesceResponse response;
-  STILL_RETURN_IF_ERROR(Ask("Quiesce", request, response, {.timeout = timeout, .watch = watch, .watch_interval = kCancelPoll}));
+  STILL_RETURN_IF_ERROR(
+      Ask("Quiesce", request, response, {.timeout = timeout, .watch = watch, .watch_interval = kCancelPoll}));
   return response;
 }
 

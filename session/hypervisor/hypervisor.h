@@ -50,7 +50,7 @@ struct VmDescription {
   std::vector<std::string> devices;  // What the guest has, with its place: "virtio-blk-pci@0x8".
   // Where the guest sees each disk of the configuration, in its order: "0000:00:08.0". Empty: not known.
   std::vector<std::string> disk_addresses;
-  GuestCpu cpu;                      // Where the guest is given the host's processor (KVM).
+  GuestCpu cpu;  // Where the guest is given the host's processor (KVM).
   pid_t pid = -1;
   std::vector<std::string> command;
 };

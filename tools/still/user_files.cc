@@ -95,8 +95,8 @@ absl::Status RunKernel(const std::string& directory, const std::string& reader, 
                  kReadLimit);
   if (!run.ok()) return run.status();
   if (run->exit.exit_code == 127) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        kKernel, " is not installed (Debian: user-mode-linux); root may say --host-kernel instead"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(kKernel, " is not installed (Debian: user-mode-linux); root may say --host-kernel instead"));
   }
   if (PathExists(JoinPath(directory, "guest/reply"))) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat(kKernel,

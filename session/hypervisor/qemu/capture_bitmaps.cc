@@ -31,8 +31,8 @@ Parts PartsOf(absl::string_view name) {
 
 std::string BitmapName(absl::string_view repository_id, absl::Time now, absl::string_view capture_id) {
   const absl::string_view owner = repository_id.empty() ? absl::string_view(kNobody) : repository_id;
-  return absl::StrCat(kBitmapPrefix, owner.substr(0, kOwnerDigits), "-", absl::StrFormat("%010x", absl::ToUnixSeconds(now)),
-                      "-", capture_id);
+  return absl::StrCat(kBitmapPrefix, owner.substr(0, kOwnerDigits), "-",
+                      absl::StrFormat("%010x", absl::ToUnixSeconds(now)), "-", capture_id);
 }
 
 bool IsCaptureBitmap(absl::string_view name) { return absl::StartsWith(name, kBitmapPrefix); }

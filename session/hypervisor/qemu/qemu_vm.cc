@@ -234,7 +234,8 @@ absl::StatusOr<std::string> LoopbackGuard(const VmConfig& config, ProcessOptions
       std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& nic) { return nic.kind == "user"; });
   if (!network) return std::string();
   absl::StatusOr<std::string> library = FindPreloadLibrary();
-  if (!library.ok()) return Annotate(library.status(), "a network needs it, to keep the guest from the host's loopback");
+  if (!library.ok())
+    return Annotate(library.status(), "a network needs it, to keep the guest from the host's loopback");
   auto& variables = process.environment;
   const bool there = std::any_of(variables.begin(), variables.end(), [](auto& v) { return v.first == "LD_PRELOAD"; });
   if (!there) variables.push_back(PreloadVariable(*library));

@@ -136,7 +136,8 @@ TEST_F(LyingAgentTest, WhatIsBeyondTheLimitsIsAnErrorThatSaysSo) {
   EXPECT_EQ(client->Quiesce({}, kTimeout, NeverCancelled).status().code(), absl::StatusCode::kResourceExhausted);
   for (size_t size : {kMaxGuestAnswer, 4 * kMaxGuestAnswer}) {
     fill = [size](guestpb::QuiesceResponse& answer) { answer.add_skipped()->set_detail(std::string(size, 'x')); };
-    EXPECT_EQ(client->Quiesce({}, kTimeout, NeverCancelled).status().code(), absl::StatusCode::kResourceExhausted) << size;
+    EXPECT_EQ(client->Quiesce({}, kTimeout, NeverCancelled).status().code(), absl::StatusCode::kResourceExhausted)
+        << size;
   }
   // Each byte of these becomes four.
   fill = [](guestpb::QuiesceResponse& answer) {
