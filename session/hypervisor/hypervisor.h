@@ -87,11 +87,9 @@ struct CaptureOptions {
   absl::Duration max_pause = absl::Seconds(2);
   // The time that memory takes where it cannot be saved in the background does not count.
   bool stop_for_memory = false;
-  // A reader of the memory stream that takes nothing for so long is given up: the guest waits for it. WaitForMemory
-  // may set another limit later.
+  // A reader of the memory stream that takes nothing for so long is given up: the guest waits for it.
   absl::Duration memory_stall_limit = absl::Seconds(1);
-  // A reader of the disks that takes nothing of what it asked for, for so long, is cut off, and CheckPins says so. The
-  // guest does not wait for it: a slow repository may take its time.
+  // A reader of the disks that takes nothing of what it asked for, for so long, is cut off (CheckPins). Nobody waits for it.
   absl::Duration disk_stall_limit = absl::Seconds(60);
   // Space for what the guest overwrites while its disks are pinned; 0: half of what is free when the capture begins.
   uint64_t pin_space_limit = 0;

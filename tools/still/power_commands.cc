@@ -10,10 +10,7 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
-#include "base/file.h"
 #include "proto/grpc_status.h"
 #include "schedule/schedule.h"
 #include "session/control/session_autostart.h"

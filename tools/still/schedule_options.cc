@@ -42,7 +42,7 @@ constexpr TextOption kTextOptions[] = {
      [](Schedule& s, const std::string& v) { s.set_quiesce(v); }},
     {"--hooks", "When a hook of the guest fails: fail, warn or skip them",
      [](Schedule& s, const std::string& v) { s.set_hooks(v); }},
-    {"--freeze-lease", "The guest thaws by itself after this",
+    {"--freeze-lease", "The guest thaws by itself so long after it froze",
      [](Schedule& s, const std::string& v) { s.set_freeze_lease(v); }},
     {"--max-pause", "How long the machine may stand still (default 2s)",
      [](Schedule& s, const std::string& v) { s.set_max_pause(v); }},

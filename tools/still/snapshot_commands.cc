@@ -313,7 +313,8 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
   take->add_option("--hooks", arguments->hooks, "When a hook of the guest fails: fail, warn or skip them")
       ->check(CLI::IsMember({"fail", "warn", "skip"}))
       ->capture_default_str();
-  take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself after this")->capture_default_str();
+  take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself so long after it froze")
+      ->capture_default_str();
   take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
   take->add_option("--memory", arguments->memory,
                    "Where saving it would stop the machine for longer than --max-pause: try (leave it out and say so), "

@@ -242,6 +242,18 @@ absl::StatusOr<std::string> LoopbackGuard(const VmConfig& config, ProcessOptions
   return *library;
 }
 
+// The reader's thread, which calls it, ends with machine.qmp.
+std::function<void(const QmpEvent&)> EventListener(QemuMachine& machine, std::function<void()> on_reset) {
+  return
+      [guest = machine.guest, run_state = &machine.run_state, on_reset = std::move(on_reset)](const QmpEvent& event) {
+        run_state->Note(event);
+        if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) guest->shut_down = true;
+        if (event.name != "RESET") return;
+        ++guest->resets;
+        if (on_reset) on_reset();
+      };
+}
+
 std::string QemuBinary(const QemuOptions& options) {
   if (!options.binary.empty()) return options.binary;
   const char* chosen = std::getenv("STILL_QEMU");
@@ -291,15 +303,7 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   machine->command_deadline = options.command_deadline;
   machine->pid = process->pid();
   machine->memory_bytes = config.memory_bytes;
-  // The reader's thread ends with machine->qmp, which is the machine's.
-  auto on_event = [guest = machine->guest, run_state = &machine->run_state,
-                   on_reset = config.on_reset](const QmpEvent& event) {
-    run_state->Note(event);
-    if (event.name == "SHUTDOWN" && Member(event.data, "guest") == true) guest->shut_down = true;
-    if (event.name != "RESET") return;
-    ++guest->resets;
-    if (on_reset) on_reset();
-  };
+  const auto on_event = EventListener(*machine, config.on_reset);
   auto connect = [&]() -> absl::StatusOr<VmDescription> {
     STILL_ASSIGN_OR_RETURN(
         machine->qmp,

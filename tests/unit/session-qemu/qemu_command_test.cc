@@ -81,10 +81,11 @@ TEST(QemuCommand, AGenerationIdIsThereWhereTheFirmwareSurvivesIt) {
   EXPECT_THAT(Command(config), Contains(kDevice));
 }
 
-TEST(QemuCommand, SavedMemoryHasItsKernelInIt) {
+TEST(QemuCommand, SavedMemoryIsGivenItsKernelForTheNextBootAndNoResetEndsIt) {
   VmConfig config = KernelVm();
   config.incoming.emplace();
-  EXPECT_THAT(Command(config), Not(Contains("-kernel")));
+  EXPECT_THAT(Command(config), Contains("-kernel"));
+  EXPECT_THAT(Command(config), Not(Contains("-no-reboot")));
   EXPECT_EQ(Value(Command(config), "-bios"), "qboot.rom");
 }
 
