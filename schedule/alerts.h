@@ -1,10 +1,18 @@
-// Alerts: who is told what, once. A state of things is told when it begins, again each day while it lasts, and when it is
-// over; what was told is remembered in the book, so that a restart neither repeats nor forgets it. Not thread-safe.
+// Alerts: who is told what, and whether the message arrived. A state of things is told when it begins, again each day
+// while it lasts, and when it is over. It counts as told on a channel when the channel took it; until then it is tried
+// again, with growing pauses, for as long as it is true. All of it is in the book, so that a restart neither repeats nor
+// forgets; when the book cannot be written, it is told all the same. Not thread-safe.
+//
+//   alerts.Raise({.kind = Event::Kind::kStale, ...});     // Each turn while it is so.
+//   alerts.Clear(Event::Kind::kStale, ...);               // It was mended, and that is proven.
+//   STILL_RETURN_IF_ERROR(alerts.Work(now));              // Tells what is due. Never waits.
 #pragma once
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -15,56 +23,114 @@ namespace still::schedule {
 class RunBook;
 
 struct Event {
-  enum class Kind { kFailed, kStale, kRecovered };
+  enum class Kind {
+    kFailed,      // A run failed.
+    kStale,       // The newest good snapshot is too old.
+    kRecovered,   // What `about` says is over.
+    kScheduler,   // The schedules are not worked on.
+    kLevel,       // Snapshots do not keep the promised level.
+    kUnreadable,  // A session's directory cannot be read.
+    kUnusable,    // A schedule cannot be read.
+    kUnmatched,   // A name or pattern of a schedule fits no session.
+    kGone,        // A machine that a pattern fitted is there no more.
+    kEnded,       // A machine ended, and nobody stopped it.
+  };
   Kind kind = Kind::kFailed;
-  std::string about;     // "failed", "stale": of a recovery, from what.
+  std::string about;     // Of a recovery: the name of what is over.
   std::string schedule;  // Empty: the daemon itself.
-  std::string session;
+  std::string session;   // Or the pattern that fits none.
   absl::Time at;
   std::string message;  // One sentence.
 };
-// "failed", "stale", "recovered".
+// "failed", "stale", "recovered", ...
 std::string EventName(Event::Kind kind);
 
-// Must not block: it is called between decisions.
+// How alerts leave the house. None of it may block: it is called between decisions.
 class Announcer {
  public:
+  struct Delivery {
+    std::string key;  // Of the alert.
+    std::string channel;
+    Event event;
+  };
+  struct Outcome {
+    std::string key;
+    std::string channel;
+    bool recovery = false;  // Of a kRecovered.
+    bool delivered = false;
+  };
   virtual ~Announcer() = default;
-  virtual void Announce(const Event& event) = 0;
+  // At least one.
+  virtual std::vector<std::string> Channels() const = 0;
+  // Begins to deliver; what came of it is among a later TakeOutcomes().
+  virtual void Deliver(const Delivery& delivery) = 0;
+  virtual std::vector<Outcome> TakeOutcomes() = 0;
+  // Everything is as promised: for receivers that are alarmed when they are not called.
+  virtual void AllWell() = 0;
 };
+
+// One alert, as the book keeps it.
+struct Alert {
+  struct Channel {
+    std::optional<absl::Time> told;  // When last.
+    absl::Time next;                 // Not tried before.
+    int tries = 0;                   // Since it was told.
+    bool pending = false;            // Being delivered. Not kept.
+  };
+  Event event;  // `at`: since when.
+  std::optional<absl::Time> over;
+  std::string how;     // It came to be over.
+  bool quiet = false;  // It is not true just now, but nothing has proven that it is mended.
+  std::map<std::string, Channel> channels;
+  bool saved = false;  // Not kept.
+
+  // Somebody was told of it.
+  bool delivered() const;
+};
+
+// Those in Remembered(); what cannot be read is left out.
+std::map<std::string, Alert> ParseAlerts(const std::map<std::string, std::string>& remembered);
 
 class Alerts {
  public:
   Alerts(RunBook& book, Announcer& announcer) : book_(book), announcer_(announcer) {}
   // What was told before.
   absl::Status Load();
-  // Kinds kFailed and kStale. Announces unless it was told within the last day.
-  absl::Status Raise(const Event& event);
-  // What was raised under this name is over, if it was. `message` tells how.
-  absl::Status Clear(Event::Kind kind, const std::string& schedule, const std::string& session, absl::Time now,
-                     const std::string& message);
-  // Forgets, untold, what is about pairs that are no more.
-  absl::Status KeepOnly(const std::function<bool(const std::string& schedule, const std::string& session)>& there);
+  void Raise(const Event& event);
+  // What was raised under this name is mended, if it was. `message` tells how.
+  void Clear(Event::Kind kind, const std::string& schedule, const std::string& session, absl::Time now,
+             const std::string& message);
+  // It is not true any more, but not by being mended: somebody changed the rules. Nothing is told until it is cleared.
+  void Quiet(Event::Kind kind, const std::string& schedule, const std::string& session);
+  // Forgets, untold, what is not wanted any more.
+  void KeepOnly(const std::function<bool(const Event& event)>& wanted);
   bool Raised(Event::Kind kind, const std::string& schedule, const std::string& session) const;
+  // Whether somebody was told of it.
+  bool Delivered(Event::Kind kind, const std::string& schedule, const std::string& session) const;
+
+  // Takes in what came of deliveries and begins those that are due. An error: the book does not take it; nothing is lost
+  // as long as this process lives.
+  absl::Status Work(absl::Time now);
+  // When Work() has something to do, at the latest.
+  absl::Time Next(absl::Time now) const;
+  // Something is being delivered just now.
+  bool Pending() const;
+  // By key.
+  const std::map<std::string, Alert>& all() const { return alerts_; }
+  // Of all of them, those that are true now.
+  bool AnyTrue() const;
 
  private:
+  Alert* Find(Event::Kind kind, const std::string& schedule, const std::string& session);
+  const Alert* Find(Event::Kind kind, const std::string& schedule, const std::string& session) const;
+  void TakeOutcomes(absl::Time now);
+  void Tell(const std::string& key, Alert& alert, absl::Time now);
+  absl::Status Save();
+
   RunBook& book_;
   Announcer& announcer_;
-  std::map<std::string, absl::Time> told_;  // When last.
-};
-
-// How old the newest good snapshot of a session is, by a clock that may be set.
-class Freshness {
- public:
-  // A good snapshot of that time is there. Also: from then on the age counts, because there was nothing to do before.
-  void Good(absl::Time point);
-  // The clock was set back: what seems to come from the future counts as of now.
-  void NoLaterThan(absl::Time now);
-  absl::Duration Age(absl::Time now) const { return now - newest_; }
-  absl::Time newest() const { return newest_; }
-
- private:
-  absl::Time newest_ = absl::InfinitePast();
+  std::map<std::string, Alert> alerts_;
+  std::map<std::string, bool> forgotten_;  // Keys whose rows are still to go.
 };
 
 }  // namespace still::schedule

@@ -31,7 +31,7 @@ absl::StatusOr<std::vector<PreviewedSnapshot>> Preview(const Schedule& schedule,
     point = schedule.timing.BlackedOutUntil(point).value_or(point);
     const std::string id = absl::StrCat("future-", runs);
     all[id] = {.point = point, .keep = true};
-    kept.push_back({.id = id, .session = session, .point = point});
+    kept.push_back({.id = id, .machine = session, .point = point});
     if (!schedule.retention.has_value()) continue;
     STILL_ASSIGN_OR_RETURN(std::vector<snapshot::RetentionVerdict> verdicts,
                            snapshot::DecideRetention(kept, *schedule.retention, point, schedule.timing.zone));

@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -15,7 +16,9 @@
 #include "base/log.h"
 #include "base/secret.h"
 #include "proto/grpc_status.h"
+#include "schedule/machines.h"
 #include "session/session_config.h"
+#include "snapshot/machine.h"
 
 namespace still::schedule {
 namespace {
@@ -29,6 +32,15 @@ constexpr size_t kLongestPid = 32;
 bool Locked(const std::string& path) {
   absl::StatusOr<OwnedFd> file = OpenFile(path, O_RDWR);
   return file.ok() && ::flock(file->get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+}
+
+// One that did not end on purpose counts as running: its runs fail, and somebody is told.
+SessionState StateOf(const session::SessionEntry& entry) {
+  SessionState state{.name = entry.name, .running = true};
+  if (entry.alive || !entry.end.has_value() || !session::EndedOnPurpose(*entry.end)) return state;
+  state.running = false;
+  if (entry.end->kind() != sessionpb::SessionEnd::STOPPED) state.ended = session::DescribeEnd(*entry.end);
+  return state;
 }
 
 absl::StatusOr<sessionpb::DescribeResponse> Ask(sessionpb::SessionControl::Stub& control) {
@@ -49,26 +61,31 @@ std::string ProcessHost::Directory() const { return JoinPath(options_.state, "ru
 std::string ProcessHost::LockPath(int64_t run) const { return JoinPath(Directory(), absl::StrCat(run)); }
 
 absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
-  STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, registry_.List());
+  STILL_ASSIGN_OR_RETURN(session::SessionRegistry::Listing all, registry_.ListAll());
   std::vector<SessionState> states;
-  for (const session::SessionEntry& entry : entries) {
-    if (absl::StartsWith(entry.name, kDrillPrefix)) continue;
-    // One that did not end on purpose counts as running: its runs fail, and somebody is told.
-    bool on_purpose = entry.end.has_value() && session::EndedOnPurpose(*entry.end);
-    states.push_back({.name = entry.name, .running = entry.alive || !on_purpose});
+  for (const session::SessionEntry& entry : all.entries) {
+    if (absl::StartsWith(entry.name, session::kDrillPrefix)) continue;
+    states.push_back(StateOf(entry));
   }
+  for (const auto& [name, why] : all.unreadable) {
+    if (absl::StartsWith(name, session::kDrillPrefix)) continue;
+    states.push_back({.name = name, .running = true, .unreadable = std::string(why.message())});
+  }
+  std::sort(states.begin(), states.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   return states;
 }
 
-absl::StatusOr<std::optional<absl::Time>> ProcessHost::NewestGood(const std::string& session) {
-  STILL_ASSIGN_OR_RETURN(std::vector<store::CatalogSession> sessions, catalog_->ListSessions());
-  std::optional<absl::Time> newest;
-  for (const store::CatalogSession& known : sessions) {
-    if (known.name != session) continue;
-    absl::Time point = absl::FromUnixNanos(known.last_point_unix_ns);
-    if (!newest.has_value() || point > *newest) newest = point;
+absl::StatusOr<std::map<std::string, Newest>> ProcessHost::NewestGood(const std::set<std::string>& sessions) {
+  std::map<std::string, snapshot::MachineIdentity> machines;
+  for (const std::string& session : sessions) {
+    absl::StatusOr<snapshot::MachineIdentity> machine = snapshot::FindMachine(registry_, session);
+    // Of one that cannot be read nothing is known but its name, and that is told.
+    machines[session] =
+        machine.ok() ? *std::move(machine)
+                     : snapshot::MachineIdentity{.host = here_, .machine_id = "", .session_id = "", .name = session};
   }
-  return newest;
+  STILL_ASSIGN_OR_RETURN(const std::vector<manifestpb::Snapshot> snapshots, repository_->ListSnapshots());
+  return NewestByLevel(snapshots, machines);
 }
 
 absl::Status ProcessHost::Start(const Schedule&, const store::RunRow& run) {

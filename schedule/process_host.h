@@ -12,12 +12,9 @@
 #include "base/process.h"
 #include "schedule/scheduler.h"
 #include "session/control/session_registry.h"
-#include "store/catalog/catalog.h"
+#include "store/repository.h"
 
 namespace still::schedule {
-
-// Throw-away sessions of restore drills begin with it; no pattern fits them.
-inline constexpr absl::string_view kDrillPrefix = "drill-";
 
 struct ProcessHostOptions {
   std::string state;                 // The state directory.
@@ -27,15 +24,15 @@ struct ProcessHostOptions {
 
 class ProcessHost final : public Host {
  public:
-  // `catalog` must outlive it, or be replaced before it ends.
-  ProcessHost(store::Catalog& catalog, ProcessHostOptions options)
-      : catalog_(&catalog), options_(std::move(options)), registry_(options_.state) {}
-  void UseCatalog(store::Catalog& catalog) { catalog_ = &catalog; }
+  // `repository` must outlive it, or be replaced before it ends.
+  ProcessHost(store::Repository& repository, HostIdentity here, ProcessHostOptions options)
+      : repository_(&repository), here_(std::move(here)), options_(std::move(options)), registry_(options_.state) {}
+  void UseRepository(store::Repository& repository) { repository_ = &repository; }
   // Workers live on.
   ~ProcessHost() override;
 
   absl::StatusOr<std::vector<SessionState>> Sessions() override;
-  absl::StatusOr<std::optional<absl::Time>> NewestGood(const std::string& session) override;
+  absl::StatusOr<std::map<std::string, Newest>> NewestGood(const std::set<std::string>& sessions) override;
   absl::Status Start(const Schedule& schedule, const store::RunRow& run) override;
   bool Alive(int64_t run) override;
   void Stop(int64_t run) override;
@@ -52,7 +49,8 @@ class ProcessHost final : public Host {
   // True when there was something to heal.
   absl::StatusOr<bool> HealSession(const std::string& name);
 
-  store::Catalog* catalog_;
+  store::Repository* repository_;
+  const HostIdentity here_;
   const ProcessHostOptions options_;
   const session::SessionRegistry registry_;
   std::map<int64_t, ChildProcess> children_;

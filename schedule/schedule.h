@@ -22,6 +22,12 @@ namespace still::schedule {
 // Snapshots that a schedule took carry this label with its name; its retention looks at no others.
 inline constexpr absl::string_view kScheduleLabel = "schedule";
 
+// What is done about a session that was switched off.
+enum class WhenOff {
+  kTell,  // When its newest snapshot is too old, as of one that runs.
+  kSkip,  // Nothing, for as long as it stays off.
+};
+
 struct Schedule {
   schedulepb::Schedule definition;
   Timing timing;
@@ -29,6 +35,7 @@ struct Schedule {
   absl::Time counted_from;
   absl::Duration time_limit;
   absl::Duration verify_period;
+  WhenOff when_off = WhenOff::kTell;
 
   const std::string& name() const { return definition.name(); }
   bool captures() const { return definition.kind() == schedulepb::Schedule::KIND_CAPTURE; }

@@ -116,6 +116,13 @@ grpc::Status ScheduleService::SetPaused(grpc::ServerContext*, const schedulepb::
   return ToGrpc(Put(schedule->definition, /*replace=*/true).status());
 }
 
+grpc::Status ScheduleService::Check(grpc::ServerContext*, const schedulepb::CheckRequest*,
+                                    schedulepb::CheckReport* response) {
+  absl::StatusOr<schedulepb::CheckReport> report = supervisor_.Report();
+  if (report.ok()) *response = *std::move(report);
+  return ToGrpc(report.status());
+}
+
 grpc::Status ScheduleService::History(grpc::ServerContext*, const schedulepb::HistoryRequest* request,
                                       schedulepb::RunList* response) {
   const uint32_t limit = request->limit() == 0 ? kDefaultHistory : std::min(request->limit(), kMostHistory);

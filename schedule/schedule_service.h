@@ -25,6 +25,8 @@ class ScheduleService final : public schedulepb::ScheduleControl::Service {
   grpc::Status RunNow(grpc::ServerContext*, const schedulepb::RunNowRequest* request,
                       schedulepb::RunList* response) override;
   grpc::Status SetPaused(grpc::ServerContext*, const schedulepb::SetPausedRequest* request, schedulepb::Done*) override;
+  grpc::Status Check(grpc::ServerContext*, const schedulepb::CheckRequest* request,
+                     schedulepb::CheckReport* response) override;
   grpc::Status History(grpc::ServerContext*, const schedulepb::HistoryRequest* request,
                        schedulepb::RunList* response) override;
 

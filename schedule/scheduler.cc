@@ -2,6 +2,7 @@
 #include "schedule/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
@@ -15,15 +16,27 @@ using store::RunRow;
 // How often a schedule's own dead man's limit is worked out anew: gaps differ with the season.
 constexpr absl::Duration kMaxAgeGoodFor = absl::Hours(24);
 
+// No retry waits longer, whatever the clock said when it was planned.
+constexpr absl::Duration kLongestRetry = absl::Hours(2);
+// A snapshot from this little ahead is of now: clocks are set by small steps all the time.
+constexpr absl::Duration kClocksDiffer = absl::Minutes(5);
+
 bool IsPattern(const std::string& text) { return text.find_first_of("*?") != std::string::npos; }
 
 }  // namespace
 
 Scheduler::Scheduler(RunBook& book, Host& host, Announcer& announcer, Clock& clock, const SchedulerOptions& options)
-    : book_(book), host_(host), clock_(clock), options_(options), alerts_(book, announcer) {}
+    : book_(book), host_(host), announcer_(announcer), clock_(clock), options_(options), alerts_(book, announcer) {}
 
 absl::Status Scheduler::Recover() {
   STILL_RETURN_IF_ERROR(alerts_.Load());
+  STILL_ASSIGN_OR_RETURN(auto remembered, book_.Remembered());
+  memories_.clear();
+  for (const auto& [key, text] : remembered) {
+    std::optional<PairKey> pair = ParsePairMemoryKey(key);
+    if (!pair.has_value()) continue;
+    if (std::optional<PairMemory> memory = DecodePairMemory(text)) memories_[*pair] = *memory;
+  }
   STILL_ASSIGN_OR_RETURN(std::vector<store::RunCursor> cursors, book_.Cursors());
   for (const store::RunCursor& cursor : cursors) cursors_[{cursor.schedule, cursor.session}] = cursor.planned_until;
   const absl::Time now = clock_.Now();
@@ -42,24 +55,45 @@ absl::Status Scheduler::Recover() {
 
 absl::StatusOr<absl::Duration> Scheduler::Step() {
   const absl::Time now = clock_.Now();
-  if (clock_.Monotonic() - loaded_at_ >= options_.reload_every) STILL_RETURN_IF_ERROR(LoadPairs(now));
   NoticeClock(now);
-  STILL_RETURN_IF_ERROR(CloseEnded(now));
-  if (!draining_) {
-    std::vector<Due> due = FindDue(now);
-    // Who has waited longest comes first.
-    std::stable_sort(due.begin(), due.end(), [](const Due& a, const Due& b) { return a.since < b.since; });
-    for (const Due& next : due) STILL_RETURN_IF_ERROR(BeginDue(next, now));
-  }
-  STILL_RETURN_IF_ERROR(LookForStale(now));
+  absl::Status turn = Turn(now);
+  // Whatever has failed: who is without a good snapshot is looked at, and told.
+  LookForStale(now);
+  if (std::exchange(reloaded_, false)) LookForDropouts(now);
+  turn.Update(KeepMemories());
+  NoticeTurn(turn, now);
+  turn.Update(alerts_.Work(now));
+  if (!turn.ok()) return turn;
+  last_full_turn_ = now;
+  if (!alerts_.AnyTrue()) announcer_.AllWell();
   return UntilNext(now);
+}
+
+// The first error is given, and nothing that can be done all the same is left out for it.
+absl::Status Scheduler::Turn(absl::Time now) {
+  absl::Status first;
+  if (clock_.Monotonic() - loaded_at_ >= options_.reload_every) first.Update(LoadPairs(now));
+  first.Update(CloseEnded(now));
+  if (draining_) return first;
+  std::vector<Due> due = FindDue(now);
+  // Who has waited longest comes first.
+  std::stable_sort(due.begin(), due.end(), [](const Due& a, const Due& b) { return a.since < b.since; });
+  for (const Due& next : due) first.Update(BeginDue(next, now));
+  return first;
 }
 
 absl::Status Scheduler::LoadPairs(absl::Time now) {
   // Both or neither: pairs point into schedules_.
   STILL_ASSIGN_OR_RETURN(std::vector<Schedule> schedules, book_.Schedules());
-  STILL_ASSIGN_OR_RETURN(std::vector<SessionState> sessions, host_.Sessions());
+  std::map<std::string, std::string> unusable = book_.Unusable();
+  STILL_ASSIGN_OR_RETURN(sessions_, host_.Sessions());
+  // What cannot be read any more goes on as it was last read: somebody is told, and the machines keep their snapshots.
+  for (const Schedule& known : schedules_) {
+    if (unusable.count(known.name()) != 0) schedules.push_back(known);
+  }
+  unusable_ = std::move(unusable);
   schedules_ = std::move(schedules);
+  const std::vector<SessionState>& sessions = sessions_;
   for (auto& [key, pair] : pairs_) pair.schedule = nullptr;
   for (const Schedule& schedule : schedules_) {
     if (!schedule.per_session()) {
@@ -79,9 +113,9 @@ absl::Status Scheduler::LoadPairs(absl::Time now) {
     pair = pair->second.schedule == nullptr ? pairs_.erase(pair) : std::next(pair);
   }
   loaded_at_ = clock_.Monotonic();
-  return alerts_.KeepOnly([this](const std::string& schedule, const std::string& session) {
-    return pairs_.count({schedule, session}) != 0;
-  });
+  reloaded_ = true;
+  alerts_.KeepOnly([this](const Event& event) { return StillWanted(event); });
+  return LookForSnapshots(now);
 }
 
 void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, bool exists, absl::Time now) {
@@ -96,26 +130,64 @@ void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, 
     pair.counted_from = schedule.counted_from;
     pair.seen.reset();
     pair.max_age_of = absl::InfinitePast();
-    pair.told_stale = alerts_.Raised(Event::Kind::kStale, schedule.name(), state.name);
     FindNext(pair);
-    pair.freshness.Good(schedule.counted_from);
-  } else if (state.running && !pair.can_run) {
-    pair.freshness.Good(now);  // It was off: there was nothing new to take a snapshot of.
+  } else if (state.running && !pair.can_run && schedule.when_off == WhenOff::kSkip) {
+    pair.freshness.CountFrom(now);  // It was off: there was nothing new to take a snapshot of.
+  }
+  if (added) {
+    // Not from when the schedule was last edited: whoever edits it daily would never be told.
+    auto [memory, first] = memories_.try_emplace(at->first, PairMemory{.known = now});
+    if (first) unsaved_.insert(at->first);
+    pair.memory = memory->second;
+    ClampKnown(pair, now);
+    if (pair.memory.retry_at.has_value()) pair.memory.retry_at = std::min(*pair.memory.retry_at, now + kLongestRetry);
+    pair.freshness.CountFrom(pair.memory.known);
+    pair.stale = alerts_.Raised(Event::Kind::kStale, schedule.name(), state.name);
+  }
+  if (exists && !pair.memory.was_there) {
+    PairMemory memory = pair.memory;
+    memory.was_there = true;
+    Change(pair, memory);
   }
   pair.exists = exists;
   pair.can_run = exists && state.running;
   if (!schedule.captures()) return;
-  if (!pair.freshness_known) {
-    absl::StatusOr<std::optional<absl::Time>> newest = host_.NewestGood(state.name);
-    pair.freshness_known = newest.ok();
-    if (!newest.ok()) LogWarning("newest snapshot unknown", {{"error", newest.status().ToString()}});
-    if (newest.ok() && newest->has_value()) pair.freshness.Good(**newest);
-  }
-  pair.freshness.NoLaterThan(now);
   if (now - pair.max_age_of > kMaxAgeGoodFor || pair.max_age_of > now) {
     pair.max_age = schedule.MaxAge(now);
     pair.max_age_of = now;
   }
+}
+
+// First seen while the clock was ahead: as of now, once.
+void Scheduler::ClampKnown(Pair& pair, absl::Time now) {
+  if (pair.memory.known <= now) return;
+  PairMemory memory = pair.memory;
+  memory.known = now;
+  Change(pair, memory);
+}
+
+// Asks the repository once about all pairs of which it was not asked yet.
+absl::Status Scheduler::LookForSnapshots(absl::Time now) {
+  std::set<std::string> unknown;
+  for (const auto& [key, pair] : pairs_) {
+    if (pair.schedule->captures() && !pair.freshness_known) unknown.insert(pair.session);
+  }
+  if (unknown.empty()) return absl::OkStatus();
+  absl::StatusOr<std::map<std::string, Newest>> newest = host_.NewestGood(unknown);
+  if (!newest.ok()) return Annotate(newest.status(), "how old the newest snapshots are");
+  for (auto& [key, pair] : pairs_) {
+    if (!pair.schedule->captures() || pair.freshness_known) continue;
+    pair.freshness_known = true;
+    auto found = newest->find(pair.session);
+    if (found == newest->end()) continue;
+    for (const auto& [level, point] : found->second) {
+      // A point in the future says nothing of how old the snapshot is.
+      if (level < Promised(pair) || point > now + kClocksDiffer || point < pair.freshness.good()) continue;
+      pair.freshness.Good(std::min(point, now));
+      pair.newest_level = level;
+    }
+  }
+  return absl::OkStatus();
 }
 
 void Scheduler::FindNext(Pair& pair) const {
@@ -127,18 +199,23 @@ void Scheduler::FindNext(Pair& pair) const {
 
 // A clock that was set back would otherwise hold everything up until it has caught up.
 void Scheduler::NoticeClock(absl::Time now) {
+  const absl::Duration time = clock_.Monotonic();
   if (now < last_now_) {
-    LogWarning("the clock was set back", {{"seconds", absl::ToInt64Seconds(last_now_ - now)}});
+    const absl::Duration by = last_now_ + (time - last_time_) - now;
+    LogWarning("the clock was set back", {{"seconds", absl::ToInt64Seconds(by)}});
     for (auto& [key, pair] : pairs_) {
       pair.cursor = std::min(pair.cursor, now);
       pair.seen.reset();
-      pair.freshness.NoLaterThan(now);
-      if (pair.retry_at.has_value()) pair.retry_at = std::min(*pair.retry_at, now + options_.first_retry_after);
+      pair.freshness.SetBack(now, by);
+      std::optional<absl::Time>& retry_at = pair.memory.retry_at;
+      if (retry_at.has_value()) retry_at = std::min(*retry_at, now + options_.first_retry_after);
+      ClampKnown(pair, now);
       FindNext(pair);
     }
     for (auto& [key, cursor] : cursors_) cursor = std::min(cursor, now);
   }
   last_now_ = now;
+  last_time_ = time;
 }
 
 // Remembers which occurrence is the newest that is due, and since when we know.
@@ -157,37 +234,14 @@ std::vector<Scheduler::Due> Scheduler::FindDue(absl::Time now) {
   std::vector<Due> all;
   for (auto& [key, pair] : pairs_) {
     if (pair.schedule->definition.paused()) continue;
-    bool retry = pair.retry_at.has_value() && *pair.retry_at <= now;
+    bool retry = pair.memory.retry_at.has_value() && *pair.memory.retry_at <= now;
     bool occurrence = pair.next.has_value() && pair.due <= now;
     if (!retry && !occurrence) continue;
     if (pair.schedule->timing.BlackedOutUntil(now).has_value()) continue;
     if (occurrence) NoticeDue(pair, now);
-    all.push_back({.since = occurrence ? pair.due : *pair.retry_at, .pair = &pair});
+    all.push_back({.since = occurrence ? pair.due : *pair.memory.retry_at, .pair = &pair});
   }
   return all;
-}
-
-absl::Status Scheduler::LookForStale(absl::Time now) {
-  for (auto& [key, pair] : pairs_) {
-    if (!pair.schedule->captures() || pair.schedule->definition.paused() || (pair.exists && !pair.can_run)) continue;
-    const std::string& name = pair.schedule->name();
-    if (pair.freshness.Age(now) > pair.max_age) {
-      pair.told_stale = true;
-      STILL_RETURN_IF_ERROR(
-          alerts_.Raise({.kind = Event::Kind::kStale,
-                         .schedule = name,
-                         .session = pair.session,
-                         .at = now,
-                         .message = absl::StrCat(pair.session, " has had no good snapshot for ",
-                                                 ShortDuration(pair.freshness.Age(now)), "; at most ",
-                                                 ShortDuration(pair.max_age), " are allowed by schedule ", name)}));
-    } else if (pair.told_stale) {
-      pair.told_stale = false;
-      STILL_RETURN_IF_ERROR(alerts_.Clear(Event::Kind::kStale, name, pair.session, now,
-                                          absl::StrCat(pair.session, " has a fresh snapshot again")));
-    }
-  }
-  return absl::OkStatus();
 }
 
 absl::Duration Scheduler::UntilNext(absl::Time now) const {
@@ -198,12 +252,13 @@ absl::Duration Scheduler::UntilNext(absl::Time now) const {
   for (const auto& [key, pair] : pairs_) {
     if (pair.schedule->definition.paused()) continue;
     if (pair.next.has_value()) at(pair.due);
-    if (pair.retry_at.has_value()) at(*pair.retry_at);
+    if (pair.memory.retry_at.has_value()) at(*pair.memory.retry_at);
     if (pair.schedule->captures()) at(pair.freshness.newest() + pair.max_age + absl::Seconds(1));
     if (pair.next.has_value() && pair.due <= now) {
       at(pair.schedule->timing.BlackedOutUntil(now).value_or(now));
     }
   }
+  at(alerts_.Next(now));
   return wait;
 }
 

@@ -3,7 +3,11 @@
 //
 //   Scheduler scheduler(book, host, announcer, clock, {});
 //   STILL_RETURN_IF_ERROR(scheduler.Recover());
-//   for (;;) { STILL_ASSIGN_OR_RETURN(absl::Duration wait, scheduler.Step()); ...wait, at most that long... }
+//   for (;;) { absl::StatusOr<absl::Duration> wait = scheduler.Step(); ...wait, at most that long... }
+//
+// The principle: for every machine that a schedule names, either a good snapshot of the promised level is young enough, or
+// somebody has been told and the message has arrived. So ages are looked at in every turn, whatever else fails in it, and
+// that turns fail is told too.
 //
 // Invariants: at most one run of a session at a time, over all schedules. Every occurrence is counted by exactly one
 // row, unless the clock was set back; runs by hand and second tries count none. What is in memory only can be lost at any instant: rows say
@@ -21,43 +25,12 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "schedule/alerts.h"
+#include "schedule/pair_state.h"
 #include "schedule/schedule.h"
+#include "schedule/scheduler_edges.h"
 #include "store/book/rows.h"
 
 namespace still::schedule {
-
-// Where schedules and runs are written down (stored_book.h). Every change is durable when it returns.
-class RunBook {
- public:
-  virtual ~RunBook() = default;
-  virtual absl::StatusOr<std::vector<Schedule>> Schedules() = 0;
-  virtual absl::StatusOr<int64_t> AddRun(const store::RunRow& run) = 0;
-  virtual absl::Status UpdateRun(const store::RunRow& run) = 0;
-  virtual absl::StatusOr<std::optional<store::RunRow>> FindRun(int64_t id) = 0;
-  virtual absl::StatusOr<std::vector<store::RunRow>> Running() = 0;
-  virtual absl::StatusOr<std::vector<store::RunCursor>> Cursors() = 0;
-  virtual absl::Status Remember(const std::string& key, const std::string& value) = 0;
-  virtual absl::StatusOr<std::map<std::string, std::string>> Remembered() = 0;
-};
-
-struct SessionState {
-  std::string name;
-  bool running = false;  // Else it was ended on purpose: there is nothing new to take a snapshot of.
-};
-
-// What runs are done to.
-class Host {
- public:
-  virtual ~Host() = default;
-  virtual absl::StatusOr<std::vector<SessionState>> Sessions() = 0;
-  // The point of the newest snapshot of this session that can be restored.
-  virtual absl::StatusOr<std::optional<absl::Time>> NewestGood(const std::string& session) = 0;
-  // Begins the run, in the background and in a way that survives our own end; it writes its own end into its row.
-  virtual absl::Status Start(const Schedule& schedule, const store::RunRow& run) = 0;
-  virtual bool Alive(int64_t run) = 0;
-  // For one that takes too long.
-  virtual void Stop(int64_t run) = 0;
-};
 
 struct SchedulerOptions {
   int max_running = 2;
@@ -69,6 +42,21 @@ struct SchedulerOptions {
   absl::Duration longest_wait = absl::Seconds(15);
   // How long schedules and sessions may be remembered without looking.
   absl::Duration reload_every = absl::Seconds(10);
+  // Turns that fail for so long are told.
+  absl::Duration failing_after = absl::Seconds(20);
+  // A name or pattern that fits nothing for so long is told.
+  absl::Duration unmatched_after = absl::Hours(1);
+};
+
+// One machine and what protects it.
+struct Cover {
+  SessionState session;
+  std::string schedule;  // Empty: nothing.
+  Level promised = manifestpb::Consistency::LEVEL_UNSPECIFIED;
+  std::optional<absl::Time> newest;  // That keeps the promise.
+  Level newest_level = manifestpb::Consistency::LEVEL_UNSPECIFIED;
+  absl::Duration max_age;
+  bool stale = false;
 };
 
 class Scheduler {
@@ -77,13 +65,22 @@ class Scheduler {
 
   // Takes over from an earlier process: what still runs is watched on, what does not is closed as interrupted.
   absl::Status Recover();
-  // Does everything that is due. Gives how long nothing more can be.
+  // A turn: does everything that is due. Gives how long nothing more can be. An error: part of it could not be done, the
+  // rest was; take the next turn soon.
   absl::StatusOr<absl::Duration> Step();
-  // Begins runs now, beside the timing, as far as the limits allow. Empty: all sessions that the schedule fits.
-  // NOT_FOUND; UNAVAILABLE when one of them is busy.
+  // Begins runs now, beside the timing, as far as the limits allow; the others begin when there is room, and are not
+  // among what is given. Empty: all sessions that the schedule fits. NOT_FOUND; UNAVAILABLE when one of them is busy.
   absl::StatusOr<std::vector<store::RunRow>> RunNow(const std::string& schedule,
                                                     const std::vector<std::string>& sessions);
   const Alerts& alerts() const { return alerts_; }
+  // Something is wrong with the schedules that only somebody else can see. Until the next full turn.
+  void RaiseTrouble(const std::string& message);
+  // Goes on telling, and does nothing else. Whether some of it is still under way.
+  bool Telling();
+  // Every machine of the host, once for each schedule that takes snapshots of it, or once without one.
+  std::vector<Cover> Coverage() const;
+  // When a turn was last done in full; InfinitePast(): never.
+  absl::Time last_full_turn() const { return last_full_turn_; }
   // Schedules or sessions have changed: the next step looks at them.
   void Reload() { loaded_at_ = -absl::InfiniteDuration(); }
   // No new runs; those that run are watched on.
@@ -102,12 +99,11 @@ class Scheduler {
     absl::Time due;
     std::optional<absl::Time> seen;  // The newest occurrence that was due, and when that was noticed.
     absl::Time seen_at;
-    std::optional<absl::Time> retry_at;
-    absl::Time retry_planned;
-    uint32_t attempts = 0;
+    PairMemory memory;
     Freshness freshness;
     bool freshness_known = false;  // The repository was asked.
-    bool told_stale = false;
+    Level newest_level = manifestpb::Consistency::LEVEL_UNSPECIFIED;
+    bool stale = false;  // And somebody is told.
     absl::Duration max_age;
     absl::Time max_age_of;  // When it was worked out.
     absl::Time counted_from;
@@ -122,8 +118,20 @@ class Scheduler {
     Pair* pair;
   };
 
+  absl::Status Turn(absl::Time now);
+  void NoticeTurn(const absl::Status& turn, absl::Time now);
   absl::Status LoadPairs(absl::Time now);
+  Level Promised(const Pair& pair) const;
+  void NoticeLevel(Pair& pair, const store::RunRow& run, absl::Time now);
+  void Change(Pair& pair, const PairMemory& memory);
+  void ClampKnown(Pair& pair, absl::Time now);
+  absl::Status KeepMemories();
+  void LookForDropouts(absl::Time now);
+  void LookForUnmatched(absl::Time now);
+  void LookForGone(absl::Time now);
+  bool StillWanted(const Event& event) const;
   void UpdatePair(const Schedule& schedule, const SessionState& state, bool exists, absl::Time now);
+  absl::Status LookForSnapshots(absl::Time now);
   void NoticeClock(absl::Time now);
   void FindNext(Pair& pair) const;
   void NoticeDue(Pair& pair, absl::Time now) const;
@@ -134,22 +142,32 @@ class Scheduler {
   absl::Status BeginOccurrence(Pair& pair, absl::Time now);
   absl::StatusOr<store::RunRow> Begin(Pair& pair, const store::RunRow& planned, absl::Time now);
   bool HasRoom(const Pair& pair) const;
-  absl::Status LookForStale(absl::Time now);
+  void LookForStale(absl::Time now);
   absl::Duration UntilNext(absl::Time now) const;
   static store::RunRow RowFor(const Pair& pair, absl::Time planned, uint64_t occurrences);
 
   RunBook& book_;
   Host& host_;
+  Announcer& announcer_;
   Clock& clock_;
   const SchedulerOptions options_;
   Alerts alerts_;
   std::vector<Schedule> schedules_;
+  std::vector<SessionState> sessions_;
+  std::map<std::string, std::string> unusable_;
+  std::map<PairKey, PairMemory> memories_;       // As the book has them.
+  std::set<PairKey> unsaved_;                    // Pairs whose memory is not in the book yet.
+  std::map<PairKey, absl::Duration> unmatched_;  // Schedule and pattern; since when, by the monotonic clock.
   std::map<PairKey, Pair> pairs_;
   std::map<PairKey, absl::Time> cursors_;
   std::map<int64_t, Active> running_;
   std::set<std::string> busy_;  // Sessions with a run.
   absl::Time last_now_ = absl::InfinitePast();
+  absl::Duration last_time_;  // Of the monotonic clock, then.
+  absl::Time last_full_turn_ = absl::InfinitePast();
+  std::optional<absl::Duration> failing_since_;           // By the monotonic clock.
   absl::Duration loaded_at_ = -absl::InfiniteDuration();  // Of the monotonic clock.
+  bool reloaded_ = false;                                 // In this turn.
   bool draining_ = false;
 };
 

@@ -13,6 +13,8 @@ using store::RunRow;
 
 // Retries wait twice as long each time, up to this.
 constexpr uint32_t kMostDoublings = 6;
+// So many good runs below the promised level are told: one or two may be a guest that was busy.
+constexpr uint32_t kMostBelow = 3;
 
 std::string Described(const RunRow& run) {
   return absl::StrCat(run.kind, run.session.empty() ? "" : " of ", run.session, " (schedule ", run.schedule, ")");
@@ -43,13 +45,20 @@ bool Scheduler::HasRoom(const Pair& pair) const {
 absl::Status Scheduler::BeginDue(const Due& due, absl::Time now) {
   Pair& pair = *due.pair;
   if (pair.seen.has_value()) return BeginOccurrence(pair, now);
+  PairMemory memory = pair.memory;
+  memory.retry_at.reset();
   if (!pair.can_run) {
-    pair.retry_at.reset();  // Its next occurrence will say so.
+    Change(pair, memory);  // Its next occurrence will say so.
     return absl::OkStatus();
   }
   if (!HasRoom(pair)) return absl::OkStatus();
-  pair.retry_at.reset();
-  return Begin(pair, RowFor(pair, pair.retry_planned, 0), now).status();
+  Change(pair, memory);
+  absl::StatusOr<RunRow> begun = Begin(pair, RowFor(pair, memory.retry_planned, 0), now);
+  if (begun.ok() || pair.memory.retry_at.has_value()) return begun.status();
+  // What could not be written down is tried again in the next turn.
+  memory.retry_at = now;
+  Change(pair, memory);
+  return begun.status();
 }
 
 // Everything from pair.next to pair.seen gets its row: the newest is run, those before it were missed.
@@ -80,8 +89,10 @@ absl::Status Scheduler::BeginOccurrence(Pair& pair, absl::Time now) {
   pair.cursor = newest;
   cursors_[{pair.schedule->name(), pair.session}] = newest;
   pair.seen.reset();
-  pair.retry_at.reset();
-  pair.attempts = 0;
+  PairMemory memory = pair.memory;
+  memory.retry_at.reset();
+  memory.attempts = 0;
+  Change(pair, memory);
   FindNext(pair);
   if (missed.outcome == RunOutcome::kFailed) return Ended({missed.schedule, missed.session}, missed, now);
   if (skip || !pair.can_run) return absl::OkStatus();
@@ -102,13 +113,13 @@ absl::StatusOr<RunRow> Scheduler::Begin(Pair& pair, const RunRow& planned, absl:
     run.ended = now;
     run.message = std::string(started.message());
     running_.erase(run.id);
-    STILL_RETURN_IF_ERROR(book_.UpdateRun(run));
-    STILL_RETURN_IF_ERROR(Ended(key, run, now));
+    STILL_RETURN_IF_ERROR(FirstError(book_.UpdateRun(run), Ended(key, run, now)));
   }
   return run;
 }
 
 absl::Status Scheduler::CloseEnded(absl::Time now) {
+  // One row after the other; an error leaves the rest to the next turn.
   for (auto entry = running_.begin(); entry != running_.end();) {
     const int64_t id = entry->first;
     Active& active = entry->second;
@@ -146,27 +157,82 @@ absl::Status Scheduler::Ended(const PairKey& key, const RunRow& run, absl::Time 
   auto found = pairs_.find(key);
   if (run.outcome == RunOutcome::kSucceeded) {
     if (found != pairs_.end()) {
-      Pair& pair = found->second;
-      pair.attempts = 0;
-      pair.retry_at.reset();
-      if (pair.schedule->captures()) pair.freshness.Good(std::min(run.started.value_or(now), now));
+      PairMemory memory = found->second.memory;
+      memory.attempts = 0;
+      memory.retry_at.reset();
+      Change(found->second, memory);
+      if (found->second.schedule->captures()) NoticeLevel(found->second, run, now);
     }
-    return alerts_.Clear(Event::Kind::kFailed, key.first, key.second, now,
-                         absl::StrCat(Described(run), " works again"));
+    alerts_.Clear(Event::Kind::kFailed, key.first, key.second, now, absl::StrCat(Described(run), " works again"));
+    return absl::OkStatus();
   }
-  if (found != pairs_.end() && found->second.attempts < found->second.schedule->definition.retries()) {
-    Pair& pair = found->second;
+  if (found != pairs_.end() && found->second.memory.attempts < found->second.schedule->definition.retries()) {
+    PairMemory memory = found->second.memory;
     // What was interrupted by our own end is tried again at once.
-    const bool at_once = run.outcome == RunOutcome::kInterrupted && pair.attempts == 0;
-    pair.retry_at = at_once ? now : now + options_.first_retry_after * (1 << std::min(pair.attempts, kMostDoublings));
-    pair.retry_planned = run.planned_until;
-    ++pair.attempts;
+    const bool at_once = run.outcome == RunOutcome::kInterrupted && memory.attempts == 0;
+    memory.retry_at =
+        at_once ? now : now + options_.first_retry_after * (1 << std::min(memory.attempts, kMostDoublings));
+    memory.retry_planned = run.planned_until;
+    ++memory.attempts;
+    Change(found->second, memory);
   }
-  return alerts_.Raise({.kind = Event::Kind::kFailed,
-                        .schedule = key.first,
-                        .session = key.second,
-                        .at = now,
-                        .message = absl::StrCat(Described(run), " ", OutcomeName(run.outcome), ": ", run.message)});
+  alerts_.Raise({.kind = Event::Kind::kFailed,
+                 .schedule = key.first,
+                 .session = key.second,
+                 .at = now,
+                 .message = absl::StrCat(Described(run), " ", OutcomeName(run.outcome), ": ", run.message)});
+  return absl::OkStatus();
+}
+
+Level Scheduler::Promised(const Pair& pair) const {
+  const Level given = LevelOfName(pair.schedule->definition.require());
+  return given != manifestpb::Consistency::LEVEL_UNSPECIFIED ? given : pair.memory.level;
+}
+
+// A snapshot was taken. It counts as far as it keeps what is promised.
+void Scheduler::NoticeLevel(Pair& pair, const RunRow& run, absl::Time now) {
+  const Level reached = std::max(LevelOfName(run.consistency), manifestpb::Consistency::CRASH);
+  PairMemory memory = pair.memory;
+  if (memory.level == manifestpb::Consistency::LEVEL_UNSPECIFIED) memory.level = reached;
+  const bool kept = reached >= std::max(Promised(pair), manifestpb::Consistency::CRASH);
+  memory.below = kept ? 0 : memory.below + 1;
+  Change(pair, memory);
+  const std::string& name = pair.schedule->name();
+  if (kept) {
+    pair.freshness.Good(std::min(run.started.value_or(now), now));
+    pair.newest_level = reached;
+    alerts_.Clear(Event::Kind::kLevel, name, pair.session, now,
+                  absl::StrCat("snapshots of ", pair.session, " are ", NameOfLevel(reached), "-consistent again"));
+    return;
+  }
+  if (memory.below < kMostBelow) return;
+  alerts_.Raise({.kind = Event::Kind::kLevel,
+                 .schedule = name,
+                 .session = pair.session,
+                 .at = now,
+                 .message = absl::StrCat("the last ", memory.below, " snapshots of ", pair.session, " were only ",
+                                         NameOfLevel(reached), "-consistent; schedule ", name, " promises ",
+                                         NameOfLevel(Promised(pair)), " (still show says why)")});
+}
+
+void Scheduler::Change(Pair& pair, const PairMemory& memory) {
+  if (pair.memory == memory) return;
+  pair.memory = memory;
+  const PairKey key{pair.schedule->name(), pair.session};
+  memories_[key] = memory;
+  unsaved_.insert(key);
+}
+
+absl::Status Scheduler::KeepMemories() {
+  absl::Status first;
+  for (auto key = unsaved_.begin(); key != unsaved_.end();) {
+    auto memory = memories_.find(*key);
+    absl::Status kept = book_.Remember(PairMemoryKey(key->first, key->second),
+                                       memory == memories_.end() ? "" : EncodePairMemory(memory->second));
+    first.Update(kept);
+    key = kept.ok() ? unsaved_.erase(key) : std::next(key);
+  }
+  return first;
 }
 
 absl::StatusOr<std::vector<RunRow>> Scheduler::RunNow(const std::string& schedule,
@@ -190,6 +256,13 @@ absl::StatusOr<std::vector<RunRow>> Scheduler::RunNow(const std::string& schedul
   }
   std::vector<RunRow> begun;
   for (Pair* pair : chosen) {
+    if (!HasRoom(*pair)) {
+      PairMemory memory = pair->memory;
+      memory.retry_at = now;
+      memory.retry_planned = now;
+      Change(*pair, memory);
+      continue;
+    }
     STILL_ASSIGN_OR_RETURN(RunRow run, Begin(*pair, RowFor(*pair, now, 0), now));
     begun.push_back(std::move(run));
   }

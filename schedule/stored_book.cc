@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "base/log.h"
 #include "store/catalog/catalog.h"
 
 namespace still::schedule {
@@ -16,15 +15,23 @@ constexpr int64_t kMostRunning = 10000;
 absl::StatusOr<std::vector<Schedule>> StoredBook::Schedules() {
   STILL_ASSIGN_OR_RETURN(std::vector<store::ScheduleRow> rows, book_.ListSchedules());
   std::vector<Schedule> schedules;
+  std::map<std::string, std::string> unusable;
   for (const store::ScheduleRow& row : rows) {
     absl::StatusOr<Schedule> schedule = FromRow(row, local_);
     if (schedule.ok()) {
       schedules.push_back(*std::move(schedule));
     } else {
-      LogError("a schedule cannot be used", {{"schedule", row.name}, {"error", schedule.status().ToString()}});
+      unusable[row.name] = std::string(schedule.status().message());
     }
   }
+  absl::MutexLock lock(&mutex_);
+  unusable_ = std::move(unusable);
   return schedules;
+}
+
+std::map<std::string, std::string> StoredBook::Unusable() const {
+  absl::MutexLock lock(&mutex_);
+  return unusable_;
 }
 
 absl::StatusOr<std::vector<store::RunRow>> StoredBook::Running() {

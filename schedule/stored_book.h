@@ -1,9 +1,12 @@
 // StoredBook: the scheduler's book, kept in the state directory (store/book). Thread-safe.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "schedule/scheduler.h"
 #include "store/book/book.h"
 #include "store/repository.h"
@@ -15,8 +18,9 @@ class StoredBook final : public RunBook {
   // `book` must outlive it. `local`: the zone of schedules that name none.
   StoredBook(store::Book& book, absl::TimeZone local) : book_(book), local_(local) {}
 
-  // One that cannot be read is logged and left out: the others go on.
-  absl::StatusOr<std::vector<Schedule>> Schedules() override;
+  // One that cannot be read is left out: the others go on.
+  absl::StatusOr<std::vector<Schedule>> Schedules() override ABSL_LOCKS_EXCLUDED(mutex_);
+  std::map<std::string, std::string> Unusable() const override ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<int64_t> AddRun(const store::RunRow& run) override { return book_.AddRun(run); }
   absl::Status UpdateRun(const store::RunRow& run) override { return book_.UpdateRun(run); }
   absl::StatusOr<std::optional<store::RunRow>> FindRun(int64_t id) override { return book_.FindRun(id); }
@@ -30,6 +34,8 @@ class StoredBook final : public RunBook {
  private:
   store::Book& book_;
   const absl::TimeZone local_;
+  mutable absl::Mutex mutex_;
+  std::map<std::string, std::string> unusable_ ABSL_GUARDED_BY(mutex_);
 };
 
 // The book of a state directory, with what a version without one kept in this repository's catalog.

@@ -18,6 +18,9 @@ namespace {
 
 // History that nobody asks for after this long; the newest row of each schedule and session stays.
 constexpr absl::Duration kHistoryKept = absl::Hours(24 * 400);
+// A command waits so long for channels that take their time; what was not told by then is tried by whoever comes next.
+constexpr absl::Duration kLongestTelling = absl::Seconds(70);
+constexpr absl::Duration kLookAtTelling = absl::Milliseconds(50);
 
 }  // namespace
 
@@ -38,7 +41,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
   STILL_RETURN_IF_ERROR(made->OpenRepository());
   STILL_ASSIGN_OR_RETURN(made->book_, OpenBook(options.state, options.repository.path, *made->repository_));
   made->schedules_ = std::make_unique<StoredBook>(*made->book_, absl::LocalTimeZone());
-  made->host_ = std::make_unique<ProcessHost>(*made->catalog_, std::move(host));
+  made->host_ = std::make_unique<ProcessHost>(*made->repository_, options.repository.here, std::move(host));
   made->scheduler_ = std::make_unique<Scheduler>(*made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
                                                  SchedulerOptions{.max_running = options.max_running});
   return made;
@@ -49,7 +52,7 @@ absl::Status Supervisor::OpenRepository() {
   STILL_ASSIGN_OR_RETURN(std::string path,
                          store::CatalogPath(options_.repository.path, repository->id(), repository->encrypted()));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Catalog> catalog, store::Catalog::Open({.path = path}));
-  if (host_ != nullptr) host_->UseCatalog(*catalog);
+  if (host_ != nullptr) host_->UseRepository(*repository);
   repository_ = std::move(repository);
   catalog_ = std::move(catalog);
   return absl::OkStatus();
@@ -82,11 +85,65 @@ absl::Status Supervisor::TakeChargeLocked() {
   return book_->TrimRuns(Clock::Real().Now() - kHistoryKept);
 }
 
-absl::Status Supervisor::LookForStale() {
+absl::StatusOr<schedulepb::CheckReport> Supervisor::LookForTrouble(const std::string& trouble) {
+  {
+    absl::MutexLock lock(&mutex_);
+    scheduler_->Drain();
+    STILL_RETURN_IF_ERROR(scheduler_->Recover());
+    STILL_RETURN_IF_ERROR(scheduler_->Step().status());
+    if (!trouble.empty()) scheduler_->RaiseTrouble(trouble);
+  }
+  FinishTelling();
   absl::MutexLock lock(&mutex_);
-  scheduler_->Drain();
-  STILL_RETURN_IF_ERROR(scheduler_->Recover());
-  return scheduler_->Step().status();
+  return ReportLocked();
+}
+
+void Supervisor::FinishTelling() {
+  const absl::Duration give_up = Clock::Real().Monotonic() + kLongestTelling;
+  for (;;) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!scheduler_->Telling()) return;
+    }
+    if (Clock::Real().Monotonic() > give_up) return;
+    Clock::Real().Sleep(kLookAtTelling);
+  }
+}
+
+absl::StatusOr<schedulepb::CheckReport> Supervisor::Report() {
+  absl::MutexLock lock(&mutex_);
+  // Whoever is not in charge knows nothing yet.
+  if (!charge_.valid()) STILL_RETURN_IF_ERROR(scheduler_->Recover());
+  return ReportLocked();
+}
+
+schedulepb::CheckReport Supervisor::ReportLocked() {
+  schedulepb::CheckReport report;
+  if (absl::Time turned = scheduler_->last_full_turn(); turned != absl::InfinitePast()) {
+    report.set_turned_unix_ns(absl::ToUnixNanos(turned));
+  }
+  for (const auto& [key, alert] : scheduler_->alerts().all()) {
+    if (alert.over.has_value() || alert.quiet) continue;
+    schedulepb::CheckReport::Problem& problem = *report.add_problems();
+    problem.set_kind(EventName(alert.event.kind));
+    problem.set_schedule(alert.event.schedule);
+    problem.set_session(alert.event.session);
+    problem.set_since_unix_ns(absl::ToUnixNanos(alert.event.at));
+    problem.set_message(alert.event.message);
+    problem.set_delivered(alert.delivered());
+  }
+  for (const Cover& cover : scheduler_->Coverage()) {
+    schedulepb::CheckReport::Cover& one = *report.add_machines();
+    one.set_session(cover.session.name);
+    one.set_running(cover.session.running);
+    one.set_schedule(cover.schedule);
+    one.set_level(NameOfLevel(cover.promised));
+    if (cover.newest.has_value()) one.set_newest_unix_ns(absl::ToUnixNanos(*cover.newest));
+    one.set_newest_level(NameOfLevel(cover.newest_level));
+    one.set_max_age_s(absl::ToInt64Seconds(cover.max_age));
+    one.set_stale(cover.stale);
+  }
+  return report;
 }
 
 absl::StatusOr<absl::Duration> Supervisor::Step() {

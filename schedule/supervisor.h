@@ -19,6 +19,7 @@
 #include "schedule/process_host.h"
 #include "schedule/scheduler.h"
 #include "schedule/stored_book.h"
+#include "store/catalog/catalog.h"
 #include "store/repository.h"
 
 namespace still::schedule {
@@ -38,8 +39,13 @@ class Supervisor {
   // Start-up: takes the lock (UNAVAILABLE: somebody else is in charge), heals sessions, sweeps what was left behind, and
   // closes or adopts the runs that an earlier process began. No-op when it is in charge already.
   absl::Status TakeCharge() ABSL_LOCKS_EXCLUDED(mutex_);
-  // For one that is not in charge: tells who has no good snapshot for too long, and begins nothing.
-  absl::Status LookForStale() ABSL_LOCKS_EXCLUDED(mutex_);
+  // For one that is not in charge: looks for what is wrong, tells it, waits until it was told (or cannot be), and begins
+  // nothing. `trouble`: what the caller found wrong with the schedules themselves, or empty.
+  absl::StatusOr<schedulepb::CheckReport> LookForTrouble(const std::string& trouble) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What is wrong now, as far as it is known without doing anything.
+  absl::StatusOr<schedulepb::CheckReport> Report() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Waits until alerts were told, or could not be.
+  void FinishTelling() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<absl::Duration> Step() ABSL_LOCKS_EXCLUDED(mutex_);
   // Until something has changed, at most this long.
   void Sleep(absl::Duration time) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -62,12 +68,14 @@ class Supervisor {
   std::shared_ptr<store::Repository> repository() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::vector<SessionState>> Sessions() ABSL_LOCKS_EXCLUDED(mutex_);
   const std::string& state() const { return options_.state; }
+  const HostIdentity& here() const { return options_.repository.here; }
   const std::string& repository_path() const { return options_.repository.path; }
 
  private:
   explicit Supervisor(SupervisorOptions options) : options_(std::move(options)) {}
   absl::Status TakeChargeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status OpenRepository() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  schedulepb::CheckReport ReportLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const SupervisorOptions options_;
   std::unique_ptr<store::Book> book_;

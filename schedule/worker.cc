@@ -20,9 +20,11 @@
 #include "base/process.h"
 #include "base/quantity.h"
 #include "base/secret.h"
+#include "schedule/machines.h"
 #include "schedule/schedule.h"
 #include "schedule/throttle.h"
 #include "session/control/session_registry.h"
+#include "snapshot/machine.h"
 #include "snapshot/take_snapshot.h"
 #include "store/book/book.h"
 
@@ -124,6 +126,8 @@ class RunExecution {
   absl::StatusOr<snapshot::TakeOptions> OptionsOfCapture();
   absl::Status Capture();
   absl::Status Retain();
+  absl::StatusOr<manifestpb::Snapshot> NewestSnapshot();
+  session::SessionRegistry sessions() const { return session::SessionRegistry(options_.state); }
   absl::Status Verify();
   absl::Status Drill();
   absl::Status Prune();
@@ -168,9 +172,8 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
 
 absl::Status RunExecution::Capture() {
   STILL_ASSIGN_OR_RETURN(snapshot::TakeOptions options, OptionsOfCapture());
-  session::SessionRegistry sessions(options_.state);
   STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot taken,
-                         snapshot::TakeSnapshot(sessions, run_.session, *repository_, options));
+                         snapshot::TakeSnapshot(sessions(), run_.session, *repository_, options));
   run_.snapshot = taken.id();
   run_.consistency = absl::AsciiStrToLower(manifestpb::Consistency::Level_Name(taken.consistency().level()));
   run_.bytes_read = taken.drain().bytes_read();
@@ -183,25 +186,13 @@ absl::Status RunExecution::Capture() {
   return absl::OkStatus();
 }
 
-// This session's snapshots by this schedule; no others, and none that is held or in use.
 absl::Status RunExecution::Retain() {
   if (!schedule_->retention.has_value()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_->ListSnapshots());
-  STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use,
-                         snapshot::FindSnapshotsInUse(session::SessionRegistry(options_.state)));
-  std::vector<snapshot::RetentionCandidate> candidates;
-  for (const manifestpb::Snapshot& one : all) {
-    auto label = one.labels().find(std::string(kScheduleLabel));
-    if (one.session() != run_.session || label == one.labels().end() || label->second != schedule_->name()) continue;
-    candidates.push_back(snapshot::CandidateOf(one, in_use));
-  }
-  STILL_ASSIGN_OR_RETURN(
-      std::vector<snapshot::RetentionVerdict> verdicts,
-      snapshot::DecideRetention(candidates, *schedule_->retention, Clock::Real().Now(), schedule_->timing.zone));
-  std::vector<std::string> dropped;
-  for (const snapshot::RetentionVerdict& verdict : verdicts) {
-    if (!verdict.keep) dropped.push_back(verdict.id);
-  }
+  STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use, snapshot::FindSnapshotsInUse(sessions()));
+  STILL_ASSIGN_OR_RETURN(const snapshot::MachineIdentity machine, snapshot::FindMachine(sessions(), run_.session));
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> dropped,
+                         DroppedByRetention(*schedule_, machine, all, in_use, Clock::Real().Now()));
   if (dropped.empty()) return absl::OkStatus();
   LogInfo("snapshots dropped by retention", {{"session", run_.session}, {"count", dropped.size()}});
   return repository_->Forget(dropped);
@@ -230,9 +221,21 @@ absl::Status RunExecution::Verify() {
   return book_.Remember(key, absl::StrCat(done + 1));
 }
 
+// The newest of this machine: not of another one that is called like it.
+absl::StatusOr<manifestpb::Snapshot> RunExecution::NewestSnapshot() {
+  STILL_ASSIGN_OR_RETURN(const snapshot::MachineIdentity machine, snapshot::FindMachine(sessions(), run_.session));
+  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_->ListSnapshots());
+  auto newest = std::find_if(all.rbegin(), all.rend(),
+                             [&](const manifestpb::Snapshot& one) { return snapshot::IsSnapshotOf(one, machine); });
+  if (newest != all.rend()) return *newest;
+  return absl::NotFoundError(absl::StrCat("there is no snapshot of ", run_.session, " that could be tried"));
+}
+
 absl::Status RunExecution::Drill() {
+  STILL_ASSIGN_OR_RETURN(const manifestpb::Snapshot newest, NewestSnapshot());
+  run_.snapshot = newest.id();
   ProcessOptions options{.argv = {options_.still_program, "--quiet", "--state", options_.state, "--repo",
-                                  options_.repository.path, "drill", absl::StrCat(run_.session, "@latest")}};
+                                  options_.repository.path, "drill", newest.id()}};
   if (!options_.repository.credentials.key_file.empty()) {
     options.argv.insert(options.argv.end(), {"--key-file", options_.repository.credentials.key_file});
   }
@@ -252,8 +255,6 @@ absl::Status RunExecution::Drill() {
     options.argv.insert(options.argv.end(), {"--check", schedule_->definition.check()});
   }
   STILL_ASSIGN_OR_RETURN(CommandOutput output, RunCommand(std::move(options), schedule_->time_limit));
-  STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot newest, repository_->FindSnapshot(absl::StrCat(run_.session, "@latest")));
-  run_.snapshot = newest.id();
   if (output.exit.ok()) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("the drill failed: ", absl::StripAsciiWhitespace(output.stderr_text)));

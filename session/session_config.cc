@@ -121,6 +121,14 @@ absl::Status ValidateSessionName(const std::string& name) {
       absl::StrCat("session name \"", name, "\": use 1 to 63 of a-z, 0-9 and -, not starting with -"));
 }
 
+absl::Status CheckOrdinaryName(const std::string& name) {
+  STILL_RETURN_IF_ERROR(ValidateSessionName(name));
+  if (!absl::StartsWith(name, kDrillPrefix)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("session name \"", name, "\": names that begin with ", kDrillPrefix,
+                   " are of restore drills, and no schedule protects them; choose another"));
+}
+
 absl::Status ValidateConfig(const sessionpb::SessionConfig& config, bool has_ram) {
   STILL_RETURN_IF_ERROR(ValidateSessionName(config.name()));
   if (config.machine().hypervisor() == kAdopted) return ValidateAdopted(config);

@@ -45,6 +45,11 @@ absl::StatusOr<std::function<absl::StatusOr<std::unique_ptr<Vm>>(const VmConfig&
 // A network address of this machine's own making, which no other session has.
 std::string RandomMac();
 
+// Of throw-away sessions of restore drills: no schedule fits them, so no other session may be called so.
+inline constexpr char kDrillPrefix[] = "drill-";
+// INVALID_ARGUMENT for a name that a session of a user's cannot have.
+absl::Status CheckOrdinaryName(const std::string& name);
+
 // Of a session that could not be started; without its time.
 sessionpb::SessionEnd FailedStart(const absl::Status& why);
 

@@ -110,7 +110,7 @@ class RestoreRun {
     auto first = std::find_if(steps_.begin(), steps_.end(), [](const std::string& s) { return !s.empty(); });
     if (first == steps_.end()) return;
     const std::string& name = options_.sessions[static_cast<size_t>(first - steps_.begin())];
-    options_.progress({.stage = steps_.size() == 1 ? *first : absl::StrCat(name, ": ", *first)});
+    options_.progress({.stage = steps_.size() == 1 ? *first : absl::StrCat(*first, " (", name, ")")});
   }
 
   store::Repository& repository_;

@@ -73,6 +73,9 @@ absl::Status CheckOptions(const RestorePlan& plan, const RestoreOptions& options
   if (options.keep_identity && options.sessions.size() > 1) {
     return absl::InvalidArgumentError("only one session can keep the identity of the machine that is gone");
   }
+  for (const std::string& name : options.sessions) {
+    if (!options.trial) STILL_RETURN_IF_ERROR(session::CheckOrdinaryName(name));
+  }
   if (!plan.warm) return absl::OkStatus();
   if (options.vcpus != 0 || options.memory_bytes != 0) {
     return absl::InvalidArgumentError("saved memory goes on with the cpus and memory it had; other sizes need --cold");
@@ -221,6 +224,9 @@ sessionpb::SessionConfig ConfigFor(const RestorePlan& plan, const RestoreOptions
   sessionpb::SessionConfig config;
   config.set_name(session);
   config.set_id(RandomUuid());
+  // A copy is a machine of its own; what takes the place of one that is gone goes on as that one.
+  config.set_machine_id(options.keep_identity && !plan.snapshot.machine_id().empty() ? plan.snapshot.machine_id()
+                                                                                     : config.id());
   config.set_origin_snapshot(plan.snapshot.id());
   config.set_vsock_backend(options.vsock_backend);
   manifestpb::Machine& machine = *config.mutable_machine();

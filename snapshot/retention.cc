@@ -64,7 +64,7 @@ struct Entry {
 
 std::string CountText(int count) { return count >= kKeepAll ? "all" : absl::StrCat(count); }
 
-// Entries of one session, newest first.
+// Entries of one machine, newest first.
 void ApplyLast(std::vector<Entry*>& newest_first, int count) {
   if (count == 0) return;
   for (size_t i = 0; i < newest_first.size(); ++i) {
@@ -178,10 +178,11 @@ std::string FormatRetention(const RetentionPolicy& policy) {
   return absl::StrJoin(words, " ");
 }
 
-RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot, const SnapshotsInUse& in_use) {
+RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot, const std::string& machine,
+                               const SnapshotsInUse& in_use) {
   auto user = in_use.find(snapshot.id());
   return {.id = snapshot.id(),
-          .session = snapshot.session(),
+          .machine = machine,
           .point = absl::FromUnixNanos(snapshot.point_unix_ns()),
           .labels = {snapshot.labels().begin(), snapshot.labels().end()},
           .in_use = user == in_use.end() ? "" : user->second};
@@ -193,13 +194,13 @@ absl::StatusOr<std::vector<RetentionVerdict>> DecideRetention(absl::Span<const R
   STILL_RETURN_IF_ERROR(CheckPolicy(policy));
   std::vector<Entry> entries;
   entries.reserve(candidates.size());  // The map below points into it.
-  std::map<std::string, std::vector<Entry*>> sessions;
+  std::map<std::string, std::vector<Entry*>> machines;
   for (const RetentionCandidate& candidate : candidates) {
     Entry& entry = entries.emplace_back(Entry{.candidate = &candidate, .kept_by = {}, .not_kept_by = {}});
     ApplyLabelsAndAge(entry, policy, now);
-    if (candidate.point <= now) sessions[candidate.session].push_back(&entry);
+    if (candidate.point <= now) machines[candidate.machine].push_back(&entry);
   }
-  for (auto& [session, newest_first] : sessions) {
+  for (auto& [machine, newest_first] : machines) {
     std::sort(newest_first.begin(), newest_first.end(), [](const Entry* a, const Entry* b) {
       return std::tie(a->candidate->point, a->candidate->id) > std::tie(b->candidate->point, b->candidate->id);
     });

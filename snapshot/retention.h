@@ -5,7 +5,7 @@
 //   STILL_ASSIGN_OR_RETURN(auto verdicts, DecideRetention(snapshots, policy, clock.Now(), absl::LocalTimeZone()));
 //
 // The rules are independent, and what any of them keeps is kept: adding a rule, or raising a number, never drops more.
-// They are applied to each session's snapshots alone. "daily=7" keeps the newest snapshot of each of the last seven
+// They are applied to each machine's snapshots alone. "daily=7" keeps the newest snapshot of each of the last seven
 // days *that have snapshots*, so a machine that was off for a month loses nothing by it. Days, weeks (from Monday),
 // months and years are those of the time zone; an hour that a change to winter time repeats is two hours.
 #pragma once
@@ -52,13 +52,15 @@ std::string FormatRetention(const RetentionPolicy& policy);
 
 struct RetentionCandidate {
   std::string id;
-  std::string session;
+  std::string machine;  // Snapshots with the same are of one machine (machine.h).
   absl::Time point;
   std::map<std::string, std::string> labels;
   std::string in_use;  // Not empty: by whom, and so it is kept (snapshots_in_use.h).
 };
 
-RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot, const SnapshotsInUse& in_use);
+// `machine`: its key.
+RetentionCandidate CandidateOf(const stillpoint::manifest::v1::Snapshot& snapshot, const std::string& machine,
+                               const SnapshotsInUse& in_use);
 
 struct RetentionVerdict {
   std::string id;

@@ -11,10 +11,12 @@
 #include "absl/time/clock.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/host_identity.h"
 #include "base/log.h"
 #include "base/undo.h"
 #include "session/control/session_lock.h"
 #include "snapshot/disk_swap.h"
+#include "snapshot/machine.h"
 #include "snapshot/restore_plan.h"
 #include "snapshot/rollback_journal.h"
 #include "snapshot/session_files.h"
@@ -64,8 +66,9 @@ class RollbackRun {
   RestoreOptions restore_;
   session::SessionEntry entry_;
   std::string directory_;
-  OwnedFd lock_;          // On it, from the old session's end on.
-  OwnedFd staging_lock_;  // On the directory that takes its place.
+  OwnedFd lock_;            // On it, from the old session's end on.
+  OwnedFd staging_lock_;    // On the directory that takes its place.
+  std::string machine_id_;  // Stays what it was.
   const std::string staging_ = journal_.staging();
   const std::string before_ = journal_.before();
   RestorePlan plan_;
@@ -119,7 +122,17 @@ absl::Status RollbackRun::Check() {
               .progress = options_.progress};
   STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot found, repository_.FindSnapshot(options_.snapshot));
   restore_.snapshot = found.id();  // The safety snapshot must not become what "latest" means.
-  restore_.keep_identity = found.session() == options_.session;
+  STILL_ASSIGN_OR_RETURN(HostIdentity here, ReadHostIdentity(sessions_.root()));
+  const MachineIdentity machine = IdentityOf(here, entry_.config);
+  machine_id_ = machine.machine_id;
+  const bool own = IsSnapshotOf(found, machine);
+  if (!own && !options_.other_machine) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("snapshot ", options_.snapshot, " (", found.id().substr(0, 12),
+                     ") is of another machine: ", found.session(), found.host().empty() ? "" : " on ", found.host(),
+                     "; to put its disks and memory into ", options_.session, " all the same, give --other-machine"));
+  }
+  restore_.keep_identity = own;
   STILL_ASSIGN_OR_RETURN(plan_, PlanRestore(repository_, restore_, sessions_.root()));
   for (const sessionpb::DiskFile& disk : entry_.config.disks()) {
     if (OutsideDirectory(disk)) STILL_RETURN_IF_ERROR(DiskSwap::Check(disk));
@@ -140,6 +153,7 @@ std::vector<const sessionpb::DiskFile*> RollbackRun::KeptPlaces(const sessionpb:
 // Everything that takes long, while the session runs on.
 absl::Status RollbackRun::Stage() {
   config_ = ConfigFor(plan_, restore_, options_.session);
+  config_.set_machine_id(machine_id_);
   const std::vector<const sessionpb::DiskFile*> kept = KeptPlaces(config_);
   std::vector<std::string> paths;
   for (const sessionpb::DiskFile* disk : kept) {
@@ -219,6 +233,7 @@ absl::Status RollbackRun::StartSafety() {
   restore.cold = false;
   STILL_ASSIGN_OR_RETURN(RestorePlan plan, PlanRestore(repository_, restore, sessions_.root()));
   sessionpb::SessionConfig config = ConfigFor(plan, restore, options_.session);
+  config.set_machine_id(machine_id_);
   STILL_ASSIGN_OR_RETURN(MemoryImage memory, LoadMemory(repository_, plan, restore));
   config.mutable_restore()->set_private_mapping(memory.shared);
   // Its disks went on a little after the safety snapshot: memory and disks must be of one point.

@@ -20,10 +20,11 @@
 namespace still::snapshot {
 
 struct RollbackOptions {
-  std::string session;      // Running.
-  std::string snapshot;     // Any reference.
-  bool cold = false;        // Boot its disks instead of going on with its memory.
-  std::string safety_name;  // Of the safety snapshot; empty: SESSION-before-rollback-TIME.
+  std::string session;         // Running.
+  std::string snapshot;        // Any reference.
+  bool other_machine = false;  // It may be a snapshot of another machine than this session is.
+  bool cold = false;           // Boot its disks instead of going on with its memory.
+  std::string safety_name;     // Of the safety snapshot; empty: SESSION-before-rollback-TIME.
   bool without_agent = false;
   AgentPatience patience;
   HotImageOptions hot = HotImageOptions::FromEnvironment();
@@ -38,9 +39,10 @@ struct RolledBack {
   RestoredSession session;
 };
 
-// Blocks until the session is ready again. A snapshot of this very session (by its name) keeps the guest's identity;
-// one of another session gives it a new one, with this session's name. Errors as RestoreSnapshot and TakeSnapshot have
-// them; the message says in what state the session is. FAILED_PRECONDITION also: a disk that is no regular file.
+// Blocks until the session is ready again. A snapshot of this machine (snapshot/machine.h) keeps the guest's identity;
+// one of another machine, which must be asked for, gives it a new one, with this session's name. Errors as RestoreSnapshot and TakeSnapshot have
+// them; the message says in what state the session is. FAILED_PRECONDITION also: a disk that is no regular file, a snapshot
+// of another machine.
 absl::StatusOr<RolledBack> Rollback(store::Repository& repository, const session::SessionRegistry& sessions,
                                     const RollbackOptions& options);
 

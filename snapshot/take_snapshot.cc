@@ -11,8 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/host_identity.h"
 #include "base/log.h"
 #include "base/unix_socket.h"
+#include "session/machine_id.h"
 #include "snapshot/background.h"
 #include "snapshot/capture_stream.h"
 #include "snapshot/disk_drain.h"
@@ -27,15 +29,14 @@ constexpr absl::Duration kThawHooksPatience = absl::Seconds(3);
 
 using manifestpb::Image;
 
-// The newest earlier snapshot of the same session: what this one is compared with and, by its bitmaps, builds on.
+// The newest earlier snapshot of the same session: what this one is compared with and, by its bitmaps, builds on. `all`:
+// in the order of commits; a clock that was ahead once must not make one the parent of all that follow.
 std::optional<manifestpb::Snapshot> FindParent(const std::vector<manifestpb::Snapshot>& all,
                                                const std::string& session_id) {
-  std::optional<manifestpb::Snapshot> parent;
-  for (const manifestpb::Snapshot& snapshot : all) {
-    if (snapshot.session_id() != session_id) continue;
-    if (!parent.has_value() || snapshot.point_unix_ns() > parent->point_unix_ns()) parent = snapshot;
-  }
-  return parent;
+  auto newest = std::find_if(all.rbegin(), all.rend(),
+                             [&](const manifestpb::Snapshot& snapshot) { return snapshot.session_id() == session_id; });
+  if (newest == all.rend()) return std::nullopt;
+  return *newest;
 }
 
 const Image* FindImage(const manifestpb::Snapshot& snapshot, const std::string& name) {
@@ -45,16 +46,16 @@ const Image* FindImage(const manifestpb::Snapshot& snapshot, const std::string& 
   return nullptr;
 }
 
-std::string HostName() {
-  char name[256] = {};
-  return ::gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
-}
-
 class SnapshotRun {
  public:
-  SnapshotRun(session::SessionEntry session, std::unique_ptr<sessionpb::SessionControl::Stub> control,
-              store::Repository& repository, const TakeOptions& options)
-      : session_(std::move(session)), control_(std::move(control)), repository_(repository), options_(options) {}
+  SnapshotRun(session::SessionEntry session, HostIdentity host,
+              std::unique_ptr<sessionpb::SessionControl::Stub> control, store::Repository& repository,
+              const TakeOptions& options)
+      : session_(std::move(session)),
+        host_(std::move(host)),
+        control_(std::move(control)),
+        repository_(repository),
+        options_(options) {}
 
   absl::StatusOr<manifestpb::Snapshot> Run() {
     STILL_RETURN_IF_ERROR(Prepare());
@@ -84,6 +85,7 @@ class SnapshotRun {
   }
 
   const session::SessionEntry session_;
+  const HostIdentity host_;
   const std::unique_ptr<sessionpb::SessionControl::Stub> control_;
   store::Repository& repository_;
   const TakeOptions& options_;
@@ -113,11 +115,17 @@ absl::Status SnapshotRun::Prepare() {
     }
   }
   parent_ = FindParent(all, session_.config.id());
+  if (parent_.has_value() && absl::FromUnixNanos(parent_->point_unix_ns()) > Clock::Real().Now()) {
+    LogWarning("the snapshot before this one has its point in the future: the clock was wrong, or is",
+               {{"session", session_.name}, {"snapshot", parent_->id()}});
+  }
   STILL_ASSIGN_OR_RETURN(writer_, repository_.BeginSnapshot());
   manifest_.set_name(options_.name);
   manifest_.set_session(session_.name);
   manifest_.set_session_id(session_.config.id());
-  manifest_.set_host(HostName());
+  manifest_.set_machine_id(session::MachineIdOf(host_, session_.config));
+  manifest_.set_host(host_.name);
+  manifest_.set_host_id(host_.id);
   manifest_.set_creator(absl::StrCat("still ", STILL_VERSION));
   manifest_.mutable_labels()->insert(options_.labels.begin(), options_.labels.end());
   if (parent_.has_value()) manifest_.set_parent_id(parent_->id());
@@ -311,7 +319,8 @@ absl::StatusOr<manifestpb::Snapshot> TakeSnapshot(const session::SessionRegistry
                                                   store::Repository& repository, const TakeOptions& options) {
   STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, sessions.Find(session));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> control, sessions.Connect(session));
-  SnapshotRun run(std::move(entry), std::move(control), repository, options);
+  STILL_ASSIGN_OR_RETURN(HostIdentity host, ReadHostIdentity(sessions.root()));
+  SnapshotRun run(std::move(entry), std::move(host), std::move(control), repository, options);
   absl::StatusOr<manifestpb::Snapshot> snapshot = run.Run();
   if (!snapshot.ok()) return Annotate(snapshot.status(), absl::StrCat("snapshot of ", session));
   return snapshot;

@@ -61,7 +61,8 @@ std::vector<manifest::Snapshot> ReadManifests(RepositoryState& state, const std:
     }
   }
   std::sort(snapshots.begin(), snapshots.end(), [](const manifest::Snapshot& a, const manifest::Snapshot& b) {
-    return std::make_pair(a.committed_unix_ns(), a.id()) < std::make_pair(b.committed_unix_ns(), b.id());
+    return std::make_tuple(a.sequence(), a.committed_unix_ns(), a.id()) <
+           std::make_tuple(b.sequence(), b.committed_unix_ns(), b.id());
   });
   return snapshots;
 }
@@ -100,7 +101,21 @@ absl::Status RepositoryState::ChooseCatalogPath(const std::string& catalog_path)
 absl::Status RepositoryState::OpenCatalog(const std::string& catalog_path) {
   STILL_RETURN_IF_ERROR(ChooseCatalogPath(catalog_path));
   STILL_ASSIGN_OR_RETURN(catalog_, Catalog::Open(catalog_options()));
+  STILL_RETURN_IF_ERROR(FillSequences());
   return SyncCatalog();
+}
+
+// Rows that an older version of the catalog made know neither the order of commits nor whose they are.
+absl::Status RepositoryState::FillSequences() {
+  STILL_ASSIGN_OR_RETURN(std::vector<CatalogSnapshot> rows, catalog_->ListUnsequenced());
+  if (rows.empty()) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());
+  for (CatalogSnapshot& row : rows) {
+    // One that cannot be parsed is told of by whoever needs it.
+    if (auto snapshot = ParseManifest(row.manifest, row.id); snapshot.ok()) row = ToRow(*snapshot);
+    STILL_RETURN_IF_ERROR(change.SetSequence(row));
+  }
+  return change.Commit();
 }
 
 absl::Status RepositoryState::SyncCatalog() {

@@ -122,6 +122,7 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   Clock& clock = options.clock != nullptr ? *options.clock : Clock::Real();
   auto state = std::make_unique<RepositoryState>(options.path, clock, std::move(objects), *std::move(config),
                                                  std::move(keys), options.workers);
+  state->here = options.here;
   STILL_RETURN_IF_ERROR(options.rebuild_catalog ? state->RebuildCatalog(options.catalog_path)
                                                 : state->OpenCatalog(options.catalog_path));
   return std::make_unique<RepositoryImpl>(std::move(state), options.key_cost);
@@ -145,7 +146,8 @@ absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() 
 
 absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_view reference) {
   STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> snapshots, ListSnapshots());
-  STILL_ASSIGN_OR_RETURN(size_t index, ResolveSnapshot(snapshots, reference, state_->clock.Now()));
+  STILL_ASSIGN_OR_RETURN(size_t index,
+                         ResolveSnapshot(snapshots, reference, {.now = state_->clock.Now(), .here = state_->here}));
   return std::move(snapshots[index]);
 }
 

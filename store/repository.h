@@ -26,6 +26,7 @@
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/host_identity.h"
 #include "base/status.h"
 #include "proto/manifest.pb.h"
 #include "store/block/compression.h"
@@ -53,6 +54,8 @@ struct RepositoryOptions {
   KeyCost key_cost;                                 // Of keys that are made: what guessing a passphrase costs.
   // Empty: beside the objects, or with encryption in this host's cache (docs/format/catalog.md).
   std::string catalog_path;
+  // Who commits, and whose machines references mean. Empty: everybody's, for programs that only read.
+  HostIdentity here;
   // For Open: write the catalog anew from packs and manifests alone, also when it is too damaged to be opened.
   bool rebuild_catalog = false;
   // Seams for tests; must outlive the repository.
@@ -78,7 +81,7 @@ class SnapshotWriter {
   // beyond 2^50. The writer must be finished or destroyed before Commit.
   virtual absl::StatusOr<std::unique_ptr<ImageWriter>> BeginImage(const ImageOptions& options) = 0;
   // Stores everything durably and lists it under snapshot.name (ALREADY_EXISTS when taken: give another name and
-  // commit again). `id`, `images`, `committed_unix_ns` and `drain.bytes_stored` are filled in here: an entry of
+  // commit again). `id`, `images`, `sequence`, `committed_unix_ns` and `drain.bytes_stored` are filled in here, and the host unless it is given: an entry of
   // `images` with a finished image's name keeps its other fields. Gives the new snapshot's id.
   virtual absl::StatusOr<std::string> Commit(manifest::Snapshot snapshot) = 0;
   // Bytes handed to storage so far by this snapshot, after deduplication and compression. Any thread.
@@ -99,11 +102,12 @@ class Repository {
 
   virtual absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot() = 0;
 
-  // Oldest point first.
+  // In the order of their commits, whatever the clocks said: the newest is the last.
   virtual absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() = 0;
   // `reference`: a name or its beginning, an id or at least 4 digits of its beginning, "latest", SESSION@latest, or
   // SESSION@AGE: of that session the newest that is at least AGE old ("web@2d"; units s, m, h, d, w; the session's name
-  // may be cut, too, or left out). NOT_FOUND suggests what is near, FAILED_PRECONDITION lists what it could be.
+  // may be cut, too, or left out). The last three mean this host's (options.here); HOST/latest and HOST/SESSION@AGE those
+  // of another one, by its name or the beginning of its id. NOT_FOUND suggests what is near, FAILED_PRECONDITION lists what it could be.
   virtual absl::StatusOr<manifest::Snapshot> FindSnapshot(absl::string_view reference) = 0;
   // `image`: its name in the snapshot.
   virtual absl::StatusOr<std::unique_ptr<ImageReader>> OpenImage(const manifest::Snapshot& snapshot,

@@ -128,6 +128,9 @@ CatalogSnapshot ToRow(const manifest::Snapshot& snapshot) {
                          .session_id = snapshot.session_id(),
                          .point_unix_ns = snapshot.point_unix_ns(),
                          .committed_unix_ns = snapshot.committed_unix_ns(),
+                         .sequence = static_cast<int64_t>(std::min(snapshot.sequence(), kMaxSequence)),
+                         .host_id = snapshot.host_id(),
+                         .machine_id = snapshot.machine_id(),
                          .kind = snapshot.kind(),
                          .manifest = snapshot.SerializeAsString(),
                          .labels = {snapshot.labels().begin(), snapshot.labels().end()}};

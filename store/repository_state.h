@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/host_identity.h"
 #include "base/status.h"
 #include "proto/manifest.pb.h"
 #include "store/block/worker_pool.h"
@@ -29,6 +30,7 @@ class RepositoryState final : public NodeFinder {
                   std::optional<RepositoryKeys> keys, int workers);
 
   const std::string path;
+  HostIdentity here;  // Who commits, and whose references are meant. Set before it is used.
   Clock& clock;
   const std::unique_ptr<ObjectStore> objects;
   const RepositoryConfig config;
@@ -63,6 +65,7 @@ class RepositoryState final : public NodeFinder {
   absl::Status SyncPacks();
   absl::Status SyncCondemned();
   absl::Status SyncSnapshots();
+  absl::Status FillSequences();
 
   absl::Status ChooseCatalogPath(const std::string& catalog_path);
   CatalogOptions catalog_options() const { return {.path = catalog_path_}; }
@@ -74,6 +77,9 @@ class RepositoryState final : public NodeFinder {
   std::unique_ptr<LeaseKeeper> keeper_ ABSL_GUARDED_BY(lease_mutex_);
   std::weak_ptr<Lease> shared_lease_ ABSL_GUARDED_BY(lease_mutex_);
 };
+
+// Larger ones are damage, and count as this one.
+inline constexpr uint64_t kMaxSequence = uint64_t{1} << 62;
 
 // Manifests.
 std::string SnapshotObject(absl::string_view id);

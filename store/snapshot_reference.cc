@@ -1,11 +1,11 @@
 #include "store/snapshot_reference.h"
 
-#include <algorithm>
 #include <optional>
+#include <set>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/name_match.h"
 #include "base/quantity.h"
@@ -20,27 +20,96 @@ constexpr size_t kMinIdPrefix = 4;
 constexpr size_t kShownIdDigits = 12;
 constexpr absl::string_view kLatest = "latest";
 
-// The names of the sessions that have snapshots, each once.
-std::vector<std::string> SessionsOf(const Snapshots& snapshots) {
-  std::vector<std::string> names;
-  for (const Snapshot& snapshot : snapshots) names.push_back(snapshot.session());
-  std::sort(names.begin(), names.end());
-  names.erase(std::unique(names.begin(), names.end()), names.end());
-  return names;
+// What stands before the "@" or before "latest": "", "web", "host/", "host/web".
+struct Whose {
+  absl::string_view host;  // Empty: this one.
+  absl::string_view session;
+};
+
+Whose ParseWhose(absl::string_view text) {
+  const size_t slash = text.find('/');
+  if (slash == absl::string_view::npos) return {.host = {}, .session = text};
+  return {.host = text.substr(0, slash), .session = text.substr(slash + 1)};
+}
+
+// As it can be written in a reference.
+std::string HostText(const Snapshot& snapshot) {
+  if (snapshot.host_id().empty()) return snapshot.host();
+  return absl::StrCat(snapshot.host(), " (", snapshot.host_id().substr(0, kShownIdDigits), ")");
+}
+
+bool IsOfNamedHost(const Snapshot& snapshot, absl::string_view host) {
+  return snapshot.host() == host ||
+         (host.size() >= kMinIdPrefix && absl::StartsWith(snapshot.host_id(), absl::AsciiStrToLower(host)));
+}
+
+// The snapshots among which the newest is looked for.
+absl::StatusOr<std::vector<size_t>> Among(const Snapshots& snapshots, absl::string_view reference,
+                                          absl::string_view host, const HostIdentity& here) {
+  std::vector<size_t> found;
+  // As they can be written; old snapshots, without an id, go with whichever host has their host's name.
+  std::set<std::string> hosts;
+  std::set<std::string> others;
+  for (size_t i = 0; i < snapshots.size(); ++i) {
+    const bool ours = host.empty() ? IsOfHost(snapshots[i], here) : IsOfNamedHost(snapshots[i], host);
+    if (ours) found.push_back(i);
+    if (!ours) others.insert(HostText(snapshots[i]));
+    if (ours && !snapshots[i].host_id().empty()) hosts.insert(HostText(snapshots[i]));
+  }
+  const auto texts = [](const std::set<std::string>& of) {
+    return ListSome(std::vector<std::string>(of.begin(), of.end()));
+  };
+  if (found.empty()) {
+    return absl::NotFoundError(absl::StrCat("snapshot ", Quoted(reference), ": there is none of ",
+                                            host.empty() ? "this host" : absl::StrCat("a host ", Quoted(host)),
+                                            "; of others, write HOST/", host.empty() ? reference : "SESSION@latest",
+                                            ": ", texts(others)));
+  }
+  if (!host.empty() && hosts.size() > 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("snapshot ", Quoted(reference), ": several hosts are called so; write the id: ", texts(hosts)));
+  }
+  return found;
 }
 
 // "SESSION@latest", "SESSION@2d"; an empty session is any.
-absl::StatusOr<size_t> NewestOf(const Snapshots& snapshots, absl::string_view reference, absl::string_view session,
-                                absl::Time not_after) {
+absl::StatusOr<size_t> NewestOf(const Snapshots& snapshots, absl::string_view reference, const Whose& whose,
+                                absl::Time not_after, const HostIdentity& here) {
+  STILL_ASSIGN_OR_RETURN(std::vector<size_t> among, Among(snapshots, reference, whose.host, here));
   std::string name;
-  if (!session.empty()) {
-    STILL_ASSIGN_OR_RETURN(name, ResolveName("session with snapshots", session, SessionsOf(snapshots)));
+  if (!whose.session.empty()) {
+    std::set<std::string> names;
+    for (size_t i : among) names.insert(snapshots[i].session());
+    STILL_ASSIGN_OR_RETURN(name, ResolveName("session with snapshots", whose.session,
+                                             std::vector<std::string>(names.begin(), names.end())));
   }
-  for (size_t i = snapshots.size(); i-- > 0;) {
-    if (!name.empty() && snapshots[i].session() != name) continue;
-    if (absl::FromUnixNanos(snapshots[i].point_unix_ns()) <= not_after) return i;
+  for (size_t i = among.size(); i-- > 0;) {
+    const Snapshot& snapshot = snapshots[among[i]];
+    if (!name.empty() && snapshot.session() != name) continue;
+    if (absl::FromUnixNanos(snapshot.point_unix_ns()) <= not_after) return among[i];
   }
   return absl::NotFoundError(absl::StrCat("snapshot ", Quoted(reference), ": there is none that old"));
+}
+
+// What asks for the newest: "latest", "host/latest", "web@latest", "host/web@2d".
+struct Newest {
+  Whose whose;
+  absl::Time not_after = absl::InfiniteFuture();
+};
+
+std::optional<Newest> ParseNewest(absl::string_view reference, absl::Time now) {
+  const size_t at = reference.rfind('@');
+  if (at == absl::string_view::npos) {
+    const Whose whose = ParseWhose(reference);
+    if (whose.session != kLatest) return std::nullopt;
+    return Newest{.whose = {.host = whose.host, .session = {}}};
+  }
+  const Whose whose = ParseWhose(reference.substr(0, at));
+  const absl::string_view when = reference.substr(at + 1);
+  if (when == kLatest) return Newest{.whose = whose};
+  absl::StatusOr<absl::Duration> age = ParseDuration(when);
+  if (!age.ok()) return std::nullopt;
+  return Newest{.whose = whose, .not_after = now - *age};
 }
 
 std::string Describe(const Snapshot& snapshot) {
@@ -73,7 +142,13 @@ absl::StatusOr<size_t> ByBeginning(const Snapshots& snapshots, absl::string_view
 
 }  // namespace
 
-absl::StatusOr<size_t> ResolveSnapshot(const Snapshots& snapshots, absl::string_view reference, absl::Time now) {
+bool IsOfHost(const Snapshot& snapshot, const HostIdentity& host) {
+  if (host.id.empty() && host.name.empty()) return true;
+  if (!snapshot.host_id().empty() && !host.id.empty()) return snapshot.host_id() == host.id;
+  return snapshot.host().empty() || snapshot.host() == host.name;
+}
+
+absl::StatusOr<size_t> ResolveSnapshot(const Snapshots& snapshots, absl::string_view reference, const Asker& asker) {
   if (reference.empty()) return absl::InvalidArgumentError("snapshot: no name given");
   // A name goes before everything else that could be meant.
   for (size_t i = 0; i < snapshots.size(); ++i) {
@@ -82,20 +157,15 @@ absl::StatusOr<size_t> ResolveSnapshot(const Snapshots& snapshots, absl::string_
   if (snapshots.empty()) {
     return absl::NotFoundError(absl::StrCat("snapshot ", Quoted(reference), ": there is none; none was taken yet"));
   }
-  if (reference == kLatest) return snapshots.size() - 1;
-  if (const size_t at = reference.rfind('@'); at != absl::string_view::npos) {
-    absl::string_view session = reference.substr(0, at);
-    absl::string_view when = reference.substr(at + 1);
-    if (when == kLatest) return NewestOf(snapshots, reference, session, absl::InfiniteFuture());
-    if (absl::StatusOr<absl::Duration> age = ParseDuration(when); age.ok())
-      return NewestOf(snapshots, reference, session, now - *age);
+  if (std::optional<Newest> newest = ParseNewest(reference, asker.now)) {
+    return NewestOf(snapshots, reference, newest->whose, newest->not_after, asker.here);
   }
   return ByBeginning(snapshots, reference);
 }
 
 bool NamedInFull(const Snapshot& snapshot, absl::string_view reference) {
-  return reference == snapshot.name() || absl::StartsWith(snapshot.id(), reference) ||
-         !absl::StartsWith(snapshot.name(), reference);
+  return reference == snapshot.name() ||
+         (reference.size() >= kMinIdPrefix && absl::StartsWith(snapshot.id(), reference));
 }
 
 }  // namespace still::store

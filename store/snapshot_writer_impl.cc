@@ -161,13 +161,16 @@ absl::Status SnapshotWriterImpl::FillIn(manifest::Snapshot& snapshot) {
   return absl::OkStatus();
 }
 
-absl::Status SnapshotWriterImpl::PutRows(const manifest::Snapshot& snapshot) {
+absl::Status SnapshotWriterImpl::PutRows(manifest::Snapshot& snapshot) {
   std::vector<PackSummary> packs;
   {
     absl::MutexLock lock(&mutex_);
     packs = published_;
   }
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_.catalog().Begin());
+  // Within the transaction: no other commit through this catalog can take the same.
+  STILL_ASSIGN_OR_RETURN(int64_t newest, state_.catalog().NewestSequence());
+  snapshot.set_sequence(std::min(static_cast<uint64_t>(newest) + 1, kMaxSequence));
   // First, because a name that is taken must leave no trace.
   STILL_RETURN_IF_ERROR(change.PutSnapshot(ToRow(snapshot)));
   STILL_RETURN_IF_ERROR(PutPackRows(state_, change, packs));
@@ -187,6 +190,10 @@ absl::StatusOr<std::string> SnapshotWriterImpl::Commit(manifest::Snapshot snapsh
   // Without it a sweep may have deleted what this snapshot uses.
   STILL_RETURN_IF_ERROR(Annotate(lease_->Check(), "the repository's lease was lost; take the snapshot again"));
   snapshot.set_id(NewSnapshotId());
+  if (snapshot.host_id().empty()) {
+    snapshot.set_host(state_.here.name);
+    snapshot.set_host_id(state_.here.id);
+  }
   snapshot.set_committed_unix_ns(absl::ToUnixNanos(state_.clock.Now()));
   snapshot.mutable_drain()->set_bytes_stored(bytes_stored());
   STILL_RETURN_IF_ERROR(PutRows(snapshot));

@@ -36,7 +36,7 @@ class SnapshotWriterImpl final : public SnapshotWriter {
   SnapshotWriterImpl(RepositoryState& state, std::shared_ptr<Lease> lease, std::unique_ptr<BlockIndex> index);
   absl::Status PublishPacks();
   absl::Status FillIn(manifest::Snapshot& snapshot) ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status PutRows(const manifest::Snapshot& snapshot);
+  absl::Status PutRows(manifest::Snapshot& snapshot);
 
   RepositoryState& state_;
   const std::shared_ptr<Lease> lease_;

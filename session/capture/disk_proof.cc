@@ -51,27 +51,21 @@ void KeepUse(const guestpb::DiskUse& use, Consistency::DiskProof& proof) {
   kept.set_detail(use.detail());
 }
 
-const guestpb::Disk* FindDisk(const manifestpb::Disk& captured, const guestpb::QuiesceResponse& report,
-                              std::string& reason) {
-  const guestpb::Disk* found = nullptr;
-  const bool by_address = !captured.pci_address().empty();
-  if (!by_address && captured.serial().empty()) {
-    reason = "it has no serial number, so the guest's agent cannot tell which disk it is";
-    return nullptr;
-  }
+// The disks of the guest that may be this one: the one in its place, or with its serial number. Where it has neither, all
+// of them.
+std::vector<const guestpb::Disk*> Candidates(const manifestpb::Disk& captured, const guestpb::QuiesceResponse& report) {
+  std::vector<const guestpb::Disk*> candidates;
   for (const guestpb::Disk& disk : report.disks()) {
-    if (by_address ? disk.pci_address() != captured.pci_address() : disk.serial() != captured.serial()) continue;
-    if (found != nullptr) {
-      reason = "the guest shows two disks in its place";
-      return nullptr;
-    }
-    found = &disk;
+    bool may_be = captured.pci_address().empty() ? captured.serial().empty() || disk.serial() == captured.serial()
+                                                 : disk.pci_address() == captured.pci_address();
+    if (may_be) candidates.push_back(&disk);
   }
-  if (found != nullptr) return found;
-  reason = report.disks().empty() && report.disks_unknown().empty()
-               ? "the guest's agent is too old to tell what writes to it; install this version's (still agent install)"
-               : "the guest's agent does not show this disk";
-  return found;
+  return candidates;
+}
+
+std::string WhyNone(const guestpb::QuiesceResponse& report) {
+  if (!report.disks().empty() || !report.disks_unknown().empty()) return "the guest's agent does not show this disk";
+  return "the guest's agent is too old to tell what writes to it; install this version's (still agent install)";
 }
 
 Consistency::DiskProof Prove(const manifestpb::Disk& captured, const guestpb::QuiesceResponse& report) {
@@ -79,15 +73,17 @@ Consistency::DiskProof Prove(const manifestpb::Disk& captured, const guestpb::Qu
   proof.set_name(captured.name());
   proof.set_covered(true);
   if (captured.read_only()) return proof;
-  std::string reason;
-  const guestpb::Disk* disk = FindDisk(captured, report, reason);
-  if (disk != nullptr && !disk->read_only()) {
+  // Of several none is known to be it: all must be covered.
+  const std::vector<const guestpb::Disk*> candidates = Candidates(captured, report);
+  std::string reason = candidates.empty() ? WhyNone(report) : "";
+  for (const guestpb::Disk* disk : candidates) {
+    if (disk->read_only()) continue;
     for (const guestpb::DiskUse& use : disk->uses()) {
       if (reason.empty() && !IsCovered(use)) reason = ReasonOf(use);
       if (proof.uses_size() < kMaxUsesKept) KeepUse(use, proof);
     }
   }
-  if (reason.empty() && !report.disks_unknown().empty()) reason = report.disks_unknown();
+  if (reason.empty()) reason = report.disks_unknown();
   proof.set_covered(reason.empty());
   proof.set_reason(reason);
   return proof;
@@ -107,9 +103,11 @@ void NoteWritten(const google::protobuf::RepeatedPtrField<std::string>& written,
                  const guestpb::QuiesceResponse& report, Consistency& consistency) {
   for (int i = 0; i < consistency.disks_size() && i < captured.size(); ++i) {
     Consistency::DiskProof& proof = *consistency.mutable_disks(i);
-    std::string unused;
-    const guestpb::Disk* disk = FindDisk(captured.Get(i), report, unused);
-    if (disk == nullptr || !proof.covered() || absl::c_find(written, disk->name()) == written.end()) continue;
+    if (!proof.covered() || captured.Get(i).read_only()) continue;
+    const std::vector<const guestpb::Disk*> candidates = Candidates(captured.Get(i), report);
+    bool hit = absl::c_any_of(
+        candidates, [&](const guestpb::Disk* disk) { return absl::c_find(written, disk->name()) != written.end(); });
+    if (!hit) continue;
     proof.set_covered(false);
     proof.set_reason("a part of it that was clean or unused was written to between the freeze and the thaw");
   }

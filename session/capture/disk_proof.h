@@ -12,7 +12,8 @@
 namespace still::session {
 
 // One proof for each of `captured`, in its order. The guest's disks are found by their PCI address, else by their serial
-// number; one that is not found, or found twice, is not covered. Lists are bounded: what is left out is not covered.
+// number. One that is not found is not covered; one that may be any of several is covered if all of those are. Lists are
+// bounded: what is left out is not covered.
 std::vector<manifestpb::Consistency::DiskProof> ProveDisks(
     const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured, const guestpb::QuiesceResponse& report);
 

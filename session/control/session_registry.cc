@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/host_identity.h"
 #include "base/name_match.h"
 #include "base/process.h"
 #include "base/unix_socket.h"
@@ -26,6 +27,7 @@
 #include "session/control/launch_report.h"
 #include "session/control/session_autostart.h"
 #include "session/control/session_lock.h"
+#include "session/machine_id.h"
 #include "session/session_config.h"
 
 namespace still::session {
@@ -109,15 +111,25 @@ absl::StatusOr<SessionPlace> SessionRegistry::Create(const std::string& name) co
 }
 
 absl::StatusOr<std::vector<SessionEntry>> SessionRegistry::List() const {
-  std::vector<SessionEntry> entries;
+  STILL_ASSIGN_OR_RETURN(Listing all, ListAll());
+  return std::move(all.entries);
+}
+
+absl::StatusOr<SessionRegistry::Listing> SessionRegistry::ListAll() const {
+  Listing all;
   std::string directory = absl::StrCat(root_, "/sessions");
-  if (!PathExists(directory)) return entries;
+  if (!PathExists(directory)) return all;
   STILL_ASSIGN_OR_RETURN(std::vector<std::string> names, ListDirectory(directory));
   for (const std::string& name : names) {
+    if (!ValidateSessionName(name).ok()) continue;  // Not ours, or being staged.
     absl::StatusOr<SessionEntry> entry = Find(name);
-    if (entry.ok()) entries.push_back(*std::move(entry));  // One that is just being made has no session.json yet.
+    if (entry.ok()) {
+      all.entries.push_back(*std::move(entry));
+    } else if (!absl::IsNotFound(entry.status())) {  // One that is just being made has no session.json yet.
+      all.unreadable[name] = entry.status();
+    }
   }
-  return entries;
+  return all;
 }
 
 absl::StatusOr<SessionEntry> SessionRegistry::Find(const std::string& name) const {
@@ -154,7 +166,7 @@ absl::Status SessionRegistry::Remove(const std::string& name) const {
   std::string directory = Directory(name);
   if (!PathExists(directory)) return Find(name).status();
   // One that has recorded its end is gone in a moment.
-  if (IsAlive(directory) && PathExists(EndPath(directory))) (void)AwaitGone(name, kEndingTimeout);
+  if (!IsReady(directory) && PathExists(EndPath(directory))) (void)AwaitGone(name, kEndingTimeout);
   if (IsAlive(directory)) {
     return absl::FailedPreconditionError(
         absl::StrCat("session ", name, IsReady(directory) ? " is running" : " is just starting or ending",
@@ -213,9 +225,9 @@ absl::Status SessionRegistry::End(const std::string& name, absl::Duration timeou
   return asked.ok() ? gone : FromGrpc(asked);
 }
 
-absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb::SessionConfig& config,
+absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb::SessionConfig& given,
                                                                 LaunchOptions options) const {
-  std::string directory = Directory(config.name());
+  std::string directory = Directory(given.name());
   OwnedFd own_lock;
   if (options.lock_fd < 0) {
     STILL_ASSIGN_OR_RETURN(own_lock, LockSession(directory));
@@ -223,6 +235,11 @@ absl::StatusOr<sessionpb::LaunchReport> SessionRegistry::Launch(const sessionpb:
   }
   // Of an earlier life.
   STILL_RETURN_IF_ERROR(RemoveFile(EndPath(directory)));
+  sessionpb::SessionConfig config = given;
+  if (config.machine_id().empty()) {
+    STILL_ASSIGN_OR_RETURN(HostIdentity host, ReadHostIdentity(root_));
+    config.set_machine_id(StartedMachineId(host, config));
+  }
   STILL_RETURN_IF_ERROR(WriteJson(JoinPath(directory, "session.json"), config));
   STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("still-session", "STILL_SESSION_PROGRAM"));
   std::string log_path = JoinPath(directory, "session.log");

@@ -13,6 +13,7 @@
 #include <sys/types.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -66,6 +67,12 @@ class SessionRegistry {
   // Makes the directory of a new session. ALREADY_EXISTS says whether the one in the way lives.
   absl::StatusOr<SessionPlace> Create(const std::string& name) const;
   absl::StatusOr<std::vector<SessionEntry>> List() const;
+  // The same, and of each that List() leaves out because it cannot be read, why: for whoever must not lose one.
+  struct Listing {
+    std::vector<SessionEntry> entries;
+    std::map<std::string, absl::Status> unreadable;
+  };
+  absl::StatusOr<Listing> ListAll() const;
   // NOT_FOUND suggests a name, or lists those there are.
   absl::StatusOr<SessionEntry> Find(const std::string& name) const;
   // The whole name of the session that is meant by `name` or its beginning (base/name_match.h).
@@ -85,6 +92,7 @@ class SessionRegistry {
   // Starts still-session for a session's directory, in the background, and waits until it is ready (booted to its agent,
   // or restored and thawed) or has failed; its error is returned then. On any error, and when we are killed meanwhile,
   // no process of it is left. The program is looked up beside the running one, or in STILL_SESSION_PROGRAM.
+  // A config without a machine id is one that is started from its own disks, and gets theirs (session/machine_id.h).
   absl::StatusOr<sessionpb::LaunchReport> Launch(const sessionpb::SessionConfig& config, LaunchOptions options) const;
 
  private:

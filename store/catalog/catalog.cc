@@ -58,7 +58,9 @@ CatalogImage ImageFrom(const Statement& row, int first_column) {
           .bitmap = row.Bytes(first_column + 4)};
 }
 
-#define STILL_SNAPSHOT_COLUMNS "id, ifnull(name, ''), session, session_id, point, committed, kind, manifest"
+#define STILL_SNAPSHOT_COLUMNS                                                                                  \
+  "id, ifnull(name, ''), session, session_id, point, committed, kind, manifest, ifnull(sequence, 0), host_id, " \
+  "machine_id"
 
 CatalogSnapshot SnapshotFrom(const Statement& row) {
   CatalogSnapshot snapshot{.id = row.Bytes(0),
@@ -69,6 +71,9 @@ CatalogSnapshot SnapshotFrom(const Statement& row) {
                            .committed_unix_ns = row.Int(5),
                            .kind = static_cast<int>(row.Int(6))};
   snapshot.manifest = row.Bytes(7);
+  snapshot.sequence = row.Int(8);
+  snapshot.host_id = row.Bytes(9);
+  snapshot.machine_id = row.Bytes(10);
   return snapshot;
 }
 
@@ -201,11 +206,26 @@ absl::StatusOr<std::vector<NodePlace>> Catalog::FindNode(absl::string_view id) {
 absl::StatusOr<std::vector<CatalogSnapshot>> Catalog::ListSnapshots() {
   absl::MutexLock lock(&reading_);
   STILL_ASSIGN_OR_RETURN(ReadTransaction transaction, ReadTransaction::Begin(*reader_));
-  STILL_ASSIGN_OR_RETURN(Statement select,
-                         reader_->Prepare("SELECT " STILL_SNAPSHOT_COLUMNS " FROM snapshot ORDER BY point, id"));
+  STILL_ASSIGN_OR_RETURN(Statement select, reader_->Prepare("SELECT " STILL_SNAPSHOT_COLUMNS
+                                                            " FROM snapshot ORDER BY sequence, committed, id"));
   std::vector<CatalogSnapshot> snapshots;
   STILL_RETURN_IF_ERROR(ForEachRow(select, [&] { snapshots.push_back(SnapshotFrom(select)); }));
   for (CatalogSnapshot& snapshot : snapshots) STILL_RETURN_IF_ERROR(FillLabelsAndImages(*reader_, snapshot));
+  return snapshots;
+}
+
+absl::StatusOr<int64_t> Catalog::NewestSequence() {
+  absl::MutexLock lock(&reading_);
+  return reader_->QueryInt("SELECT ifnull(max(sequence), 0) FROM snapshot");
+}
+
+absl::StatusOr<std::vector<CatalogSnapshot>> Catalog::ListUnsequenced() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(Statement select,
+                         reader_->Prepare("SELECT " STILL_SNAPSHOT_COLUMNS
+                                          " FROM snapshot WHERE sequence IS NULL ORDER BY committed, id"));
+  std::vector<CatalogSnapshot> snapshots;
+  STILL_RETURN_IF_ERROR(ForEachRow(select, [&] { snapshots.push_back(SnapshotFrom(select)); }));
   return snapshots;
 }
 
@@ -251,7 +271,7 @@ absl::StatusOr<std::optional<CatalogBase>> Catalog::FindBase(absl::string_view s
       Statement select,
       reader_->Prepare("SELECT snapshot.id, image.name, role, size, root, bitmap FROM snapshot "
                        "JOIN image ON image.snapshot = snapshot.id WHERE session_id = ? AND image.name = ? "
-                       "ORDER BY point DESC, snapshot.id DESC LIMIT 1"));
+                       "ORDER BY sequence DESC, committed DESC, snapshot.id DESC LIMIT 1"));
   STILL_RETURN_IF_ERROR(select.Bind(session_id, image));
   STILL_ASSIGN_OR_RETURN(bool found, select.Step());
   if (!found) return std::nullopt;

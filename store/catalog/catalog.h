@@ -51,6 +51,8 @@ class CatalogTransaction {
   // ALREADY_EXISTS when the id or the name (unless empty) is taken.
   absl::Status PutSnapshot(const CatalogSnapshot& snapshot);
   absl::Status RemoveSnapshot(absl::string_view id);
+  // Sequence, host and machine of a row that has none.
+  absl::Status SetSequence(const CatalogSnapshot& snapshot);
   // All packs, nodes and snapshots.
   absl::Status Clear();
 
@@ -89,8 +91,12 @@ class Catalog {
   // Where the node is stored, the pack with the largest (created, name) first; empty: nowhere. Condemned ones too.
   absl::StatusOr<std::vector<NodePlace>> FindNode(absl::string_view id);
 
-  // Oldest point first.
+  // In the order of their commits, the first one first: by sequence, whatever the clocks said.
   absl::StatusOr<std::vector<CatalogSnapshot>> ListSnapshots();
+  // Of the last commit; 0: there is none.
+  absl::StatusOr<int64_t> NewestSequence();
+  // Those of before version 4 of the schema whose sequence and owners nobody has read from the manifest yet.
+  absl::StatusOr<std::vector<CatalogSnapshot>> ListUnsequenced();
   absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshot(absl::string_view id);
   absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshotByName(absl::string_view name);
   // By name, then id.

@@ -48,6 +48,9 @@ struct CatalogSnapshot {
   std::string session_id;
   int64_t point_unix_ns = 0;
   int64_t committed_unix_ns = 0;
+  int64_t sequence = 0;  // Of its commit; 0: from before they were counted.
+  std::string host_id;
+  std::string machine_id;
   int kind = 0;          // manifest.proto, Snapshot.Kind.
   std::string manifest;  // The serialized message.
   std::map<std::string, std::string> labels;

@@ -136,7 +136,16 @@ CREATE TABLE remembered (
 ) STRICT, WITHOUT ROWID;
 )sql";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3};
+// Whose a snapshot is, and the order of commits. NULL: its manifest was not asked yet (RepositoryState::OpenCatalog).
+constexpr char kVersion4[] = R"sql(
+ALTER TABLE snapshot ADD COLUMN sequence INTEGER;
+ALTER TABLE snapshot ADD COLUMN host_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE snapshot ADD COLUMN machine_id TEXT NOT NULL DEFAULT '';
+DROP INDEX snapshot_by_point;
+CREATE INDEX snapshot_by_commit ON snapshot(sequence, committed, id);
+)sql";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4};
 
 }  // namespace
 

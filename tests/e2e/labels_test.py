@@ -13,6 +13,8 @@ class Labels(unittest.TestCase):
         cls.fault = cls.host.directory / "fault"
         disks = [cls.host.disk("data"), cls.host.disk("more")]
         cls.host.boot("web", disks=disks, workload="", STILL_FAULT_FILE=str(cls.fault))
+        # The guest mounts every disk that it finds.
+        cls.host.guest("web", "sh", "-c", "umount /data2 && mkdir -p /mnt")
 
     def tearDown(self):
         self.fault.unlink(missing_ok=True)

@@ -91,6 +91,13 @@ class Quiesce(VmTest):
         self.assertEqual(warned["consistency"]["level"], "FILESYSTEM")
         self.assertIn("bad", warned["consistency"]["downgrades"][0])
 
+    def test_a_thaw_hook_that_takes_its_time_holds_up_nobody(self):
+        self.hook("slow", "[ \"$1\" = freeze ] || sleep 8")
+        taken = self.host.json("snapshot", "web", "--disk-only", "--quiesce", "require")
+        self.assertEqual(taken["consistency"]["level"], "APPLICATION")
+        self.assertTrue(taken["consistency"]["hooks"][-1]["unfinished"])
+        self.assertLess(int(taken["windows"]["freeze_us"]), 8_000_000)
+
     def test_a_hook_that_hangs_is_ended(self):
         self.hook("slow", "sleep 300")
         result = self.host.run("snapshot", "web", "--disk-only", "--quiesce", "require", "--freeze-lease", "8s")

@@ -25,7 +25,7 @@ class CommandFailed(Exception):
 class Host:
     """with Host() as host: host.still("list")"""
 
-    def __init__(self, encrypted=False, timeout=180):
+    def __init__(self, encrypted=False, timeout=900):
         SCRATCH.mkdir(exist_ok=True)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="host-", dir=SCRATCH))
         self.state = self.directory / "state"
@@ -124,6 +124,8 @@ class Host:
         words = ["run", name, "--kernel", GUEST / "vmlinux", "--initrd", GUEST / "initrd", "--append", cmdline]
         for disk in [self.disk(name)] if disks is None else disks:
             words += ["--disk", disk]
+        if "--agent-timeout" not in arguments:  # Only a hang is a fault.
+            words += ["--agent-timeout", "600s"]
         self.still(*words, "--memory", memory, *arguments, **environment)
 
     def guest(self, session, *command):

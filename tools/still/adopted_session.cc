@@ -25,6 +25,7 @@ absl::StatusOr<sessionpb::SessionConfig> ConfigOf(const AdoptArguments& argument
     return absl::InvalidArgumentError("with --pid, name the process's disk files: --disk FILE");
   }
   for (const std::string& disk : arguments.disks) STILL_RETURN_IF_ERROR(AddDisk(disk, config));
+  STILL_RETURN_IF_ERROR(session::CheckOrdinaryName(config.name()));
   STILL_RETURN_IF_ERROR(session::ValidateConfig(config, /*has_ram=*/false));
   return config;
 }

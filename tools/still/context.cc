@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/host_identity.h"
 #include "base/secret.h"
 #include "schedule/stored_book.h"
 #include "tools/still/command_tree.h"
@@ -79,6 +80,7 @@ absl::StatusOr<store::Credentials> Context::GivenCredentials() const {
 
 absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepositoryQuietly() const {
   store::RepositoryOptions options{.path = repository_};
+  STILL_ASSIGN_OR_RETURN(options.here, ReadHostIdentity(state_));
   STILL_ASSIGN_OR_RETURN(options.credentials, GivenCredentials());
   return store::Repository::Open(options);
 }
@@ -91,6 +93,7 @@ absl::StatusOr<std::unique_ptr<store::Repository>> Context::OpenRepository(store
 absl::StatusOr<RepositoryAccess> Context::OpenRepositoryWithAccess(store::RepositoryOptions options) const {
   RepositoryAccess access{.repository = nullptr, .options = std::move(options)};
   access.options.path = repository_;
+  STILL_ASSIGN_OR_RETURN(access.options.here, ReadHostIdentity(state_));
   STILL_ASSIGN_OR_RETURN(access.options.credentials, GivenCredentials());
   absl::StatusOr<std::unique_ptr<store::Repository>> opened = store::Repository::Open(access.options);
   if (absl::IsUnauthenticated(opened.status()) && access.options.credentials.empty()) {

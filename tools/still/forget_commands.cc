@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "snapshot/machine.h"
 #include "snapshot/retention.h"
 #include "snapshot/snapshots_in_use.h"
 #include "store/snapshot_reference.h"
@@ -65,10 +66,11 @@ absl::StatusOr<std::vector<Decision>> DecideByPolicy(const std::vector<Snapshot>
   STILL_ASSIGN_OR_RETURN(snapshot::RetentionPolicy policy, PolicyOf(arguments));
   std::vector<Decision> decisions;
   std::vector<snapshot::RetentionCandidate> candidates;
-  for (const Snapshot& snapshot : snapshots) {
-    if (!arguments.session.empty() && snapshot.session() != arguments.session) continue;
-    decisions.push_back({.snapshot = &snapshot});
-    candidates.push_back(snapshot::CandidateOf(snapshot, in_use));
+  const std::vector<std::string> machines = snapshot::MachineKeys(snapshots);
+  for (size_t i = 0; i < snapshots.size(); ++i) {
+    if (!arguments.session.empty() && snapshots[i].session() != arguments.session) continue;
+    decisions.push_back({.snapshot = &snapshots[i]});
+    candidates.push_back(snapshot::CandidateOf(snapshots[i], machines[i], in_use));
   }
   STILL_ASSIGN_OR_RETURN(std::vector<snapshot::RetentionVerdict> verdicts,
                          snapshot::DecideRetention(candidates, policy, absl::Now(), absl::LocalTimeZone()));
@@ -111,8 +113,10 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
     for (const std::string& reference : arguments.references) {
       STILL_ASSIGN_OR_RETURN(snapshots.emplace_back(), repository->FindSnapshot(reference));
       if (store::NamedInFull(snapshots.back(), reference)) continue;
-      return absl::FailedPreconditionError(absl::StrCat("snapshot \"", reference, "\": to remove \"",
-                                                        snapshots.back().name(), "\", give its whole name"));
+      const std::string& name = snapshots.back().name();
+      return absl::FailedPreconditionError(absl::StrCat(
+          "snapshot \"", reference, "\" may be another one next time; to remove the one that it is now: still forget ",
+          name.empty() ? snapshots.back().id().substr(0, 12) : name));
     }
     for (const Snapshot& snapshot : snapshots) {
       if (!arguments.dry_run) {
@@ -167,8 +171,7 @@ void AddForgetCommands(CLI::App& app, Context& context) {
   auto forget_arguments = std::make_shared<ForgetArguments>();
   CLI::App* forget = context.AddCommand(app, "forget", "Remove snapshots: named ones, or those that no rule keeps",
                                         [=](Context& c) { return Forget(c, *forget_arguments); });
-  forget->add_option("snapshots", forget_arguments->references, "Whole names, ids, or latest")
-      ->type_name(kSnapshotType);
+  forget->add_option("snapshots", forget_arguments->references, "Whole names, or ids")->type_name(kSnapshotType);
   for (auto& [word, number] : forget_arguments->rules) {
     forget->add_option("--keep-" + word, number,
                        word == "last" ? "Keep so many of each session, the newest (a number, or all)"

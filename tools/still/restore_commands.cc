@@ -208,6 +208,8 @@ void AddRestoreCommands(CLI::App& app, Context& context) {
       ->required()
       ->type_name(kSnapshotType);
   rollback->add_flag("--cold", arguments->options.cold, "Boot the disks instead of going on with the memory");
+  rollback->add_flag("--other-machine", arguments->options.other_machine,
+                     "The snapshot may be of another machine, whose disks and memory then replace this one's");
   rollback->add_flag("--without-agent", arguments->options.without_agent,
                      "Leave the guest as it was saved, random numbers and clock included");
   rollback->add_option("--safety-name", arguments->options.safety_name,

@@ -4,30 +4,21 @@
 #include <grpcpp/create_channel_posix.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <string>
 #include <utility>
 
+#include "base/host_identity.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
 #include "session/control/session_registry.h"
 
 namespace still::cli {
-namespace {
-
-// How alerts are told where no daemon is configured to.
-std::string Setting(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context) {
   schedule::SupervisorOptions options{.state = context.state_directory(),
                                       .repository = {.path = context.repository_path()}};
   STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
-  options.announcer = {.command = Setting("STILL_NOTIFY_COMMAND"), .webhook = Setting("STILL_WEBHOOK")};
+  STILL_ASSIGN_OR_RETURN(options.repository.here, ReadHostIdentity(context.state_directory()));
+  options.announcer = schedule::AnnouncerOptions::FromEnvironment();
   STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
   return schedule::Supervisor::Open(options);
 }
@@ -50,6 +41,10 @@ absl::StatusOr<std::unique_ptr<ScheduleClient>> ScheduleClient::Connect(const Co
   if (client->server_ == nullptr) return absl::InternalError("the schedule service does not start");
   client->stub_ = ScheduleControl::NewStub(client->server_->InProcessChannel({}));
   return client;
+}
+
+bool ScheduleClient::DaemonListens(const Context& context) {
+  return ConnectUnix(schedule::SocketPath(context.state_directory())).ok();
 }
 
 absl::Status ScheduleClient::Failed(const grpc::Status& status) { return FromGrpc(status); }

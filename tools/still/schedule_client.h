@@ -18,6 +18,8 @@ using ScheduleControl = ::stillpoint::schedule::v1::ScheduleControl;
 class ScheduleClient {
  public:
   static absl::StatusOr<std::unique_ptr<ScheduleClient>> Connect(const Context& context);
+  // Somebody takes connections where stilld would; whether it works is another question.
+  static bool DaemonListens(const Context& context);
 
   // Calls like Call(&ScheduleControl::Stub::Add, request).
   template <typename Request, typename Response>

@@ -7,7 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
+#include "base/quantity.h"
 #include "schedule/preview.h"
+#include "snapshot/machine.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 #include "tools/still/schedule_client.h"
@@ -22,6 +24,8 @@ using Rows = std::vector<std::vector<std::string>>;
 
 // A run begun by hand is looked at this often.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
+// stilld takes a turn every few seconds.
+constexpr absl::Duration kLongestTurn = absl::Minutes(5);
 
 std::string TimeOr(int64_t nanoseconds, const char* otherwise) {
   return nanoseconds == 0 ? otherwise : FormatUnixNanos(nanoseconds);
@@ -234,12 +238,14 @@ absl::Status Preview(Context& context, const PreviewArguments& arguments) {
   if (session.empty()) session = entry.sessions().empty() ? "any" : entry.sessions(0);
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> snapshots, repository->ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(const snapshot::MachineIdentity machine, snapshot::FindMachine(context.sessions(), session));
   std::vector<snapshot::RetentionCandidate> existing;
   for (const manifestpb::Snapshot& one : snapshots) {
     auto label = one.labels().find(std::string(schedule::kScheduleLabel));
-    if (one.session() != session || label == one.labels().end() || label->second != arguments.name) continue;
+    if (label == one.labels().end() || label->second != arguments.name) continue;
+    if (!snapshot::IsSnapshotOf(one, machine)) continue;
     existing.push_back({.id = one.id(),
-                        .session = session,
+                        .machine = session,
                         .point = absl::FromUnixNanos(one.point_unix_ns()),
                         .labels = {one.labels().begin(), one.labels().end()}});
   }
@@ -267,6 +273,21 @@ absl::Status Preview(Context& context, const PreviewArguments& arguments) {
   return absl::OkStatus();
 }
 
+// An error when something is wrong: for OnFailure=, and for `check && ping`.
+absl::Status Say(Context& context, const pb::CheckReport& report) {
+  Rows rows = {{"WHAT", "SCHEDULE", "SESSION", "SINCE", "TOLD", "MESSAGE"}};
+  for (const auto& problem : report.problems()) {
+    rows.push_back({problem.kind(), problem.schedule().empty() ? "-" : problem.schedule(),
+                    problem.session().empty() ? "-" : problem.session(), FormatUnixNanos(problem.since_unix_ns()),
+                    problem.delivered() ? "yes" : "not yet", problem.message()});
+  }
+  context.Print(ToJson(report), [&] {
+    if (report.problems_size() > 0) std::cout << FormatTable(rows);
+  });
+  if (report.problems_size() == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(report.problems_size(), " things are not as promised"));
+}
+
 // For a timer on hosts without stilld.
 absl::Status RunDue(Context& context) {
   STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
@@ -280,15 +301,61 @@ absl::Status RunDue(Context& context) {
     STILL_ASSIGN_OR_RETURN(absl::Duration wait, supervisor->Step());
     if (supervisor->running() > 0) supervisor->Sleep(wait);
   } while (supervisor->running() > 0);
-  return absl::OkStatus();
+  // Failures are tried again by a later call: when, is in the book.
+  supervisor->FinishTelling();
+  STILL_ASSIGN_OR_RETURN(pb::CheckReport report, supervisor->Report());
+  return Say(context, report);
 }
 
-// The dead man's rule for when nothing else runs. Where stilld answers it has seen to it itself.
-absl::Status Check(Context& context) {
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  if (client->daemon() && ListSchedules(*client, "").ok()) return absl::OkStatus();
+// What is wrong with stilld itself; empty: it works. Its report, when it gave one.
+std::string TroubleOf(ScheduleClient& client, pb::CheckReport& report) {
+  absl::StatusOr<pb::CheckReport> answer = client.Call(&Stub::Check, pb::CheckRequest());
+  if (!answer.ok()) return absl::StrCat("stilld does not answer: ", answer.status().message());
+  report = *std::move(answer);
+  const absl::Duration ago = Clock::Real().Now() - absl::FromUnixNanos(report.turned_unix_ns());
+  if (ago < kLongestTurn) return "";
+  return absl::StrCat(
+      "stilld answers, but has not worked on the schedules ",
+      report.turned_unix_ns() == 0 ? "at all" : absl::StrCat("since ", FormatUnixNanos(report.turned_unix_ns())));
+}
+
+absl::StatusOr<pb::CheckReport> LookByOurselves(Context& context, const std::string& trouble) {
   STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
-  return supervisor->LookForStale();
+  return supervisor->LookForTrouble(trouble);
+}
+
+// The dead man's rule, from outside: stilld is asked, and not trusted.
+absl::Status Check(Context& context) {
+  std::string trouble;
+  if (ScheduleClient::DaemonListens(context)) {
+    STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+    pb::CheckReport report;
+    trouble = TroubleOf(*client, report);
+    if (trouble.empty()) return Say(context, report);
+  }
+  absl::StatusOr<pb::CheckReport> report = LookByOurselves(context, trouble);
+  if (report.ok()) return Say(context, *report);
+  // Neither book nor repository can be had: it is told without them, each time.
+  schedule::TellOnce(schedule::AnnouncerOptions::FromEnvironment(),
+                     {.kind = schedule::Event::Kind::kScheduler,
+                      .at = Clock::Real().Now(),
+                      .message = absl::StrCat("the schedules cannot be looked at: ", report.status().message())});
+  return report.status();
+}
+
+absl::Status Coverage(Context& context) {
+  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
+  STILL_ASSIGN_OR_RETURN(pb::CheckReport report, client->Call(&Stub::Check, pb::CheckRequest()));
+  Rows rows = {{"SESSION", "STATE", "SCHEDULE", "PROMISED", "NEWEST", "LEVEL", "AT MOST", ""}};
+  for (const auto& one : report.machines()) {
+    const std::string verdict = one.schedule().empty() ? "nothing protects it" : one.stale() ? "too old" : "";
+    rows.push_back({one.session(), one.running() ? "running" : "off", one.schedule().empty() ? "-" : one.schedule(),
+                    one.level().empty() ? "-" : one.level(), TimeOr(one.newest_unix_ns(), "-"),
+                    one.newest_level().empty() ? "-" : one.newest_level(),
+                    one.schedule().empty() ? "-" : ShortDuration(absl::Seconds(one.max_age_s())), verdict});
+  }
+  context.Print(ToJson(report), [&] { std::cout << FormatTable(rows); });
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -341,8 +408,9 @@ void AddScheduleCommands(CLI::App& app, Context& context) {
 
   context.AddCommand(*group, "run-due", "Run what is due and wait for it, on hosts without stilld (by a timer)",
                      RunDue);
-  context.AddCommand(*group, "check", "Tell who has had no good snapshot for too long, also when stilld is dead",
-                     Check);
+  context.AddCommand(*group, "coverage", "Every machine of this host, and what protects it", Coverage);
+  context.AddCommand(*group, "check",
+                     "Tell what is not as promised, also when stilld is dead; fails when there is something", Check);
 }
 
 }  // namespace still::cli

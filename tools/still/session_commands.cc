@@ -107,6 +107,7 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
 
 absl::Status Run(Context& context, const RunArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(SessionConfig config, ConfigOf(arguments));
+  STILL_RETURN_IF_ERROR(session::CheckOrdinaryName(config.name()));
   STILL_RETURN_IF_ERROR(session::ValidateConfig(config, /*has_ram=*/false));
   session::SessionRegistry sessions = context.sessions();
   snapshot::SweepRollbacks(sessions);

@@ -3,12 +3,14 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/clock.h"
 #include "base/quantity.h"
 #include "snapshot/take_snapshot.h"
 #include "tools/still/adopted_session.h"
@@ -117,27 +119,49 @@ Tone ToneOf(const manifestpb::Consistency& consistency) {
   return consistency.level() == manifestpb::Consistency::CRASH ? Tone::kWarning : Tone::kGood;
 }
 
+// As a reference may name it; ids tell apart what is called alike.
+std::string HostText(const Snapshot& snapshot) {
+  if (snapshot.host_id().empty()) return snapshot.host().empty() ? "-" : snapshot.host();
+  return absl::StrCat(snapshot.host(), " ", snapshot.host_id().substr(0, 8));
+}
+
 absl::Status List(Context& context, const std::string& session) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, repository->ListSnapshots());
-  Table table({"ID", "NAME", "SESSION", "POINT", "KIND", "CONSISTENCY", "PAUSED", "SIZE", "STORED"});
+  std::set<std::string> hosts;
+  for (const Snapshot& snapshot : snapshots) hosts.insert(absl::StrCat(snapshot.host(), "/", snapshot.host_id()));
+  const bool several = hosts.size() > 1;
+  const int64_t now = absl::ToUnixNanos(Clock::Real().Now());
+  size_t ahead = 0;
+  std::vector<std::string> head = {"ID", "NAME", "SESSION", "POINT", "KIND", "CONSISTENCY", "PAUSED", "SIZE", "STORED"};
+  if (several) head.emplace_back("HOST");
+  Table table(head);
   nlohmann::json list = nlohmann::json::array();
   for (const Snapshot& snapshot : snapshots) {
     if (!session.empty() && snapshot.session() != session) continue;
     list.push_back(ToJson(snapshot));
     uint64_t size = 0;
     for (const manifestpb::Image& image : snapshot.images()) size += image.size();
-    table.Add({snapshot.id().substr(0, 12),
-               snapshot.name().empty() ? "-" : snapshot.name(),
-               snapshot.session(),
-               FormatUnixNanos(snapshot.point_unix_ns()),
-               KindName(snapshot),
-               {LevelName(snapshot.consistency()), ToneOf(snapshot.consistency())},
-               snapshot.has_windows() ? FormatMicros(snapshot.windows().pause_us()) : "-",
-               FormatBytes(size),
-               FormatBytes(snapshot.drain().bytes_stored())});
+    if (snapshot.point_unix_ns() > now) ++ahead;
+    std::vector<Cell> row = {snapshot.id().substr(0, 12),
+                             snapshot.name().empty() ? "-" : snapshot.name(),
+                             snapshot.session(),
+                             FormatUnixNanos(snapshot.point_unix_ns()),
+                             KindName(snapshot),
+                             {LevelName(snapshot.consistency()), ToneOf(snapshot.consistency())},
+                             snapshot.has_windows() ? FormatMicros(snapshot.windows().pause_us()) : "-",
+                             FormatBytes(size),
+                             FormatBytes(snapshot.drain().bytes_stored())};
+    if (several) row.emplace_back(HostText(snapshot));
+    table.Add(std::move(row));
   }
-  context.Print(list, [&] { std::cout << table.ForTerminal(); });
+  context.Print(list, [&] {
+    std::cout << table.ForTerminal();
+    if (ahead > 0) {
+      std::cout << ahead << " of them " << (ahead == 1 ? "has its" : "have their")
+                << " point in the future: a clock was wrong, or this one is\n";
+    }
+  });
   return absl::OkStatus();
 }
 
@@ -213,7 +237,11 @@ absl::Status Show(Context& context, const std::string& reference) {
         {{"id", snapshot.id()},
          {"name", snapshot.name().empty() ? "-" : snapshot.name()},
          {"session", snapshot.session()},
-         {"point", FormatUnixNanos(snapshot.point_unix_ns())},
+         {"host", HostText(snapshot)},
+         {"point", absl::StrCat(FormatUnixNanos(snapshot.point_unix_ns()),
+                                snapshot.point_unix_ns() > absl::ToUnixNanos(Clock::Real().Now())
+                                    ? " (in the future: a clock was wrong, or this one is)"
+                                    : "")},
          {"kind", KindName(snapshot)},
          {"parent", snapshot.parent_id().empty() ? "-" : snapshot.parent_id()},
          {"labels", labels.empty() ? "-" : absl::StrJoin(labels, " ")},
@@ -313,7 +341,8 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
   take->add_option("--hooks", arguments->hooks, "When a hook of the guest fails: fail, warn or skip them")
       ->check(CLI::IsMember({"fail", "warn", "skip"}))
       ->capture_default_str();
-  take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself after this")->capture_default_str();
+  take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself so long after it froze")
+      ->capture_default_str();
   take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
   take->add_option("--memory", arguments->memory,
                    "Where saving it would stop the machine for longer than --max-pause: try (leave it out and say so), "

@@ -69,14 +69,19 @@ class EndSignals {
   std::thread thread_;
 };
 
-// One turn; how long to wait for the next. An error is one that does not pass.
-absl::StatusOr<absl::Duration> Turn(Supervisor& supervisor) {
+struct TurnResult {
+  bool full = false;
+  absl::Duration wait;  // For the next.
+};
+
+// One turn. An error is one that does not pass.
+absl::StatusOr<TurnResult> Turn(Supervisor& supervisor) {
   absl::StatusOr<absl::Duration> wait = supervisor.Step();
-  if (wait.ok()) return wait;
+  if (wait.ok()) return TurnResult{.full = true, .wait = *wait};
   // The catalog was replaced by a rebuild: only a new start sees the new one.
   if (absl::IsFailedPrecondition(wait.status())) return wait.status();
   LogError("schedules cannot be worked on", {{"error", wait.status().ToString()}});
-  return kAfterError;
+  return TurnResult{.full = false, .wait = kAfterError};
 }
 
 absl::Status Work(Supervisor& supervisor, const EndSignals& signals, absl::Duration drain, SocketServer& server) {
@@ -89,10 +94,15 @@ absl::Status Work(Supervisor& supervisor, const EndSignals& signals, absl::Durat
       server.SetServing(false);
       supervisor.Drain();
     }
-    STILL_ASSIGN_OR_RETURN(absl::Duration wait, Turn(supervisor));
-    // A turn that hangs sends no sign of life.
-    ::sd_notify(0, absl::StrCat("WATCHDOG=1\nSTATUS=", supervisor.running(), " runs under way").c_str());
-    supervisor.Sleep(std::min({wait, watchdog, std::max(give_up - Clock::Real().Monotonic(), absl::ZeroDuration())}));
+    STILL_ASSIGN_OR_RETURN(const TurnResult turn, Turn(supervisor));
+    // Neither a turn that hangs nor one that fails is a sign of life.
+    if (turn.full) {
+      ::sd_notify(0, absl::StrCat("WATCHDOG=1\nSTATUS=", supervisor.running(), " runs under way").c_str());
+    } else {
+      ::sd_notify(0, "STATUS=schedules cannot be worked on; see the journal");
+    }
+    supervisor.Sleep(
+        std::min({turn.wait, watchdog, std::max(give_up - Clock::Real().Monotonic(), absl::ZeroDuration())}));
   }
   if (size_t left = supervisor.running(); left > 0) LogInfo("runs go on by themselves", {{"count", left}});
   return absl::OkStatus();

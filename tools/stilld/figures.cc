@@ -1,14 +1,17 @@
 #include "tools/stilld/figures.h"
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_split.h"
+#include <set>
+#include <utility>
+
 #include "base/clock.h"
+#include "store/snapshot_reference.h"
 
 namespace still::daemon {
 namespace {
 
 constexpr int64_t kMostRuns = 2000;
 constexpr int64_t kMostDrills = 200;
+constexpr int64_t kMostOfOne = 20;
 
 }  // namespace
 
@@ -20,26 +23,41 @@ uint64_t Figures::logical_bytes() const {
   return bytes;
 }
 
+bool Figures::IsOurs(const manifestpb::Snapshot& snapshot) const { return store::IsOfHost(snapshot, here); }
+
 absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor) {
   Figures figures;
   figures.now = Clock::Real().Now();
   figures.repository = supervisor.repository_path();
   const std::shared_ptr<store::Repository> repository = supervisor.repository();
+  figures.here = supervisor.here();
   STILL_ASSIGN_OR_RETURN(figures.sessions, supervisor.Sessions());
   STILL_ASSIGN_OR_RETURN(figures.schedules, supervisor.schedules().Schedules());
   STILL_ASSIGN_OR_RETURN(figures.snapshots, repository->ListSnapshots());
   STILL_ASSIGN_OR_RETURN(figures.runs, supervisor.book().ListRuns({.limit = kMostRuns}));
+  // What runs rarely must not fall out of the newest rows: its last verdict counts until there is another.
+  std::set<int64_t> known;
+  for (const store::RunRow& run : figures.runs) known.insert(run.id);
+  for (const schedule::Schedule& schedule : figures.schedules) {
+    if (schedule.per_session()) continue;
+    STILL_ASSIGN_OR_RETURN(auto rare, supervisor.book().ListRuns({.schedule = schedule.name(), .limit = kMostOfOne}));
+    for (store::RunRow& run : rare) {
+      if (known.insert(run.id).second) figures.runs.push_back(std::move(run));
+    }
+  }
   STILL_ASSIGN_OR_RETURN(figures.drills, supervisor.book().ListDrills(kMostDrills));
   STILL_ASSIGN_OR_RETURN(figures.stats, repository->Stats());
   STILL_ASSIGN_OR_RETURN(auto remembered, supervisor.book().Remembered());
-  for (const auto& [key, value] : remembered) {
-    // "alert/stale/nightly/web"
-    std::vector<std::string> parts = absl::StrSplit(key, '/');
-    int64_t told = 0;
-    if (parts.size() != 4 || parts[0] != "alert" || !absl::SimpleAtoi(value, &told)) continue;
-    figures.alerts.push_back(
-        {.kind = parts[1], .schedule = parts[2], .session = parts[3], .told = absl::FromUnixSeconds(told)});
+  for (const auto& [key, alert] : schedule::ParseAlerts(remembered)) {
+    if (alert.over.has_value() || alert.quiet) continue;
+    figures.alerts.push_back({.kind = schedule::EventName(alert.event.kind),
+                              .schedule = alert.event.schedule,
+                              .session = alert.event.session,
+                              .message = alert.event.message,
+                              .since = alert.event.at,
+                              .told = alert.delivered()});
   }
+  STILL_ASSIGN_OR_RETURN(figures.report, supervisor.Report());
   return figures;
 }
 

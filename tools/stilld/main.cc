@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/file.h"
+#include "base/host_identity.h"
 #include "base/log.h"
 #include "base/quantity.h"
 #include "base/secret.h"
@@ -32,6 +33,8 @@ struct Arguments {
   std::string drain = "60s";
   std::string notify_command;
   std::string webhook;
+  std::string mail_to;
+  std::string ping;
   int max_running = 2;
   int64_t execute = 0;
   std::string man_directory;
@@ -69,8 +72,11 @@ void AddOptions(CLI::App& app, Arguments& arguments) {
   app.add_option("--drain", arguments.drain, "At the end, wait this long for runs under way; they go on without us")
       ->capture_default_str();
   app.add_option("--notify-command", arguments.notify_command,
-                 "Shell command for each alert (STILL_EVENT, STILL_JSON)");
-  app.add_option("--webhook", arguments.webhook, "URL that gets each alert as JSON");
+                 "Shell command for each alert (gets STILL_EVENT, STILL_JSON; STILL_NOTIFY_COMMAND)");
+  app.add_option("--webhook", arguments.webhook, "URL that gets each alert as JSON (STILL_WEBHOOK)");
+  app.add_option("--mail-to", arguments.mail_to, "Address that gets each alert by sendmail (STILL_MAIL_TO)");
+  app.add_option("--ping", arguments.ping,
+                 "URL that is called every five minutes while everything is as promised (STILL_PING)");
   app.add_option("--secret-fd", arguments.secret_fd)->group("");
   app.add_option("--execute", arguments.execute)->group("");
   app.add_option("--man", arguments.man_directory)->group("");
@@ -88,6 +94,7 @@ absl::Status WriteManPage(const CLI::App& app, const Arguments& arguments) {
 absl::Status Run(const Arguments& arguments) {
   store::RepositoryOptions repository{.path = arguments.repository};
   if (repository.path.empty()) repository.path = JoinPath(arguments.state, "repository");
+  STILL_ASSIGN_OR_RETURN(repository.here, ReadHostIdentity(arguments.state));
   STILL_ASSIGN_OR_RETURN(repository.credentials, cli::FindCredentials({.key_file = arguments.key_file,
                                                                        .secret_fd = arguments.secret_fd,
                                                                        .passphrase = arguments.passphrase}));
@@ -98,7 +105,12 @@ absl::Status Run(const Arguments& arguments) {
   }
   DaemonOptions options{.http = arguments.http};
   options.supervisor = {.state = arguments.state, .repository = repository, .max_running = arguments.max_running};
-  options.supervisor.announcer = {.command = arguments.notify_command, .webhook = arguments.webhook};
+  options.supervisor.announcer = schedule::AnnouncerOptions::FromEnvironment();
+  schedule::AnnouncerOptions& announcer = options.supervisor.announcer;
+  if (!arguments.notify_command.empty()) announcer.command = arguments.notify_command;
+  if (!arguments.webhook.empty()) announcer.webhook = arguments.webhook;
+  if (!arguments.mail_to.empty()) announcer.mail_to = arguments.mail_to;
+  if (!arguments.ping.empty()) announcer.ping = arguments.ping;
   STILL_ASSIGN_OR_RETURN(options.supervisor.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
   STILL_ASSIGN_OR_RETURN(options.drain, ParseDuration(arguments.drain));
   return RunDaemon(options);

@@ -27,6 +27,8 @@ Family<Gauge>& GaugeFamily(Registry& registry, const std::string& name, const st
   return prometheus::BuildGauge().Name("stillpoint_" + name).Help(help).Register(registry);
 }
 
+constexpr char kLevelHelp[] = "Of snapshots: 0 none, 1 crash, 2 filesystem, 3 application";
+
 double Seconds(absl::Time time) { return absl::ToDoubleSeconds(time - absl::UnixEpoch()); }
 
 void PutRepository(Registry& registry, const Figures& figures) {
@@ -50,8 +52,7 @@ void PutSessions(Registry& registry, const Figures& figures) {
   }
   std::map<std::string, int64_t> newest;
   for (const manifestpb::Snapshot& snapshot : figures.snapshots) {
-    int64_t& point = newest[snapshot.session()];
-    point = std::max(point, snapshot.point_unix_ns());
+    if (figures.IsOurs(snapshot)) newest[snapshot.session()] = snapshot.point_unix_ns();
   }
   Family<Gauge>& times =
       GaugeFamily(registry, "newest_snapshot_timestamp_seconds", "The point of the newest snapshot of a session");
@@ -102,9 +103,23 @@ void PutResults(Registry& registry, const Figures& figures) {
     passed.Add({{"session", drill.session}}).Set(drill.state == store::DrillState::kPassed ? 1 : 0);
     drilled.Add({{"session", drill.session}}).Set(Seconds(drill.started));
   }
-  Family<Gauge>& alerts = GaugeFamily(registry, "alert_active", "What was told and is not over");
+  Family<Gauge>& alerts = GaugeFamily(registry, "alert_active", "What is wrong now");
+  Family<Gauge>& told = GaugeFamily(registry, "alert_told", "Whether the message of it has arrived anywhere");
   for (const Figures::Alert& alert : figures.alerts) {
-    alerts.Add({{"kind", alert.kind}, {"schedule", alert.schedule}, {"session", alert.session}}).Set(1);
+    const prometheus::Labels labels = {{"kind", alert.kind}, {"schedule", alert.schedule}, {"session", alert.session}};
+    alerts.Add(labels).Set(1);
+    told.Add(labels).Set(alert.told ? 1 : 0);
+  }
+  GaugeFamily(registry, "scheduler_last_turn_timestamp_seconds", "When the schedules were last worked on in full")
+      .Add({})
+      .Set(Seconds(absl::FromUnixNanos(figures.report.turned_unix_ns())));
+  Family<Gauge>& promised = GaugeFamily(registry, "promised_level", kLevelHelp);
+  Family<Gauge>& reached = GaugeFamily(registry, "newest_snapshot_level", kLevelHelp);
+  for (const auto& one : figures.report.machines()) {
+    if (one.schedule().empty()) continue;
+    const prometheus::Labels labels = {{"schedule", one.schedule()}, {"session", one.session()}};
+    promised.Add(labels).Set(schedule::LevelOfName(one.level()));
+    reached.Add(labels).Set(schedule::LevelOfName(one.newest_level()));
   }
 }
 

@@ -65,7 +65,7 @@ std::string TimelineSvg(const Figures& figures) {
   absl::Time oldest = figures.now - absl::Minutes(10);
   for (const Snapshot& snapshot : figures.snapshots) {
     absl::Time point = absl::FromUnixNanos(snapshot.point_unix_ns());
-    if (figures.now - point > kLongestTimeline) continue;
+    if (figures.now - point > kLongestTimeline || !figures.IsOurs(snapshot)) continue;
     rows[snapshot.session()].push_back(&snapshot);
     oldest = std::min(oldest, point);
   }

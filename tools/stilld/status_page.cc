@@ -72,13 +72,23 @@ std::string Card(absl::string_view label, absl::string_view value) {
   return absl::StrCat("<div class=card><b>", EscapeHtml(value), "</b>", EscapeHtml(label), "</div>");
 }
 
+// The scheduler takes a turn every few seconds.
+constexpr absl::Duration kLongestTurn = absl::Minutes(5);
+
 std::string Alerts(const Figures& figures) {
+  const absl::Time turned = absl::FromUnixNanos(figures.report.turned_unix_ns());
+  if (figures.now - turned > kLongestTurn) {
+    return absl::StrCat("<p id=health class=bad>The schedules are not worked on (last ",
+                        figures.report.turned_unix_ns() == 0 ? "never" : When(turned), ").</p>");
+  }
   if (figures.alerts.empty()) return "<p id=health class=good>All is well.</p>";
   std::string html = absl::StrCat("<p id=health class=bad>", figures.alerts.size(), " open alerts</p>");
   for (const Figures::Alert& alert : figures.alerts) {
-    absl::StrAppend(&html, "<div class=alert>", EscapeHtml(alert.kind), ": schedule ", EscapeHtml(alert.schedule),
-                    alert.session.empty() ? "" : absl::StrCat(", session ", EscapeHtml(alert.session)),
-                    " <span class=faint>told ", When(alert.told), "</span></div>");
+    absl::StrAppend(&html, "<div class=alert>", EscapeHtml(alert.kind),
+                    alert.schedule.empty() ? "" : absl::StrCat(": schedule ", EscapeHtml(alert.schedule)),
+                    alert.session.empty() ? "" : absl::StrCat(", session ", EscapeHtml(alert.session)), " ",
+                    EscapeHtml(alert.message), " <span class=faint>since ", When(alert.since),
+                    alert.told ? ", told" : ", <b>nobody could be told yet</b>", "</span></div>");
   }
   return html;
 }
@@ -90,9 +100,10 @@ std::string Sessions(const Figures& figures) {
   };
   std::map<std::string, Known> known;
   for (const manifestpb::Snapshot& snapshot : figures.snapshots) {
+    if (!figures.IsOurs(snapshot)) continue;
     Known& of = known[snapshot.session()];
     ++of.snapshots;
-    of.newest = &snapshot;  // Oldest first: the last is the newest.
+    of.newest = &snapshot;  // The last that was committed.
   }
   std::string html =
       "<table id=sessions><tr><th>Session<th>State<th>Newest snapshot<th>Age<th>Consistency<th>Snapshots";

@@ -12,6 +12,7 @@
 #include "session/hypervisor/image_flush.h"
 #include "session/hypervisor/pause_budget.h"
 #include "session/hypervisor/qemu/capture_sweep.h"
+#include "session/hypervisor/qemu/earlier_stream.h"
 #include "session/hypervisor/qemu/memory_relay.h"
 #include "session/hypervisor/qemu/qemu_disk.h"
 #include "session/hypervisor/qemu/ram_priming.h"
@@ -68,7 +69,6 @@ class QemuCapture : public VmCapture {
   }
   absl::StatusOr<PauseReport> SaveInBackground();
   absl::StatusOr<PauseReport> SaveStopped(PausedVm& paused);
-  absl::Status AwaitEarlierMigration();
   absl::Status PrepareMemory(OwnedFd memory_sink);
   void Note(const QmpEvent& event);
   absl::Status NextEvent(absl::Duration timeout);
@@ -108,7 +108,7 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
     return absl::InvalidArgumentError("a memory sink must be given exactly when memory is asked for");
   }
   // First: one that begins late stops the VM, and resumes it.
-  STILL_RETURN_IF_ERROR(AwaitEarlierMigration());
+  STILL_RETURN_IF_ERROR(AwaitEarlierStream(*machine_));
   STILL_ASSIGN_OR_RETURN(bool paused, QueryPaused(qmp()));
   if (paused) return absl::FailedPreconditionError("the VM is paused; resume it first");
   STILL_RETURN_IF_ERROR(SweepCaptures(*machine_));
@@ -124,25 +124,6 @@ absl::Status QemuCapture::Prepare(OwnedFd memory_sink) {
                          .space_limit = options_.pin_space_limit,
                          .stall_limit = options_.disk_stall_limit,
                          .filters_before_pause = background_ || !options_.memory});
-}
-
-// A migration that has ended is there until QEMU's main loop has cleaned up behind it, and "migrate" would fail in the pause
-// ("duplicate yank instance"): seen with a capture right after one that was abandoned.
-absl::Status QemuCapture::AwaitEarlierMigration() {
-  const absl::Duration deadline = Clock::Real().Monotonic() + machine_->command_deadline;
-  for (;;) {
-    STILL_ASSIGN_OR_RETURN(json instances, qmp().Execute("query-yank", json::object(), machine_->command_deadline));
-    const bool there = std::any_of(instances.begin(), instances.end(),
-                                   [](const json& instance) { return TextAt(instance, "type") == "migration"; });
-    if (!there) {
-      machine_->earlier_stream.reset();
-      return absl::OkStatus();
-    }
-    if (Clock::Real().Monotonic() >= deadline) {
-      return absl::FailedPreconditionError("the hypervisor is still ending an earlier memory stream; try again");
-    }
-    Clock::Real().Sleep(kTick);
-  }
 }
 
 absl::Status QemuCapture::PrepareMemory(OwnedFd memory_sink) {

@@ -83,7 +83,7 @@ class QemuSilenceTest : public ::testing::Test {
     at_step(3);
     STILL_RETURN_IF_ERROR(capture->SaveStateAndResume(std::move(paused)).status());
     at_step(4);
-    if (memory) STILL_RETURN_IF_ERROR(capture->WaitForMemory(kPatience));
+    if (memory) STILL_RETURN_IF_ERROR(capture->WaitForMemory(absl::Seconds(1)));  // As the control service does.
     at_step(5);
     STILL_RETURN_IF_ERROR(capture->ExportDisks().status());
     at_step(6);
@@ -119,7 +119,8 @@ TEST_F(QemuSilenceTest, AStreamThatStandsStillForLongIsKeptOpenAndTheGuestLives)
 TEST_F(QemuSilenceTest, StoppedAtAnyStepTheGuestIsHealedByTheKeeperAndTheNextCaptureIsRight) {
   session::VmKeeper keeper(*vm_, nullptr, "");
   keeper.Watch();
-  for (int stopped_at = 0; stopped_at <= 6; ++stopped_at) {
+  // At the third step more than once: what a late `migrate` and the `cont` behind it make of each other is a race.
+  for (int stopped_at : {0, 1, 2, 3, 3, 3, 4, 5, 6}) {
     SCOPED_TRACE(stopped_at);
     absl::Status captured = Capture(absl::Seconds(2), [&](int step) {
       if (step == stopped_at) Signal(SIGSTOP);

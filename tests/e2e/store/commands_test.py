@@ -93,6 +93,46 @@ class Forget(Repository):
         self.assertEqual(len(self.names()), 5)
 
 
+class TwoHosts(Repository):
+    """Two state directories are two hosts, which here have one name and share an encrypted repository."""
+
+    def setUp(self):
+        super().setUp()
+        self.environment |= {"STILL_PASSPHRASE": "secret", "STILL_REPO": f"{self.folder}/repository"}
+        self.other = {"STILL_STATE": f"{self.folder}/other", "STILL_CACHE_DIR": f"{self.folder}/other-cache"}
+        self.run_still("init")
+
+    def store_there(self, session, name):
+        path = self.folder / session
+        path.write_bytes(name.encode() + os.urandom(MIB))
+        return self.run_still("import", str(path), "--name", name, **self.other)["id"]
+
+    def test_what_is_newest_is_asked_of_this_host(self):
+        self.store("web", "ours")
+        self.store_there("web", "theirs")
+        self.store_there("db", "theirs-too")
+        for reference, name in (("latest", "ours"), ("web@latest", "ours"), ("theirs", "theirs")):
+            self.assertEqual(self.run_still("show", reference)["name"], name)
+        self.assertEqual(self.run_still("show", "web@latest", **self.other)["name"], "theirs")
+        there = self.run_still("show", "theirs")["host_id"]
+        self.assertEqual(self.run_still("show", f"{there[:8]}/web@latest")["name"], "theirs")
+        self.run_still("show", "db@latest", code=3)
+
+    def test_rules_of_one_leave_the_other_alone(self):
+        for name in ("a1", "a2"):
+            self.store("web", name)
+            self.store_there("web", name + "-there")
+        self.run_still("forget", "--keep-last", "1")
+        self.assertEqual(self.names(), ["a2", "a2-there"])
+
+    def test_a_script_that_runs_twice_removes_no_second_one(self):
+        for name in ("a1", "a2"):
+            self.store("web", name)
+        for reference in ("latest", "web@latest", "web@0s"):
+            self.run_still("forget", reference, code=IN_USE)
+        self.assertEqual(self.names(), ["a1", "a2"])
+
+
 class Init(Repository):
     def test_the_compression_is_chosen_once_and_shown(self):
         self.run_still("init", "--no-encryption", "--compression", "tiny", code=USAGE)

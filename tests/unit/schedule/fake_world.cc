@@ -10,7 +10,22 @@ namespace still::schedule {
 using store::RunOutcome;
 using store::RunRow;
 
+absl::StatusOr<std::vector<Schedule>> MemoryBook::Schedules() {
+  STILL_RETURN_IF_ERROR(reads);
+  std::vector<Schedule> usable;
+  for (const Schedule& one : schedules) {
+    if (unusable.count(one.name()) == 0) usable.push_back(one);
+  }
+  return usable;
+}
+
+absl::StatusOr<std::map<std::string, std::string>> MemoryBook::Remembered() {
+  STILL_RETURN_IF_ERROR(reads);
+  return remembered;
+}
+
 absl::StatusOr<int64_t> MemoryBook::AddRun(const RunRow& run) {
+  STILL_RETURN_IF_ERROR(writes);
   rows.push_back(run);
   rows.back().id = static_cast<int64_t>(rows.size());
   if (run.outcome == RunOutcome::kRunning) open.insert(rows.back().id);
@@ -18,6 +33,7 @@ absl::StatusOr<int64_t> MemoryBook::AddRun(const RunRow& run) {
 }
 
 absl::Status MemoryBook::UpdateRun(const RunRow& run) {
+  STILL_RETURN_IF_ERROR(writes);
   if (run.id < 1 || run.id > static_cast<int64_t>(rows.size())) return absl::NotFoundError("no such run");
   rows[static_cast<size_t>(run.id - 1)] = run;
   if (run.outcome != RunOutcome::kRunning) open.erase(run.id);
@@ -25,17 +41,20 @@ absl::Status MemoryBook::UpdateRun(const RunRow& run) {
 }
 
 absl::StatusOr<std::optional<RunRow>> MemoryBook::FindRun(int64_t id) {
+  STILL_RETURN_IF_ERROR(reads);
   if (id < 1 || id > static_cast<int64_t>(rows.size())) return std::nullopt;
   return rows[static_cast<size_t>(id - 1)];
 }
 
 absl::StatusOr<std::vector<RunRow>> MemoryBook::Running() {
+  STILL_RETURN_IF_ERROR(reads);
   std::vector<RunRow> running;
   for (int64_t id : open) running.push_back(rows[static_cast<size_t>(id - 1)]);
   return running;
 }
 
 absl::StatusOr<std::vector<store::RunCursor>> MemoryBook::Cursors() {
+  STILL_RETURN_IF_ERROR(reads);
   std::map<std::pair<std::string, std::string>, absl::Time> newest;
   for (const RunRow& row : rows) {
     if (row.occurrences == 0) continue;
@@ -50,6 +69,7 @@ absl::StatusOr<std::vector<store::RunCursor>> MemoryBook::Cursors() {
 }
 
 absl::Status MemoryBook::Remember(const std::string& key, const std::string& value) {
+  STILL_RETURN_IF_ERROR(writes);
   if (value.empty()) {
     remembered.erase(key);
   } else {
@@ -75,14 +95,24 @@ void MemoryBook::Add(const std::string& name, const std::string& pattern, const 
 
 absl::StatusOr<std::vector<SessionState>> FakeHost::Sessions() {
   std::vector<SessionState> sessions;
-  for (const auto& [name, running] : machines) sessions.push_back({.name = name, .running = running});
+  for (const auto& [name, running] : machines) {
+    auto how = ended.find(name);
+    sessions.push_back({.name = name, .running = running, .ended = how == ended.end() ? "" : how->second});
+  }
+  for (const auto& [name, why] : unreadable) {
+    sessions.push_back({.name = name, .running = true, .unreadable = why, .ended = ""});
+  }
   return sessions;
 }
 
-absl::StatusOr<std::optional<absl::Time>> FakeHost::NewestGood(const std::string& session) {
-  std::optional<absl::Time> newest;
-  for (auto at = kept.lower_bound({session, ""}); at != kept.end() && at->first.first == session; ++at) {
-    for (const Taken& one : at->second) newest = std::max(newest.value_or(one.point), one.point);
+absl::StatusOr<std::map<std::string, Newest>> FakeHost::NewestGood(const std::set<std::string>& sessions) {
+  std::map<std::string, Newest> newest;
+  for (const auto& [key, snapshots] : kept) {
+    if (sessions.count(key.first) == 0) continue;
+    for (const Taken& one : snapshots) {
+      auto [at, added] = newest[key.first].try_emplace(one.level, one.point);
+      at->second = std::max(at->second, one.point);
+    }
   }
   return newest;
 }
@@ -120,14 +150,18 @@ void FakeHost::Finish(int64_t id, const Schedule& schedule) {
   row.message = std::string(status.message());
   if (status.ok() && schedule.captures()) {
     row.snapshot = absl::StrCat("snapshot-", id);
-    Taken one{.point = *row.started, .true_point = clock_.true_time - (*row.ended - *row.started), .id = row.snapshot};
+    row.consistency = NameOfLevel(level(row));
+    Taken one{.point = *row.started,
+              .true_point = clock_.true_time - (*row.ended - *row.started),
+              .id = row.snapshot,
+              .level = level(row)};
     const std::pair<std::string, std::string> key{row.session, row.schedule};
     taken[key].push_back(one);
     std::vector<Taken>& mine = kept[key];
     mine.push_back(one);
     if (schedule.retention.has_value()) {
       std::vector<snapshot::RetentionCandidate> candidates;
-      for (const Taken& each : mine) candidates.push_back({.id = each.id, .session = row.session, .point = each.point});
+      for (const Taken& each : mine) candidates.push_back({.id = each.id, .machine = row.session, .point = each.point});
       auto verdicts = snapshot::DecideRetention(candidates, *schedule.retention, clock_.Now(), schedule.timing.zone);
       ASSERT_TRUE(verdicts.ok()) << verdicts.status();
       std::vector<Taken> left;
@@ -137,7 +171,8 @@ void FakeHost::Finish(int64_t id, const Schedule& schedule) {
       mine = std::move(left);
     }
   }
-  ASSERT_TRUE(book_.UpdateRun(row).ok());
+  // A worker whose book takes nothing ends without a word.
+  ASSERT_EQ(book_.UpdateRun(row).ok(), book_.writes.ok());
 }
 
 absl::Time FakeHost::NextEnd() const {
@@ -146,7 +181,15 @@ absl::Time FakeHost::NextEnd() const {
   return next;
 }
 
-void Listener::Announce(const Event& event) {
+void Listener::Deliver(const Delivery& delivery) {
+  ++tries;
+  const Event& event = delivery.event;
+  const bool delivered = broken.count(delivery.channel) == 0;
+  outcomes_.push_back({.key = delivery.key,
+                       .channel = delivery.channel,
+                       .recovery = event.kind == Event::Kind::kRecovered,
+                       .delivered = delivered});
+  if (!delivered) return;
   events.push_back(event);
   if (event.kind == Event::Kind::kStale) stale.insert({event.schedule, event.session});
   if (event.kind == Event::Kind::kRecovered && event.about == "stale") stale.erase({event.schedule, event.session});

@@ -1,13 +1,12 @@
 // Scheduler: one scenario each.
 #include "schedule/scheduler.h"
 
-#include <memory>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/unit/schedule/fake_world.h"
+#include "tests/unit/schedule/scheduler_fixture.h"
 
 namespace still::schedule {
 namespace {
@@ -17,46 +16,6 @@ using store::RunRow;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-
-class SchedulerTest : public ::testing::Test {
- protected:
-  void Begin(SchedulerOptions options = {}) {
-    options.poll = options.longest_wait = absl::Minutes(5);
-    scheduler_ = std::make_unique<Scheduler>(book_, host_, listener_, clock_, options);
-    ASSERT_TRUE(scheduler_->Recover().ok());
-  }
-  void Crash(bool with_workers) {
-    scheduler_.reset();
-    if (with_workers) host_.active.clear();
-  }
-  // Lets time pass with the scheduler at work.
-  void Live(absl::Duration time) {
-    const absl::Time until = clock_.true_time + time;
-    while (clock_.true_time < until) {
-      absl::StatusOr<absl::Duration> wait = scheduler_->Step();
-      ASSERT_TRUE(wait.ok()) << wait.status();
-      ASSERT_GT(*wait, absl::ZeroDuration());
-      clock_.true_time = std::min({until, clock_.true_time + *wait, std::max(host_.NextEnd(), clock_.true_time)});
-      host_.Pass();
-    }
-    ASSERT_TRUE(scheduler_->Step().ok());
-  }
-  // Without it.
-  void Sleep(absl::Duration time) { clock_.true_time += time; }
-  std::vector<RunRow> Rows(RunOutcome outcome, const std::string& session = "") const {
-    std::vector<RunRow> rows;
-    for (const RunRow& row : book_.rows) {
-      if (row.outcome == outcome && (session.empty() || row.session == session)) rows.push_back(row);
-    }
-    return rows;
-  }
-
-  FakeClock clock_;
-  MemoryBook book_;
-  FakeHost host_{clock_, book_};
-  Listener listener_;
-  std::unique_ptr<Scheduler> scheduler_;
-};
 
 TEST_F(SchedulerTest, EachOccurrenceIsRunAndHasItsRow) {
   host_.machines = {{"web", true}};
@@ -192,13 +151,13 @@ TEST_F(SchedulerTest, NothingBeginsInABlackoutAndTheNewestAfterIt) {
 
 TEST_F(SchedulerTest, AMachineThatIsOffIsSkippedOneThatIsGoneFails) {
   host_.machines = {{"off", false}};
-  book_.Add("nightly", "off", "01:00");
+  book_.Add("nightly", "off", "01:00", [](auto& s) { s.set_when_off("skip"); });
   book_.Add("other", "gone", "01:00");
   Begin();
   Live(absl::Hours(24 * 4));
   EXPECT_THAT(Rows(RunOutcome::kSkipped, "off"), SizeIs(4));
   EXPECT_THAT(Rows(RunOutcome::kFailed, "gone"), SizeIs(4));
-  EXPECT_EQ(listener_.Count(Event::Kind::kStale, "off"), 0) << "there is nothing new to lose";
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale, "off"), 0) << "it was said to be skipped";
   EXPECT_GE(listener_.Count(Event::Kind::kStale, "gone"), 1);
 }
 
@@ -215,6 +174,7 @@ TEST_F(SchedulerTest, ADeadMansAlertComesAlsoWhenNothingRuns) {
   onlooker.Drain();
   ASSERT_TRUE(onlooker.Recover().ok());
   ASSERT_TRUE(onlooker.Step().ok());
+  while (onlooker.Telling()) clock_.true_time += absl::Seconds(1);
   EXPECT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
   Begin();
   Live(absl::Minutes(10));
@@ -279,12 +239,40 @@ TEST_F(SchedulerTest, AlertsOfAScheduleThatIsRemovedGoWithIt) {
   book_.Add("nightly", "gone", "01:00");
   Begin();
   Live(absl::Hours(24 * 3));
-  EXPECT_THAT(book_.remembered, SizeIs(2)) << "failed and stale";
+  EXPECT_THAT(book_.remembered, SizeIs(4)) << "failed, stale, fits nothing; and what is known of the pair";
   book_.schedules.clear();
   scheduler_->Reload();
   Live(absl::Hours(1));
   EXPECT_THAT(book_.remembered, IsEmpty());
   EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 0) << "nothing is better";
+}
+
+TEST_F(SchedulerTest, RetriesOutliveTheProcess) {
+  host_.machines = {{"web", true}};
+  host_.duration = [](const auto&) { return absl::Seconds(1); };
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  // As run-due does it: a process each minute, which ends when nothing runs.
+  for (int minute = 0; minute < 180; ++minute) {
+    Begin();
+    Live(absl::Seconds(10));
+    Crash(true);
+    Sleep(absl::Seconds(50));
+  }
+  EXPECT_THAT(Rows(RunOutcome::kFailed), SizeIs(4)) << "one and three retries";
+}
+
+TEST_F(SchedulerTest, ByHandKeepsToTheLimitsAndTheRestFollows) {
+  for (int i = 0; i < 9; ++i) host_.machines[absl::StrCat("vm-", i)] = true;
+  book_.Add("nightly", "vm-*", "05:00");
+  Begin({.max_running = 2});
+  absl::StatusOr<std::vector<RunRow>> begun = scheduler_->RunNow("nightly", {});
+  ASSERT_TRUE(begun.ok()) << begun.status();
+  EXPECT_THAT(*begun, SizeIs(2));
+  Live(absl::Hours(1));
+  EXPECT_EQ(host_.most_running, 2u);
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(9));
 }
 
 TEST_F(SchedulerTest, APausedScheduleDoesNothingAndIsNotStale) {

@@ -22,7 +22,7 @@ RetentionCandidate At(absl::string_view text, std::string session = "web") {
   absl::Time point;
   std::string error;
   EXPECT_TRUE(absl::ParseTime("%Y-%m-%d %H:%M", text, kUtc, &point, &error)) << error;
-  return {.id = absl::StrCat(session, " ", text), .session = std::move(session), .point = point, .labels = {}};
+  return {.id = absl::StrCat(session, " ", text), .machine = std::move(session), .point = point, .labels = {}};
 }
 
 std::set<std::string> Kept(const std::vector<RetentionCandidate>& candidates, const RetentionPolicy& policy,
@@ -145,7 +145,7 @@ class RetentionProperty : public ::testing::TestWithParam<uint64_t> {
     std::vector<RetentionCandidate> all;
     for (int i = Below(60); i > 0; --i) {
       RetentionCandidate candidate{
-          .id = absl::StrCat("id", i), .session = absl::StrCat("s", Below(3)), .point = kNow, .labels = {}};
+          .id = absl::StrCat("id", i), .machine = absl::StrCat("s", Below(3)), .point = kNow, .labels = {}};
       // Clustered, with equal times now and then, and some in the future.
       static constexpr int kScales[] = {60, 3600, 86400, 86400 * 30, 86400 * 900};
       candidate.point -= absl::Seconds(Below(kScales[Below(5)]) / 30 * 30 - 20);
@@ -248,7 +248,7 @@ TEST_P(RetentionProperty, NoRuleKeepsMoreThanItsNumber) {
     std::vector<RetentionCandidate> all = History();
     for (RetentionCandidate& candidate : all) {
       candidate.labels.clear();
-      candidate.session = "one";
+      candidate.machine = "one";
       candidate.point = std::min(candidate.point, kNow);
     }
     RetentionPolicy policy = Policy();

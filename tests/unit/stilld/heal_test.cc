@@ -73,7 +73,9 @@ class HealTest : public ::testing::Test {
   void SetUp() override {
     root_ = JoinPath(::testing::TempDir(), "still-heal-XXXXXX");
     ASSERT_NE(::mkdtemp(root_.data()), nullptr);
-    catalog_ = *store::Catalog::Open({.path = JoinPath(root_, "catalog.db")});
+    const store::RepositoryOptions repository = {.path = JoinPath(root_, "repository"), .workers = 1};
+    ASSERT_TRUE(store::Repository::Init(repository).ok());
+    repository_ = *store::Repository::Open(repository);
     absl::StatusOr<session::SessionPlace> place = session::SessionRegistry(root_).Create("web");
     ASSERT_TRUE(place.ok()) << place.status();
     ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "session.json"), "{\"name\":\"web\"}").ok());
@@ -90,7 +92,7 @@ class HealTest : public ::testing::Test {
   }
   void TearDown() override {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(5));
-    catalog_.reset();
+    repository_.reset();
     EXPECT_TRUE(RemoveTree(root_).ok());
   }
   void Pause() {
@@ -101,13 +103,13 @@ class HealTest : public ::testing::Test {
   }
   // How many were healed.
   int Heal() {
-    ProcessHost host(*catalog_, {.state = root_, .command = {"false"}});
+    ProcessHost host(*repository_, HostIdentity(), {.state = root_, .command = {"false"}});
     absl::StatusOr<int> healed = host.HealSessions();
     EXPECT_TRUE(healed.ok()) << healed.status();
     return healed.value_or(-1);
   }
   std::string root_;
-  std::unique_ptr<store::Catalog> catalog_;
+  std::unique_ptr<store::Repository> repository_;
   ScriptedSession session_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -62,7 +62,8 @@ TEST(MetricsTest, TheNewestEndDecidesNotWhatWasMissedSince) {
   Metrics metrics;
   Figures figures = SomeFigures();
   figures.runs = {RunOf(3, RunOutcome::kMissed), RunOf(2, RunOutcome::kFailed), RunOf(1, RunOutcome::kSucceeded)};
-  figures.alerts = {{.kind = "failed", .schedule = "nightly", .session = "web", .told = figures.now}};
+  figures.alerts = {
+      {.kind = "failed", .schedule = "nightly", .session = "web", .message = "", .since = figures.now, .told = false}};
   std::string text = metrics.Render(figures);
   EXPECT_THAT(text,
               HasSubstr("stillpoint_last_run_success{kind=\"capture\",schedule=\"nightly\",session=\"web\"} 0\n"));

@@ -19,19 +19,22 @@ class ProcessHostTest : public ::testing::Test {
     std::string pattern = JoinPath(::testing::TempDir(), "still-host-XXXXXX");
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
-    catalog_ = *store::Catalog::Open({.path = JoinPath(dir_, "catalog.db")});
+    const store::RepositoryOptions repository = {.path = JoinPath(dir_, "repository"), .workers = 1};
+    ASSERT_TRUE(store::Repository::Init(repository).ok());
+    repository_ = *store::Repository::Open(repository);
     Restart("sleep 60");
   }
   void TearDown() override {
     for (int64_t run = 1; run < 4; ++run) host_->Stop(run);
     host_.reset();
-    catalog_.reset();
+    repository_.reset();
     EXPECT_TRUE(RemoveTree(dir_).ok());
   }
   // The run's id becomes $0 of the script.
   void Restart(const std::string& script) {
     host_ = std::make_unique<ProcessHost>(
-        *catalog_, ProcessHostOptions{.state = dir_, .command = {"/bin/sh", "-c", "exec " + script}});
+        *repository_, HostIdentity(),
+        ProcessHostOptions{.state = dir_, .command = {"/bin/sh", "-c", "exec " + script}});
   }
   bool EndsSoon(int64_t run) {
     for (absl::Duration end = Clock::Real().Monotonic() + absl::Seconds(20); Clock::Real().Monotonic() < end;) {
@@ -41,7 +44,7 @@ class ProcessHostTest : public ::testing::Test {
     return false;
   }
   std::string dir_;
-  std::unique_ptr<store::Catalog> catalog_;
+  std::unique_ptr<store::Repository> repository_;
   std::unique_ptr<ProcessHost> host_;
 };
 

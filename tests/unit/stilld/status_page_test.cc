@@ -13,10 +13,19 @@ using ::testing::Not;
 TEST(StatusPageTest, NothingYetIsSaidInWords) {
   Figures figures;
   figures.now = absl::FromUnixSeconds(1'700'000'000);
+  figures.report.set_turned_unix_ns(absl::ToUnixNanos(figures.now));
   std::string page = RenderStatusPage(figures);
   EXPECT_THAT(page, HasSubstr("All is well"));
   EXPECT_THAT(page, HasSubstr("No schedules yet"));
   EXPECT_THAT(page, Not(HasSubstr("nan")));
+}
+
+TEST(StatusPageTest, ASchedulerThatDoesNotWorkIsNotWell) {
+  Figures figures;
+  figures.now = absl::FromUnixSeconds(1'700'000'000);
+  EXPECT_THAT(RenderStatusPage(figures), HasSubstr("not worked on"));
+  figures.report.set_turned_unix_ns(absl::ToUnixNanos(figures.now - absl::Hours(1)));
+  EXPECT_THAT(RenderStatusPage(figures), HasSubstr("not worked on"));
 }
 
 TEST(StatusPageTest, NothingThatIsShownCanBecomeMarkup) {
@@ -30,7 +39,9 @@ TEST(StatusPageTest, NothingThatIsShownCanBecomeMarkup) {
   snapshot.set_name(evil);
   snapshot.set_point_unix_ns(1'699'999'000'000'000'000);
   figures.snapshots.push_back(snapshot);
-  figures.alerts = {{.kind = evil, .schedule = evil, .session = evil, .told = figures.now}};
+  figures.report.set_turned_unix_ns(absl::ToUnixNanos(figures.now));
+  figures.alerts = {
+      {.kind = evil, .schedule = evil, .session = evil, .message = evil, .since = figures.now, .told = true}};
   store::RunRow run{.schedule = evil, .kind = "capture", .session = evil};
   run.outcome = store::RunOutcome::kSucceeded;
   run.freeze_us = 12345;

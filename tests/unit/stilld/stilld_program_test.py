@@ -263,9 +263,12 @@ class Alerts(StilldTest):
     def test_the_dead_mans_rule_needs_no_daemon(self):
         told = self.host.directory / "told"
         self.host.still("schedule", "add", "often", "--session", "gone", "--every", "10s", "--max-age", "1s")
-        wait_for(lambda: self.host.still("schedule", "check", STILL_NOTIFY_COMMAND=f"echo $STILL_EVENT >> {told}") is not None
-                 and told.exists(), "the alert", 30)
-        self.assertEqual(told.read_text(), "stale\n")
+        def check():
+            return self.host.run("schedule", "check", STILL_NOTIFY_COMMAND=f"echo $STILL_EVENT >> {told}").returncode
+
+        wait_for(lambda: check() == 5 and told.exists(), "the alert, and an exit code that says so", 60)
+        self.assertEqual(check(), 5, "as long as it is true")
+        self.assertEqual(told.read_text(), "stale\n", "told once")
         self.assertEqual(self.runs(), [], "it begins nothing")
 
 

@@ -118,7 +118,7 @@ TEST_F(CatalogTest, RemovingASnapshotTakesItsRowsAlong) {
   std::unique_ptr<Catalog> catalog = OpenOrDie();
   ASSERT_TRUE(PutSnapshot(*catalog, Snapshot('a', "one", 5)).ok());
   ASSERT_TRUE(PutSnapshot(*catalog, Snapshot('b', "two", 3)).ok());
-  EXPECT_EQ(catalog->ListSnapshots()->front().name, "two") << "oldest point first";
+  EXPECT_EQ(catalog->ListSnapshots()->front().name, "two") << "the first commit first";
   EXPECT_EQ((**catalog->FindBase("session-1", "vda")).snapshot_id, std::string(32, 'a'));
   ASSERT_TRUE(Change(*catalog, [](auto& change) { return change.RemoveSnapshot(std::string(32, 'a')); }).ok());
   EXPECT_EQ((**catalog->FindBase("session-1", "vda")).snapshot_id, std::string(32, 'b'));
@@ -130,6 +130,24 @@ TEST_F(CatalogTest, RemovingASnapshotTakesItsRowsAlong) {
   EXPECT_EQ(sessions[0].snapshots, 2u);
   EXPECT_EQ(sessions[0].first_point_unix_ns, 3);
   EXPECT_EQ(sessions[0].last_point_unix_ns, 9);
+}
+
+TEST_F(CatalogTest, TheOrderIsThatOfCommitsWhateverTheClocksSaid) {
+  std::unique_ptr<Catalog> catalog = OpenOrDie();
+  EXPECT_EQ(*catalog->NewestSequence(), 0);
+  CatalogSnapshot old = Snapshot('a', "old", 50);
+  CatalogSnapshot ahead = Snapshot('b', "ahead", 1000);
+  CatalogSnapshot after = Snapshot('c', "after", 60);
+  ahead.sequence = 1;
+  after.sequence = 2;
+  for (const CatalogSnapshot* one : {&after, &ahead, &old}) ASSERT_TRUE(PutSnapshot(*catalog, *one).ok());
+  std::vector<CatalogSnapshot> all = *catalog->ListSnapshots();
+  ASSERT_THAT(all, SizeIs(3));
+  EXPECT_EQ(all[0].name, "old");
+  EXPECT_EQ(all[1].name, "ahead");
+  EXPECT_EQ(all[2].name, "after");
+  EXPECT_EQ((**catalog->FindBase("session-1", "vda")).snapshot_id, after.id);
+  EXPECT_EQ(*catalog->NewestSequence(), 2);
 }
 
 TEST_F(CatalogTest, FindsNodesInTheNewestPackFirst) {

@@ -36,6 +36,43 @@ TEST_F(RepositoryTest, WhatIsStoredComesBackAlsoAfterReopening) {
   EXPECT_EQ(LoadImage(*repository, "latest").value(), content);
 }
 
+class SetClock final : public Clock {
+ public:
+  absl::Time Now() const override { return now; }
+  absl::Duration Monotonic() const override { return Clock::Real().Monotonic(); }
+  void Sleep(absl::Duration duration) override { Clock::Real().Sleep(duration); }
+  absl::Time now = Clock::Real().Now();
+};
+
+TEST_F(RepositoryTest, TwoHostsShareItAndAClockThatWasAheadIsNoMatter) {
+  SetClock clock;
+  RepositoryOptions here = Options();
+  here.clock = &clock;
+  here.here = {.id = std::string(32, 'a'), .name = "alpha"};
+  RepositoryOptions there = here;
+  there.here = {.id = std::string(32, 'b'), .name = "beta"};
+  auto alpha = MustMake(here);
+  auto beta = MustOpen(there);
+  clock.now += absl::Hours(24 * 300);
+  ASSERT_TRUE(StoreImage(*alpha, "ahead", "1").ok());
+  clock.now -= absl::Hours(24 * 300);
+  ASSERT_TRUE(StoreImage(*alpha, "after", "2").ok());
+  ASSERT_TRUE(StoreImage(*beta, "theirs", "3").ok());
+  EXPECT_EQ(alpha->FindSnapshot("latest")->name(), "after");
+  EXPECT_EQ(beta->FindSnapshot("test@latest")->name(), "theirs");
+  EXPECT_EQ(beta->FindSnapshot("alpha/test@latest")->name(), "after");
+  const auto order = [](Repository& repository) {
+    std::vector<std::string> names;
+    auto snapshots = repository.ListSnapshots();
+    EXPECT_TRUE(snapshots.ok()) << snapshots.status();
+    for (const manifest::Snapshot& one : *snapshots) names.push_back(one.name());
+    return names;
+  };
+  EXPECT_THAT(order(*alpha), ElementsAre("ahead", "after", "theirs"));
+  ASSERT_TRUE(alpha->RebuildCatalog().ok());
+  EXPECT_THAT(order(*alpha), ElementsAre("ahead", "after", "theirs")) << "the manifests know it too";
+}
+
 // Short pieces of what came before, from near and far, and a little that is new: the more work, the more of them are found.
 std::string Repetitive(size_t size) {
   std::mt19937_64 random(1);

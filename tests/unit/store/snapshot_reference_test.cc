@@ -27,13 +27,14 @@ class SnapshotReferenceTest : public ::testing::Test {
  protected:
   // What the reference stands for, or the error's code name.
   std::string Find(const std::string& reference) {
-    absl::StatusOr<size_t> found = ResolveSnapshot(snapshots_, reference, kNow);
+    absl::StatusOr<size_t> found = ResolveSnapshot(snapshots_, reference, {.now = kNow, .here = here_});
     return found.ok() ? snapshots_[*found].id() : absl::StatusCodeToString(found.status().code());
   }
   std::string Message(const std::string& reference) {
-    return std::string(ResolveSnapshot(snapshots_, reference, kNow).status().message());
+    return std::string(ResolveSnapshot(snapshots_, reference, {.now = kNow, .here = here_}).status().message());
   }
 
+  HostIdentity here_;
   std::vector<Snapshot> snapshots_ = {
       Make("aaaa1111", "before-upgrade", "web", absl::Hours(24 * 9)),
       Make("aaaa2222", "", "db", absl::Hours(24 * 3)),
@@ -123,10 +124,73 @@ TEST_F(SnapshotReferenceTest, WhatIsRemovedMustBeNamedInFull) {
   EXPECT_TRUE(NamedInFull(nightly, "nightly-1"));
   EXPECT_TRUE(NamedInFull(nightly, "bbbb3333"));
   EXPECT_TRUE(NamedInFull(nightly, "bbbb"));
-  EXPECT_TRUE(NamedInFull(nightly, "web@2d"));
-  EXPECT_TRUE(NamedInFull(nightly, "latest"));
+  EXPECT_FALSE(NamedInFull(nightly, "web@2d")) << "the second time it is another one";
+  EXPECT_FALSE(NamedInFull(nightly, "latest"));
+  EXPECT_FALSE(NamedInFull(nightly, "host/web@latest"));
   EXPECT_FALSE(NamedInFull(nightly, "nightly"));
   EXPECT_FALSE(NamedInFull(nightly, "n"));
+}
+
+constexpr char kHereId[] = "1111aaaa000000000000000000000000";
+constexpr char kThereId[] = "2222bbbb000000000000000000000000";
+
+Snapshot On(Snapshot snapshot, const std::string& host_id, const std::string& host) {
+  snapshot.set_host_id(host_id);
+  snapshot.set_host(host);
+  return snapshot;
+}
+
+// Two hosts have a machine "web" in one repository.
+class TwoHostsTest : public SnapshotReferenceTest {
+ protected:
+  void SetUp() override {
+    here_ = {.id = kHereId, .name = "alpha"};
+    snapshots_ = {On(Make("aaaa1111", "", "web", absl::Hours(72)), "", "alpha"),
+                  On(Make("aaaa2222", "", "web", absl::Hours(71)), "", "beta"),
+                  On(Make("bbbb1111", "", "web", absl::Hours(48)), kHereId, "alpha"),
+                  On(Make("bbbb2222", "", "web", absl::Hours(2)), kThereId, "beta"),
+                  On(Make("cccc2222", "", "db", absl::Hours(1)), kThereId, "beta")};
+  }
+};
+
+TEST_F(TwoHostsTest, WhatIsNewestIsAskedOfThisHost) {
+  EXPECT_EQ(Find("latest"), "bbbb1111");
+  EXPECT_EQ(Find("web@latest"), "bbbb1111");
+  EXPECT_EQ(Find("@latest"), "bbbb1111");
+  EXPECT_EQ(Find("web@60h"), "aaaa1111") << "old snapshots are told apart by the host's name";
+  EXPECT_EQ(Find("db@latest"), "NOT_FOUND");
+  EXPECT_EQ(Find("cccc2222"), "cccc2222") << "an id is an id on every host";
+}
+
+TEST_F(TwoHostsTest, AnotherHostIsNamedByItsNameOrId) {
+  EXPECT_EQ(Find("beta/web@latest"), "bbbb2222");
+  EXPECT_EQ(Find("beta/latest"), "cccc2222");
+  EXPECT_EQ(Find("2222/web@latest"), "bbbb2222");
+  EXPECT_EQ(Find("alpha/web@60h"), "aaaa1111") << "with the old ones that have its name";
+  EXPECT_EQ(Find("gamma/web@latest"), "NOT_FOUND");
+  EXPECT_THAT(Message("gamma/web@latest"), HasSubstr("beta (2222bbbb0000)"));
+}
+
+TEST_F(TwoHostsTest, HostsOfOneNameAreToldApartByTheirIds) {
+  for (Snapshot& snapshot : snapshots_) snapshot.set_host("alpha");
+  snapshots_.erase(snapshots_.begin(), snapshots_.begin() + 2);
+  EXPECT_EQ(Find("web@latest"), "bbbb1111");
+  EXPECT_EQ(Find("alpha/web@latest"), "FAILED_PRECONDITION");
+  EXPECT_THAT(Message("alpha/web@latest"), HasSubstr("alpha (2222bbbb0000)"));
+  EXPECT_EQ(Find("2222bbbb/web@latest"), "bbbb2222");
+}
+
+TEST_F(TwoHostsTest, AHostWithoutSnapshotsIsToldOfTheOthers) {
+  here_ = {.id = "3333cccc000000000000000000000000", .name = "gamma"};
+  EXPECT_EQ(Find("latest"), "NOT_FOUND");
+  EXPECT_THAT(Message("web@latest"), HasSubstr("write HOST/web@latest"));
+}
+
+TEST_F(TwoHostsTest, AClockThatWasAheadDoesNotMakeTheNewest) {
+  snapshots_[2].set_point_unix_ns(absl::ToUnixNanos(kNow + absl::Hours(24 * 300)));
+  snapshots_.push_back(On(Make("dddd1111", "", "web", absl::ZeroDuration()), kHereId, "alpha"));
+  EXPECT_EQ(Find("web@latest"), "dddd1111") << "the last commit, not the largest time";
+  EXPECT_EQ(Find("web@1h"), "aaaa1111") << "what lies in the future is not an hour old";
 }
 
 }  // namespace

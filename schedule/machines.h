@@ -1,0 +1,29 @@
+// Which snapshots are those of a schedule's machines: what counts for their freshness, and what retention may drop. Pure.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "proto/manifest.pb.h"
+#include "schedule/schedule.h"
+#include "schedule/scheduler_edges.h"
+#include "snapshot/machine.h"
+#include "snapshot/retention.h"
+#include "snapshot/snapshots_in_use.h"
+
+namespace still::schedule {
+
+// `snapshots`: in the order of commits. By session, of those machines that have a snapshot.
+std::map<std::string, Newest> NewestByLevel(const std::vector<manifestpb::Snapshot>& snapshots,
+                                            const std::map<std::string, snapshot::MachineIdentity>& machines);
+
+// The ids of the snapshots that the schedule took of this machine, no others, and that its retention does not keep. Never
+// the newest of each level: bad days must not push out the last snapshot that keeps what is promised.
+absl::StatusOr<std::vector<std::string>> DroppedByRetention(const Schedule& schedule,
+                                                            const snapshot::MachineIdentity& machine,
+                                                            const std::vector<manifestpb::Snapshot>& snapshots,
+                                                            const snapshot::SnapshotsInUse& in_use, absl::Time now);
+
+}  // namespace still::schedule

@@ -1,0 +1,221 @@
+// Scheduler: what is wrong, and what drops out.
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/quantity.h"
+#include "schedule/scheduler.h"
+
+namespace still::schedule {
+
+using Kind = Event::Kind;
+
+void Scheduler::LookForStale(absl::Time now) {
+  for (auto& [key, pair] : pairs_) {
+    const Schedule& schedule = *pair.schedule;
+    if (!schedule.captures() || schedule.definition.paused()) continue;
+    const std::string& name = schedule.name();
+    const bool off = pair.exists && !pair.can_run;
+    if (off && schedule.when_off == WhenOff::kSkip) continue;
+    if (pair.freshness.Age(now) > pair.max_age) {
+      pair.stale = true;
+      alerts_.Raise(
+          {.kind = Kind::kStale,
+           .schedule = name,
+           .session = pair.session,
+           .at = now,
+           .message = absl::StrCat(pair.session, " has had no good snapshot for ",
+                                   ShortDuration(pair.freshness.Age(now)), off ? ", and does not run" : "",
+                                   "; at most ", ShortDuration(pair.max_age), " are allowed by schedule ", name)});
+    } else if (!pair.stale) {
+      continue;
+    } else if (now - pair.freshness.good() <= pair.max_age) {
+      pair.stale = false;
+      alerts_.Clear(Kind::kStale, name, pair.session, now, absl::StrCat(pair.session, " has a fresh snapshot again"));
+    } else {
+      // Somebody changed the rules. That mends nothing, and nobody is told that it did.
+      alerts_.Quiet(Kind::kStale, name, pair.session);
+    }
+  }
+}
+
+void Scheduler::NoticeTurn(const absl::Status& turn, absl::Time now) {
+  if (turn.ok()) {
+    failing_since_.reset();
+    alerts_.Clear(Kind::kScheduler, "", "", now, "the schedules are worked on again");
+    return;
+  }
+  const absl::Duration time = clock_.Monotonic();
+  if (!failing_since_.has_value()) failing_since_ = time;
+  if (time - *failing_since_ < options_.failing_after) return;
+  alerts_.Raise({.kind = Kind::kScheduler,
+                 .schedule = "",
+                 .session = "",
+                 .at = now,
+                 .message = absl::StrCat("the schedules cannot be worked on: ", turn.message())});
+}
+
+void Scheduler::RaiseTrouble(const std::string& message) {
+  alerts_.Raise({.kind = Kind::kScheduler, .schedule = "", .session = "", .at = clock_.Now(), .message = message});
+}
+
+bool Scheduler::Telling() {
+  if (absl::Status kept = alerts_.Work(clock_.Now()); !kept.ok()) {
+    LogWarning("the book does not take what was told", {{"error", kept.ToString()}});
+  }
+  return alerts_.Pending();
+}
+
+void Scheduler::LookForDropouts(absl::Time now) {
+  for (const auto& [name, why] : unusable_) {
+    alerts_.Raise({.kind = Kind::kUnusable,
+                   .schedule = name,
+                   .session = "",
+                   .at = now,
+                   .message = absl::StrCat("schedule ", name, " cannot be used: ", why)});
+  }
+  for (const Schedule& schedule : schedules_) {
+    if (unusable_.count(schedule.name()) != 0) continue;
+    alerts_.Clear(Kind::kUnusable, schedule.name(), "", now, absl::StrCat("schedule ", schedule.name(), " is back"));
+  }
+  for (const SessionState& session : sessions_) {
+    const bool named = std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& schedule) {
+      return schedule.captures() && schedule.Fits(session.name);
+    });
+    if (named && !session.unreadable.empty()) {
+      alerts_.Raise({.kind = Kind::kUnreadable,
+                     .schedule = "",
+                     .session = session.name,
+                     .at = now,
+                     .message = absl::StrCat("session ", session.name, " cannot be read: ", session.unreadable)});
+    } else {
+      alerts_.Clear(Kind::kUnreadable, "", session.name, now, absl::StrCat(session.name, " can be read again"));
+    }
+    if (named && !session.running && !session.ended.empty()) {
+      alerts_.Raise({.kind = Kind::kEnded,
+                     .schedule = "",
+                     .session = session.name,
+                     .at = now,
+                     .message = absl::StrCat(session.name, " has ended, and nobody stopped it: ", session.ended)});
+    } else {
+      alerts_.Clear(Kind::kEnded, "", session.name, now, absl::StrCat(session.name, " runs again, or was stopped"));
+    }
+  }
+  LookForUnmatched(now);
+  LookForGone(now);
+}
+
+void Scheduler::LookForUnmatched(absl::Time now) {
+  std::map<PairKey, absl::Duration> unmatched;
+  for (const Schedule& schedule : schedules_) {
+    if (!schedule.per_session() || schedule.definition.paused()) continue;
+    for (const std::string& pattern : schedule.definition.sessions()) {
+      const bool fits = std::any_of(sessions_.begin(), sessions_.end(),
+                                    [&](const SessionState& session) { return MatchesPattern(session.name, pattern); });
+      const PairKey key{schedule.name(), pattern};
+      if (fits) {
+        alerts_.Clear(Kind::kUnmatched, schedule.name(), pattern, now,
+                      absl::StrCat("\"", pattern, "\" of schedule ", schedule.name(), " fits a session again"));
+        continue;
+      }
+      auto known = unmatched_.find(key);
+      unmatched[key] = known == unmatched_.end() ? clock_.Monotonic() : known->second;
+      if (clock_.Monotonic() - unmatched[key] < options_.unmatched_after) continue;
+      alerts_.Raise({.kind = Kind::kUnmatched,
+                     .schedule = schedule.name(),
+                     .session = pattern,
+                     .at = now,
+                     .message = absl::StrCat("\"", pattern, "\" of schedule ", schedule.name(), " fits no session")});
+    }
+  }
+  unmatched_ = std::move(unmatched);
+}
+
+// A machine whose session is there no more. It is told once. One that only a pattern fitted is then forgotten, because most
+// were removed on purpose; one that the schedule calls by its name gets stale.
+void Scheduler::LookForGone(absl::Time now) {
+  for (auto at = memories_.begin(); at != memories_.end();) {
+    const auto& [schedule, session] = at->first;
+    if (unusable_.count(schedule) != 0) {  // Nobody knows what it fits.
+      ++at;
+      continue;
+    }
+    const bool known =
+        std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& one) { return one.name() == schedule; });
+    const auto pair = pairs_.find(at->first);
+    const bool named = pair != pairs_.end();
+    if (named && (pair->second.exists || !at->second.was_there)) {
+      alerts_.Clear(Kind::kGone, schedule, session, now, absl::StrCat(session, " is back"));
+      ++at;
+      continue;
+    }
+    if (named || (known && !alerts_.Delivered(Kind::kGone, schedule, session))) {
+      alerts_.Raise({.kind = Kind::kGone,
+                     .schedule = schedule,
+                     .session = session,
+                     .at = now,
+                     .message = absl::StrCat("the session ", session, " of schedule ", schedule,
+                                             " is there no more; its snapshots stay")});
+      ++at;
+      continue;
+    }
+    unsaved_.insert(at->first);
+    at = memories_.erase(at);
+  }
+}
+
+bool Scheduler::StillWanted(const Event& event) const {
+  const auto schedule_named = [&](const std::string& name) {
+    return std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& one) { return one.name() == name; });
+  };
+  if (unusable_.count(event.schedule) != 0) return true;
+  const auto find = [&] { return pairs_.find({event.schedule, event.session}); };
+  switch (event.kind) {
+    case Kind::kFailed:
+      return find() != pairs_.end();
+    case Kind::kStale:
+    case Kind::kLevel:
+      return find() != pairs_.end() && find()->second.schedule->captures();
+    case Kind::kUnusable:
+      return schedule_named(event.schedule);
+    case Kind::kUnmatched:
+      return std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& one) {
+        const auto& patterns = one.definition.sessions();
+        return one.name() == event.schedule &&
+               std::find(patterns.begin(), patterns.end(), event.session) != patterns.end();
+      });
+    case Kind::kGone:
+      return memories_.count({event.schedule, event.session}) != 0;
+    case Kind::kUnreadable:
+    case Kind::kEnded:
+      return std::any_of(sessions_.begin(), sessions_.end(),
+                         [&](const SessionState& one) { return one.name == event.session; });
+    case Kind::kScheduler:
+      return true;
+    case Kind::kRecovered:
+      break;  // No alert is of this kind.
+  }
+  return false;
+}
+
+std::vector<Cover> Scheduler::Coverage() const {
+  std::vector<Cover> covers;
+  for (const SessionState& session : sessions_) {
+    const size_t before = covers.size();
+    for (const auto& [key, pair] : pairs_) {
+      if (pair.session != session.name || !pair.schedule->captures() || pair.schedule->definition.paused()) continue;
+      Cover cover{.session = session,
+                  .schedule = key.first,
+                  .promised = Promised(pair),
+                  .newest_level = pair.newest_level,
+                  .max_age = pair.max_age,
+                  .stale = pair.stale};
+      if (pair.freshness.good() != absl::InfinitePast()) cover.newest = pair.freshness.good();
+      covers.push_back(std::move(cover));
+    }
+    if (covers.size() == before) covers.push_back({.session = session});
+  }
+  return covers;
+}
+
+}  // namespace still::schedule

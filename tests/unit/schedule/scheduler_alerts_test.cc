@@ -1,0 +1,216 @@
+// Scheduler: who is told what, and what drops out; one scenario each.
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "schedule/scheduler.h"
+#include "tests/unit/schedule/scheduler_fixture.h"
+
+namespace still::schedule {
+namespace {
+
+using store::RunOutcome;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+using SchedulerAlertsTest = SchedulerTest;
+
+TEST_F(SchedulerAlertsTest, AMachineThatIsNeverOnAtItsHourIsTold) {
+  host_.machines = {{"off", false}};
+  book_.Add("nightly", "off", "01:00");
+  Begin();
+  Live(absl::Hours(24 * 4));
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "off"), 1);
+  EXPECT_THAT(listener_.events[0].message, HasSubstr("does not run"));
+}
+
+TEST_F(SchedulerAlertsTest, WhatTheChannelDoesNotTakeIsTriedAgainUntilItDoes) {
+  host_.machines = {{"web", true}};
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_retries(0); });
+  listener_.broken = {"pager"};
+  Begin();
+  Live(absl::Hours(12));
+  EXPECT_THAT(listener_.events, IsEmpty());
+  EXPECT_GT(listener_.tries, 5);
+  EXPECT_LT(listener_.tries, 30) << "with growing pauses";
+  Crash(true);
+  listener_.broken.clear();
+  Begin();
+  Live(absl::Hours(2));
+  EXPECT_EQ(listener_.Count(Event::Kind::kFailed, "web"), 1) << "the queue outlived the process";
+}
+
+TEST_F(SchedulerAlertsTest, AClockThatComesBackMakesNobodyFresh) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  clock_.skew = absl::Hours(24 * 300);
+  Live(absl::Hours(26));
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  Live(absl::Hours(24 * 4));
+  ASSERT_GE(listener_.Count(Event::Kind::kStale, "web"), 1);
+  clock_.skew = absl::ZeroDuration();
+  Live(absl::Hours(3));
+  EXPECT_EQ(listener_.stale.size(), 1u) << "its newest snapshot is as old as it was";
+}
+
+TEST_F(SchedulerAlertsTest, EachChannelIsToldOnItsOwn) {
+  host_.machines = {{"web", true}};
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_retries(0); });
+  listener_.channels = {"pager", "mail"};
+  listener_.broken = {"mail"};
+  Begin();
+  Live(absl::Hours(10));
+  EXPECT_THAT(listener_.events, SizeIs(1));
+  listener_.broken.clear();
+  Live(absl::Hours(2));
+  EXPECT_THAT(listener_.events, SizeIs(2));
+}
+
+TEST_F(SchedulerAlertsTest, WhatIsOverBeforeAnybodyWasToldIsNotTold) {
+  host_.machines = {{"web", true}};
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_retries(0); });
+  listener_.broken = {"pager"};
+  Begin();
+  Live(absl::Hours(10));
+  host_.outcome = [](const auto&) { return absl::OkStatus(); };
+  Live(absl::Hours(24));
+  listener_.broken.clear();
+  Live(absl::Hours(5));
+  EXPECT_THAT(listener_.events, IsEmpty());
+}
+
+TEST_F(SchedulerAlertsTest, ASchedulerThatCannotWorkIsItselfAnAlert) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(3));
+  const absl::Time worked = scheduler_->last_full_turn();
+  book_.writes = book_.reads = absl::ResourceExhaustedError("no space left on device");
+  for (int turn = 0; turn < 100; ++turn) {
+    clock_.true_time += absl::Hours(1);
+    EXPECT_FALSE(scheduler_->Step().ok());
+  }
+  EXPECT_EQ(scheduler_->last_full_turn(), worked) << "the watchdog is fed by full turns only";
+  EXPECT_GE(listener_.Count(Event::Kind::kScheduler), 1);
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "web"), 1) << "ages are looked at all the same";
+  book_.writes = book_.reads = absl::OkStatus();
+  Live(absl::Hours(26));
+  EXPECT_EQ(listener_.stale.size(), 0u);
+}
+
+TEST_F(SchedulerAlertsTest, OneScheduleThatCannotBeReadIsToldAndGoesOnAsItWas) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(3));
+  book_.unusable = {{"nightly", "calendar: what is a Funday?"}};
+  Live(absl::Hours(48));
+  EXPECT_GE(listener_.Count(Event::Kind::kUnusable), 1);
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(3)) << "as it was last read";
+  book_.unusable.clear();
+  Live(absl::Hours(1));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 1);
+}
+
+TEST_F(SchedulerAlertsTest, APatternThatFitsNothingIsTold) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "wbe-*", "01:00");
+  Begin();
+  Live(absl::Minutes(30));
+  EXPECT_THAT(listener_.events, IsEmpty()) << "machines may still be on their way";
+  Live(absl::Hours(3));
+  EXPECT_EQ(listener_.Count(Event::Kind::kUnmatched, "wbe-*"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, ASessionThatCannotBeReadIsToldAndItsSnapshotsAgeOn) {
+  host_.unreadable = {{"web", "session.json: not JSON"}};
+  host_.outcome = [](const auto&) { return absl::DataLossError("session.json"); };
+  book_.Add("nightly", "w*", "01:00");
+  Begin();
+  Live(absl::Hours(72));
+  EXPECT_GE(listener_.Count(Event::Kind::kUnreadable, "web"), 1);
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, AMachineOfAPatternThatIsGoneIsToldOnce) {
+  host_.machines = {{"web", true}, {"web-2", true}};
+  book_.Add("nightly", "web*", "01:00");
+  Begin();
+  Live(absl::Hours(3));
+  host_.machines.erase("web-2");
+  Live(absl::Hours(24 * 5));
+  EXPECT_EQ(listener_.Count(Event::Kind::kGone, "web-2"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, AMachineThatEndedByItselfIsToldOnce) {
+  host_.machines = {{"web", false}};
+  host_.ended = {{"web", "exited with code 1"}};
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_when_off("skip"); });
+  Begin();
+  Live(absl::Hours(24 * 5));
+  EXPECT_EQ(listener_.Count(Event::Kind::kEnded, "web"), 1);
+  host_.machines["web"] = true;
+  Live(absl::Hours(1));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, WhatIsBelowThePromisedLevelDoesNotCount) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(3));
+  host_.level = [](const auto&) { return manifestpb::Consistency::CRASH; };
+  Live(absl::Hours(24 * 2));
+  EXPECT_EQ(listener_.Count(Event::Kind::kLevel, "web"), 0) << "two runs may be bad luck";
+  Crash(true);
+  Begin();
+  Live(absl::Hours(24 * 2));
+  EXPECT_GE(listener_.Count(Event::Kind::kLevel, "web"), 1);
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "web"), 1) << "the first run reached more, and that is the promise";
+  host_.level = [](const auto&) { return manifestpb::Consistency::APPLICATION; };
+  Live(absl::Hours(24));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 2);
+  ASSERT_THAT(scheduler_->Coverage(), SizeIs(1));
+  EXPECT_EQ(scheduler_->Coverage()[0].promised, manifestpb::Consistency::FILESYSTEM);
+  EXPECT_EQ(scheduler_->Coverage()[0].newest_level, manifestpb::Consistency::APPLICATION);
+}
+
+TEST_F(SchedulerAlertsTest, AnEditMendsNothing) {
+  host_.machines = {{"web", true}};
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(72));
+  ASSERT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+  for (int day = 0; day < 5; ++day) {
+    auto definition = book_.schedules[0].definition;
+    definition.set_counted_from_unix_ns(absl::ToUnixNanos(clock_.Now()));
+    if (day == 4) definition.set_max_age("90d");
+    book_.schedules[0] = *MakeSchedule(definition, absl::UTCTimeZone());
+    scheduler_->Reload();
+    Live(absl::Hours(24));
+  }
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "web"), 4) << "whoever edits it daily is told all the same";
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 0) << "nothing is better, only allowed";
+  host_.outcome = [](const auto&) { return absl::OkStatus(); };
+  Live(absl::Hours(24));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 2) << "failed and stale";
+}
+
+TEST_F(SchedulerAlertsTest, WhoeverIsAlarmedByAbsenceIsCalledOnlyWhileAllIsWell) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(3));
+  EXPECT_GT(listener_.all_well, 0);
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  Live(absl::Hours(24));
+  const int before = listener_.all_well;
+  Live(absl::Hours(10));
+  EXPECT_EQ(listener_.all_well, before);
+}
+
+}  // namespace
+}  // namespace still::schedule

@@ -1,0 +1,308 @@
+#include "tests/unit/schedule/story.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <random>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "tests/unit/schedule/story_world.h"
+
+namespace still::schedule {
+namespace {
+
+// What the oracle grants, in true time. The clock may be wrong by two hours at both ends of an age, and a run takes its time.
+constexpr absl::Duration kSlack = absl::Hours(5);
+// From when it could be told until it must have arrived: the outside look comes hourly, and pauses grow to an hour.
+constexpr absl::Duration kGrace = absl::Hours(4);
+// Whoever is called while all is well is alarmed by this much silence.
+constexpr absl::Duration kSilence = absl::Hours(3);
+constexpr absl::Duration kLook = absl::Hours(3);
+// The end of something is told for so long, by a clock that may be set back meanwhile.
+constexpr absl::Duration kRecoveryMayWait = absl::Hours(72 + 8);
+
+class Story {
+ public:
+  explicit Story(const StoryOptions& options) : options_(options), random_(options.seed) {
+    for (int i = 0; i < 3; ++i) {
+      hosts_.push_back(std::make_unique<StoryHost>(i, clock_, repository_, options_, random_));
+    }
+  }
+  StoryEnd Live();
+
+ private:
+  absl::Duration Some(int from_hours, int to_hours) {
+    return absl::Minutes(from_hours * 60 +
+                         static_cast<int>(random_() % static_cast<uint64_t>((to_hours - from_hours) * 60 + 1)));
+  }
+  bool Awake(const StoryHost& host) const { return now_ >= host.asleep_until; }
+  void StartDaemon(StoryHost& host);
+  void Turn(StoryHost& host);
+  void LookFromOutside(StoryHost& host);
+  void Trouble(StoryHost& host);
+  void TroubleMachine(StoryHost& host);
+  void Judge(const StoryHost& host);
+  void JudgeMachine(const StoryHost& host, const Plan& plan, const std::string& name, const Machine& machine);
+  void JudgeRecoveries(StoryHost& host);
+  absl::Time NewestTruth(const StoryHost& host, const Plan& plan, const std::string& name) const;
+  void Wrong(const StoryHost& host, const std::string& what);
+
+  const StoryOptions options_;
+  std::mt19937_64 random_;
+  FakeClock clock_;
+  absl::Time now_ = clock_.true_time;
+  Repository repository_;
+  std::vector<std::unique_ptr<StoryHost>> hosts_;
+  StoryEnd end_;
+};
+
+SchedulerOptions Options() {
+  return {.max_running = 2,
+          .poll = absl::Hours(1),
+          .longest_wait = absl::Hours(1),
+          .reload_every = absl::Hours(1),
+          .failing_after = absl::Minutes(10)};
+}
+
+void Story::StartDaemon(StoryHost& host) {
+  host.scheduler = std::make_unique<Scheduler>(host.book, host, host.receiver, host.clock, Options());
+  // One that cannot start ends, and is started again by and by.
+  if (host.scheduler->Recover().ok()) {
+    host.wake = now_;
+    return;
+  }
+  host.scheduler.reset();
+  host.back_at = now_ + absl::Minutes(30);
+}
+
+void Story::Turn(StoryHost& host) {
+  absl::StatusOr<absl::Duration> wait = host.scheduler->Step();
+  host.wake = now_ + (wait.ok() ? std::max(*wait, absl::Seconds(1)) : absl::Minutes(15));
+}
+
+// `still schedule check` by its timer: only where stilld does not answer it does the work itself.
+void Story::LookFromOutside(StoryHost& host) {
+  host.next_look_from_outside = now_ + absl::Hours(1);
+  if (!options_.somebody_looks_from_outside || host.scheduler != nullptr) return;
+  Scheduler onlooker(host.book, host, host.receiver, host.clock, Options());
+  onlooker.Drain();
+  if (onlooker.Recover().ok() && onlooker.Step().ok()) {
+    while (onlooker.Telling()) {
+    }
+  } else if (now_ >= host.receiver.down_until) {
+    host.looked_directly = now_;
+  }
+}
+
+void Story::TroubleMachine(StoryHost& host) {
+  Machine& machine = std::next(host.machines.begin(), static_cast<long>(random_() % host.machines.size()))->second;
+  switch (random_() % 7) {
+    case 0:  // Switched off, by somebody or by itself, or on.
+    case 1:
+      if (!machine.there) break;
+      machine.on = !machine.on;
+      machine.ended = random_() % 2 == 0 ? "powered off" : "";
+      if (machine.on) machine.obliged_from = now_;
+      ++end_.happened[machine.on ? "switched on" : "stopped"];
+      break;
+    case 2:  // It vanishes, or comes back.
+      machine.there = !machine.there;
+      machine.on = true;
+      machine.unreadable = "";
+      machine.changed = now_;
+      if (machine.there) machine.obliged_from = now_;
+      ++end_.happened[machine.there ? "came back" : "vanished"];
+      break;
+    case 3:
+      machine.unreadable = machine.unreadable.empty() ? "session.json is damaged" : "";
+      ++end_.happened["unreadable"];
+      break;
+    case 4:
+      machine.silent = !machine.silent;
+      ++end_.happened["silent guest"];
+      break;
+    case 5:
+      machine.lame = !machine.lame;
+      ++end_.happened["level drops"];
+      break;
+    default:  // Everything is mended.
+      machine.silent = machine.lame = false;
+      machine.unreadable = "";
+  }
+}
+
+void Story::Trouble(StoryHost& host) {
+  host.next_trouble = now_ + Some(2, 60);
+  switch (random_() % 12) {
+    case 0:
+    case 1:  // stilld dies, sometimes with its workers, sometimes for days.
+      host.scheduler.reset();
+      if (random_() % 2 == 0) host.active.clear();
+      host.back_at = now_ + (random_() % 6 == 0 ? Some(24, 120) : Some(0, 2));
+      ++end_.happened["crash of stilld"];
+      break;
+    case 2:  // The clock is set, now and then to another year.
+      host.clock.skew = random_() % 8 == 0 ? absl::Hours(24 * 300) : Some(0, 4) - absl::Hours(2);
+      ++end_.happened["clock step"];
+      break;
+    case 3:
+      host.clock.skew = absl::ZeroDuration();
+      break;
+    case 4:  // The host is off, or asleep.
+      host.asleep_until = now_ + Some(1, 60);
+      host.awake_since = host.asleep_until;
+      if (random_() % 2 == 0) {  // A reboot: nothing of it lives.
+        host.scheduler.reset();
+        host.active.clear();
+        host.back_at = host.asleep_until;
+      } else {
+        for (auto& [id, run] : host.active) run.ends += host.asleep_until - now_;
+      }
+      ++end_.happened["host off"];
+      break;
+    case 5:
+      host.repository_down_until = now_ + Some(1, 90);
+      ++end_.happened["repository down"];
+      break;
+    case 6:
+      host.receiver.down_until = now_ + Some(1, 60);
+      host.channel_up_since = host.receiver.down_until;
+      ++end_.happened["channel down"];
+      break;
+    case 7:
+      host.book_broken_until = now_ + Some(1, 72);
+      ++end_.happened["book broken"];
+      break;
+    case 8:
+      if (host.book.unusable.empty()) {
+        host.book.unusable[kPlans[random_() % 3].name] = "it does not parse";
+      } else {
+        host.book.unusable.clear();
+      }
+      ++end_.happened["unusable schedule"];
+      break;
+    case 9:  // Somebody edits, and changes nothing.
+      for (Schedule& schedule : host.book.schedules) schedule.counted_from = host.clock.Now();
+      if (host.scheduler != nullptr) host.scheduler->Reload();
+      ++end_.happened["edit"];
+      break;
+    default:
+      TroubleMachine(host);
+  }
+}
+
+absl::Time Story::NewestTruth(const StoryHost& host, const Plan& plan, const std::string& name) const {
+  absl::Time newest = absl::InfinitePast();
+  for (const auto& [id, truth] : repository_.truths) {
+    if (truth.machine != host.TrueMachine(name) || (plan.filesystem && !truth.filesystem)) continue;
+    newest = std::max(newest, truth.taken);
+  }
+  return newest;
+}
+
+void Story::Wrong(const StoryHost& host, const std::string& what) {
+  const auto day = absl::ToInt64Hours(now_ - FakeClock().true_time) / 24;
+  end_.wrong.push_back(absl::StrCat("day ", day, ", host ", host.number, ": ", what));
+}
+
+void Story::JudgeMachine(const StoryHost& host, const Plan& plan, const std::string& name, const Machine& machine) {
+  const std::string about = absl::StrCat(plan.name, "/", name);
+  const auto open = [&](const char* kind, const std::string& of) { return host.receiver.Open(kind, of); };
+  if (machine.there && plan.skip_when_off && !machine.on) return;
+  ++end_.looked;
+  const absl::Time counts = std::max(NewestTruth(host, plan, name), machine.obliged_from);
+  if (machine.there && now_ - counts <= plan.allowed + kSlack) return;
+  // One that is gone is told, and after that nobody expects anything of it.
+  if (!machine.there && now_ - machine.changed > absl::Hours(24 * 8)) return;
+  ++end_.too_old;
+  const bool told = open("stale", about) || open("failed", about) || open("level", about) || open("gone", about) ||
+                    open("unreadable", "/" + name) || open("scheduler", "/") ||
+                    open("unusable", absl::StrCat(plan.name, "/")) ||
+                    open("unmatched", absl::StrCat(plan.name, "/", plan.sessions)) ||
+                    now_ - host.looked_directly <= kGrace || host.receiver.Silence() > kSilence;
+  if (!told) {
+    Wrong(host, absl::StrCat(name, " of ", plan.name, machine.there ? " is too old since " : " is gone since ",
+                             absl::FormatDuration(now_ - (machine.there ? counts + plan.allowed : machine.changed)),
+                             ", and nobody was told"));
+  }
+}
+
+void Story::Judge(const StoryHost& host) {
+  // What cannot be told from here now, or could not a moment ago. Whoever is called while all is well is alarmed by then.
+  const absl::Time able = std::max(host.awake_since, host.channel_up_since);
+  if (now_ < able + kGrace) return;
+  for (const Plan& plan : kPlans) {
+    for (const auto& [name, machine] : host.machines) {
+      if (absl::string_view(plan.sessions) != "*" && name != plan.sessions) continue;
+      if (now_ < std::max(machine.changed, machine.obliged_from) + kGrace) continue;
+      JudgeMachine(host, plan, name, machine);
+    }
+  }
+}
+
+// Nobody is told that it is over unless there is a young good snapshot.
+void Story::JudgeRecoveries(StoryHost& host) {
+  for (const auto& [key, when] : std::exchange(host.receiver.recoveries, {})) {
+    if (key.first != "stale") continue;
+    for (const Plan& plan : kPlans) {
+      const std::string prefix = absl::StrCat(plan.name, "/");
+      if (key.second.rfind(prefix, 0) != 0) continue;
+      const absl::Duration age = when - NewestTruth(host, plan, key.second.substr(prefix.size()));
+      // It may have been true when it happened, and be told when the channel came back.
+      if (age > plan.allowed + kSlack + kRecoveryMayWait) {
+        Wrong(host, absl::StrCat(key.second, " was called mended when its newest good snapshot was ",
+                                 absl::FormatDuration(age), " old"));
+      }
+    }
+  }
+}
+
+StoryEnd Story::Live() {
+  const absl::Time until = now_ + absl::Hours(24 * options_.days);
+  absl::Time next_look = now_ + kLook;
+  for (auto& host : hosts_) {
+    host->next_trouble = now_ + Some(24, 72);
+    host->next_look_from_outside = now_ + absl::Hours(1);
+    StartDaemon(*host);
+  }
+  while (now_ < until && end_.wrong.empty()) {
+    absl::Time next = std::min(next_look, until);
+    for (auto& host : hosts_) {
+      host->clock.true_time = now_;
+      host->book.writes = host->book.reads =
+          now_ < host->book_broken_until ? absl::ResourceExhaustedError("no space left on device") : absl::OkStatus();
+      if (!Awake(*host)) {
+        next = std::min(next, host->asleep_until);
+        continue;
+      }
+      host->Pass();
+      if (now_ >= host->next_trouble) Trouble(*host);
+      if (Awake(*host) && host->scheduler == nullptr && now_ >= host->back_at) StartDaemon(*host);
+      if (Awake(*host) && host->scheduler != nullptr && now_ >= host->wake) Turn(*host);
+      if (Awake(*host) && now_ >= host->next_look_from_outside) LookFromOutside(*host);
+      JudgeRecoveries(*host);
+      for (const std::string& what : std::exchange(host->wrong, {})) Wrong(*host, what);
+      for (absl::Time at : {host->next_trouble, host->NextEnd(), host->next_look_from_outside,
+                            host->scheduler != nullptr ? host->wake : host->back_at}) {
+        next = std::min(next, at);
+      }
+    }
+    if (now_ >= next_look) {
+      for (const auto& host : hosts_) {
+        if (Awake(*host)) Judge(*host);
+      }
+      next_look = now_ + kLook;
+    }
+    now_ = std::max(next, now_ + absl::Seconds(1));
+  }
+  end_.snapshots = static_cast<int64_t>(repository_.commits);
+  return std::move(end_);
+}
+
+}  // namespace
+
+StoryEnd LiveAYear(const StoryOptions& options) { return Story(options).Live(); }
+
+}  // namespace still::schedule

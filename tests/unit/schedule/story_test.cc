@@ -1,0 +1,66 @@
+// Years of three hosts on one repository (story.h). Here a few of them, by a seed that is printed; `tools/dev simulate` lives
+// through any number. STILL_FIRST_YEAR and STILL_YEARS choose which: each is replayed by its number.
+#include "tests/unit/schedule/story.h"
+
+#include <stdlib.h>
+
+#include <iostream>
+#include <random>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/log.h"
+#include "gtest/gtest.h"
+
+namespace still::schedule {
+namespace {
+
+uint64_t Setting(const char* name, uint64_t otherwise) {
+  const char* text = ::getenv(name);
+  uint64_t number = 0;
+  return text != nullptr && absl::SimpleAtoi(text, &number) ? number : otherwise;
+}
+
+class StoryTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    SetLogSink([](absl::string_view) {});
+  }  // Years are full of warnings.
+  void TearDown() override { SetLogSink(nullptr); }
+  // Whether the oracle sees that something is left out, in one of a few years.
+  static bool Seen(StoryOptions options) {
+    for (options.seed = 1; options.seed <= 40; ++options.seed) {
+      if (!LiveAYear(options).wrong.empty()) return true;
+    }
+    return false;
+  }
+};
+
+TEST_F(StoryTest, EveryMachineHasAYoungGoodSnapshotOrSomebodyHasBeenTold) {
+  const uint64_t first = Setting("STILL_FIRST_YEAR", std::random_device{}());
+  const uint64_t years = Setting("STILL_YEARS", 12);
+  StoryEnd all;
+  for (uint64_t year = first; year < first + years; ++year) {
+    StoryEnd end = LiveAYear({.seed = year});
+    EXPECT_TRUE(end.wrong.empty()) << "STILL_FIRST_YEAR=" << year
+                                   << " STILL_YEARS=1: " << absl::StrJoin(end.wrong, "; ");
+    all.looked += end.looked;
+    all.too_old += end.too_old;
+    all.snapshots += end.snapshots;
+    for (const auto& [what, count] : end.happened) all.happened[what] += count;
+  }
+  std::cout << "years " << first << " to " << first + years - 1 << ": " << all.snapshots << " snapshots, " << all.looked
+            << " ages looked at, " << all.too_old << " too old and told";
+  for (const auto& [what, count] : all.happened) std::cout << ", " << what << " " << count;
+  std::cout << "\n";
+  EXPECT_GT(all.too_old, static_cast<int64_t>(years)) << "the years were too quiet to prove anything";
+}
+
+// The controls: an oracle that cannot turn red proves nothing.
+TEST_F(StoryTest, ItShowsWhenMessagesAreNotQueued) { EXPECT_TRUE(Seen({.messages_are_queued = false})); }
+TEST_F(StoryTest, ItShowsWhenHostsAreNotToldApart) { EXPECT_TRUE(Seen({.hosts_have_ids = false})); }
+TEST_F(StoryTest, ItShowsWhenNobodyLooksFromOutside) { EXPECT_TRUE(Seen({.somebody_looks_from_outside = false})); }
+
+}  // namespace
+}  // namespace still::schedule
