@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -67,11 +68,20 @@ absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, int backlog) {
 absl::StatusOr<OwnedFd> ConnectUnix(const std::string& path) {
   STILL_ASSIGN_OR_RETURN(UnixAddress at, AddressOf(path));
   STILL_ASSIGN_OR_RETURN(OwnedFd fd, NewSocket());
+  // A listener that accepts nobody, with a full queue, would hold us for ever (unix(7): SO_SNDTIMEO is connect's limit too).
+  const timeval limit{.tv_sec = 1, .tv_usec = 0};
+  const timeval none{};
+  if (::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0)
+    return ErrnoStatus(errno, "SO_SNDTIMEO");
   int result;
   do {
     result = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&at.address), at.length);
   } while (result != 0 && errno == EINTR);
+  if (result != 0 && errno == EAGAIN)
+    return absl::DeadlineExceededError(absl::StrCat(path, ": its owner does not accept"));
   if (result != 0) return ErrnoStatus(errno, absl::StrCat("connect ", path));
+  if (::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &none, sizeof none) != 0)
+    return ErrnoStatus(errno, "SO_SNDTIMEO");
   return fd;
 }
 

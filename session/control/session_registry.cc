@@ -63,7 +63,11 @@ absl::Status WriteJson(const std::string& path, const Message& message) {
   return WriteFileAtomically(path, text);
 }
 
-bool IsReady(const std::string& directory) { return ConnectUnix(JoinPath(directory, "control.sock")).ok(); }
+// One that hangs is there too.
+bool IsReady(const std::string& directory) {
+  const absl::Status connected = ConnectUnix(JoinPath(directory, "control.sock")).status();
+  return connected.ok() || absl::IsDeadlineExceeded(connected);
+}
 
 // A still-session of before the lock is known by its socket.
 bool IsAlive(const std::string& directory) { return IsSessionLocked(directory) || IsReady(directory); }

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <thread>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "base/file.h"
@@ -105,6 +106,8 @@ TEST_F(SessionRegistryTest, ANameInUseIsRefusedWithTheWayOut) {
   MakeEnded(sessions, "db");
   EXPECT_EQ(sessions.Create("db").status().code(), absl::StatusCode::kAlreadyExists);
   EXPECT_THAT(sessions.Create("db").status().message(), HasSubstr("still rm db"));
+  // Started again.
+  ASSERT_TRUE(RemoveFile(JoinPath(sessions.Directory("db"), "end.json")).ok());
   auto alive = ListenUnix(JoinPath(sessions.Directory("db"), "control.sock"));
   ASSERT_TRUE(alive.ok());
   EXPECT_THAT(sessions.Create("db").status().message(), HasSubstr("is running"));
@@ -112,6 +115,20 @@ TEST_F(SessionRegistryTest, ANameInUseIsRefusedWithTheWayOut) {
   alive->Reset();
   EXPECT_TRUE(sessions.Remove("db").ok());
   EXPECT_TRUE(sessions.Create("db").ok());
+}
+
+// Whoever only asks whether a session lives must not hang with it.
+TEST_F(SessionRegistryTest, ASessionThatAcceptsNobodyIsThere) {
+  SessionRegistry sessions(root_);
+  MakeEnded(sessions, "db");
+  const std::string path = JoinPath(sessions.Directory("db"), "control.sock");
+  auto hangs = ListenUnix(path, /*backlog=*/0);
+  ASSERT_TRUE(hangs.ok());
+  std::vector<OwnedFd> queue;
+  absl::StatusOr<OwnedFd> next = ConnectUnix(path);
+  for (; next.ok(); next = ConnectUnix(path)) queue.push_back(*std::move(next));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(next.status())) << next.status();
+  EXPECT_TRUE(sessions.Find("db")->ready);
 }
 
 // A session that starts, or hangs while it does, has no socket: what counts is the process.
