@@ -11,7 +11,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr absl::Duration kLook = absl::Milliseconds(50);
+constexpr absl::Duration kStreamLook = absl::Milliseconds(50);
 // A stream that has not moved for so long may wait for what never comes.
 constexpr absl::Duration kStuck = absl::Seconds(1);
 // How long the VM may stand still for it then.
@@ -63,7 +63,7 @@ absl::Status AwaitEarlierStream(QemuMachine& machine) {
     if (now >= deadline) {
       return absl::FailedPreconditionError("the hypervisor is still ending an earlier memory stream; try again");
     }
-    Clock::Real().Sleep(kLook);
+    Clock::Real().Sleep(kStreamLook);
   }
 }
 

@@ -195,10 +195,10 @@ TEST_P(RetentionProperty, TheLastNAreKept) {
     std::set<std::string> kept = Kept(all, policy);
     for (const RetentionCandidate& candidate : all) {
       auto newer = std::count_if(all.begin(), all.end(), [&](const RetentionCandidate& other) {
-        return other.session == candidate.session && other.point <= kNow && other.point > candidate.point;
+        return other.machine == candidate.machine && other.point <= kNow && other.point > candidate.point;
       });
       auto equal = std::count_if(all.begin(), all.end(), [&](const RetentionCandidate& other) {
-        return other.session == candidate.session && other.point == candidate.point;
+        return other.machine == candidate.machine && other.point == candidate.point;
       });
       if (newer + equal <= policy.last) {
         ASSERT_TRUE(kept.contains(candidate.id)) << FormatRetention(policy);

@@ -71,7 +71,7 @@ TEST_F(ProcessHostTest, AWorkerGetsThePassphraseInADescriptor) {
   const std::string said = JoinPath(dir_, "said");
   const std::string script = absl::StrCat("cat /proc/self/fd/$2 > ", said, "; echo \" $1\" >> ", said);
   host_ = std::make_unique<ProcessHost>(
-      *catalog_,
+      *repository_, HostIdentity(),
       ProcessHostOptions{.state = dir_, .command = {"/bin/sh", "-c", script}, .passphrase = "correct horse"});
   ASSERT_TRUE(host_->Start({}, {.id = 1}).ok());
   ASSERT_TRUE(EndsSoon(1));
