@@ -132,6 +132,11 @@ Table::Table(const std::vector<std::string>& heading) {
   rows_.push_back(std::move(row));
 }
 
+void Table::Add(std::vector<Cell> row) {
+  for (Cell& cell : row) cell.text = Printable(cell.text);
+  rows_.push_back(std::move(row));
+}
+
 std::string Table::Render(const TableStyle& style) const {
   std::vector<size_t> widths;
   for (const std::vector<Cell>& row : rows_) {
@@ -154,7 +159,7 @@ std::string Table::Render(const TableStyle& style) const {
     std::vector<std::string> texts;
     std::vector<std::string> more;
     for (size_t i = 0; i < row.size(); ++i) {
-      const std::string text = Printable(row[i].text);
+      const std::string& text = row[i].text;
       if (wrap_last && i + 1 == widths.size()) {
         more = Wrap(text, widths[i]);
         texts.push_back(more[0]);

@@ -36,11 +36,12 @@ class Table {
   // Without a heading.
   Table() = default;
   explicit Table(const std::vector<std::string>& heading);
-  void Add(std::vector<Cell> row) { rows_.push_back(std::move(row)); }
+  // Control characters (names may come from a guest) are shown escaped.
+  void Add(std::vector<Cell> row);
   bool empty() const { return rows_.empty(); }
 
   // What does not fit is cut with an ellipsis, in the widest columns first; text in the last column goes on in the next
-  // line instead. Control characters (names may come from a guest) are shown as '?'. Trailing blanks are left out.
+  // line instead. Trailing blanks are left out.
   std::string Render(const TableStyle& style) const;
   // For standard output as it is.
   std::string ForTerminal() const;
