@@ -96,11 +96,14 @@ class QemuLeftoversTest : public QemuCaptureFixture {
       EXPECT_EQ(BitmapsOnDisk(0), 1u);
       EXPECT_EQ(BitmapsOnDisk(1), 1u);
     }
+    EXPECT_TRUE(held.contains(memory ? "migrate" : "cont"));
+    // With memory QEMU is asked how far it is as often as time allows, so the numbers of later commands differ from try
+    // to try, and one of them may be passed over.
+    if (memory) return;
     for (const char* name : {"blockdev-add", "block-dirty-bitmap-add", "nbd-server-start", "stop", "qom-set",
                              "block-export-add", "block-export-del", "blockdev-del"}) {
       EXPECT_TRUE(held.contains(name)) << name;
     }
-    EXPECT_TRUE(held.contains(memory ? "migrate" : "cont"));
   }
 };
 
