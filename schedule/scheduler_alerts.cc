@@ -135,7 +135,8 @@ void Scheduler::LookForUnmatched(absl::Time now) {
 // were removed on purpose; one that the schedule calls by its name gets stale.
 void Scheduler::LookForGone(absl::Time now) {
   for (auto at = memories_.begin(); at != memories_.end();) {
-    const auto& [schedule, session] = at->first;
+    const std::string& schedule = at->first.first;
+    const std::string& session = at->first.second;
     if (unusable_.count(schedule) != 0) {  // Nobody knows what it fits.
       ++at;
       continue;
