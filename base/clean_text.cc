@@ -69,4 +69,18 @@ std::string CleanText(absl::string_view text, size_t limit) {
   return out;
 }
 
+std::string CleanLines(absl::string_view text, size_t limit) {
+  std::string out;
+  while (!text.empty()) {
+    const size_t end = text.find('\n');
+    absl::string_view line = text.substr(0, end);
+    if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
+    out += CleanText(line, limit);
+    if (end == absl::string_view::npos) break;
+    out += '\n';
+    text.remove_prefix(end + 1);
+  }
+  return out;
+}
+
 }  // namespace still

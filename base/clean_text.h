@@ -14,4 +14,7 @@ namespace still {
 // What is clean stays as it is, so cleaning twice changes nothing.
 std::string CleanText(absl::string_view text, size_t limit);
 
+// The same for text of several lines, which stay lines ("\r\n" becomes "\n"); `limit` is each line's.
+std::string CleanLines(absl::string_view text, size_t limit);
+
 }  // namespace still

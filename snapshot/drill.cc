@@ -82,7 +82,7 @@ absl::Status RunCheck(sessionpb::SessionControl::Stub& session, const DrillOptio
     printed = End(std::move(printed), kMaxMessage);
   }
   STILL_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
-  drill.message = CleanText(absl::StripTrailingAsciiWhitespace(printed), kMaxMessage);
+  drill.message = CleanLines(absl::StripTrailingAsciiWhitespace(printed), kMaxMessage);
   if (exit.timed_out()) {
     return absl::DeadlineExceededError(
         absl::StrCat("the check ran longer than ", absl::FormatDuration(options.check_timeout), " and was killed"));

@@ -10,7 +10,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/strip.h"
 #include "base/check.h"
 #include "base/clean_text.h"
 #include "base/quantity.h"
@@ -18,6 +17,8 @@
 
 namespace still::cli {
 namespace {
+
+constexpr size_t kMaxPrinted = 16'384;
 
 bool IsCapitals(const std::string& text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isupper(c) != 0; });
@@ -73,22 +74,9 @@ absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& pat
   return absl::OkStatus();
 }
 
-std::string Printable(const std::string& text) {
-  constexpr size_t kMaxPrinted = 16'384;
-  return CleanText(text, kMaxPrinted);
-}
+std::string Printable(const std::string& text) { return CleanText(text, kMaxPrinted); }
 
-std::string CleanLines(absl::string_view text) {
-  std::string out;
-  while (!text.empty()) {
-    const size_t end = text.find('\n');
-    absl::string_view line = text.substr(0, end);
-    absl::ConsumeSuffix(&line, "\r");
-    absl::StrAppend(&out, Printable(std::string(line)), end == absl::string_view::npos ? "" : "\n");
-    text.remove_prefix(end == absl::string_view::npos ? text.size() : end + 1);
-  }
-  return out;
-}
+std::string PrintableLines(absl::string_view text) { return CleanLines(text, kMaxPrinted); }
 
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows) {
   Table table;

@@ -36,7 +36,7 @@ std::string FormatTable(const std::vector<std::vector<std::string>>& rows);
 // Control characters (names may come from a guest) become '?'.
 std::string Printable(const std::string& text);
 // The same for each line of a text.
-std::string CleanLines(absl::string_view text);
+std::string PrintableLines(absl::string_view text);
 
 // The message's protobuf JSON, with the field names of the .proto file.
 nlohmann::json ToJson(const google::protobuf::Message& message);

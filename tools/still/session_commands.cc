@@ -247,7 +247,7 @@ absl::Status Logs(Context& context, const std::string& name, bool own) {
     return absl::OkStatus();
   }
   // A console is the guest's: raw bytes for a file or a pipe, but nothing that drives a terminal.
-  if (::isatty(STDOUT_FILENO) != 0) text = CleanLines(text);
+  if (::isatty(STDOUT_FILENO) != 0) text = PrintableLines(text);
   return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
 }
 

@@ -62,5 +62,10 @@ TEST(CleanText, TwiceIsOnce) {
   }
 }
 
+TEST(CleanLinesTest, LinesStayLines) {
+  EXPECT_EQ(CleanLines("one\r\n\x1b[2Jtwo\n\nfour", 100), "one\n\\x1b[2Jtwo\n\nfour");
+  EXPECT_EQ(CleanLines("", 100), "");
+}
+
 }  // namespace
 }  // namespace still
