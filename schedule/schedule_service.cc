@@ -119,8 +119,9 @@ grpc::Status ScheduleService::SetPaused(grpc::ServerContext*, const schedulepb::
 grpc::Status ScheduleService::Check(grpc::ServerContext*, const schedulepb::CheckRequest*,
                                     schedulepb::CheckReport* response) {
   absl::StatusOr<schedulepb::CheckReport> report = supervisor_.Report();
-  if (report.ok()) *response = *std::move(report);
-  return ToGrpc(report.status());
+  if (!report.ok()) return ToGrpc(report.status());
+  *response = *std::move(report);
+  return grpc::Status::OK;
 }
 
 grpc::Status ScheduleService::History(grpc::ServerContext*, const schedulepb::HistoryRequest* request,

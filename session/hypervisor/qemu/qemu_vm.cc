@@ -171,8 +171,11 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
   }
   if (config.accelerator == "kvm") {
     absl::StatusOr<GuestCpu> cpu = QueryGuestCpu(qmp, description.cpu_model);
-    if (cpu.ok()) description.cpu = *std::move(cpu);
-    if (!cpu.ok()) LogWarning("not known what processor the guest has", {{"error", cpu.status().ToString()}});
+    if (cpu.ok()) {
+      description.cpu = *std::move(cpu);
+    } else {
+      LogWarning("not known what processor the guest has", {{"error", cpu.status().ToString()}});
+    }
   }
   return description;
 }
