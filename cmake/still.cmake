@@ -92,7 +92,7 @@ function(still_test name)
 endfunction()
 
 # still_python_test(NAME MODULE[.CLASS] LABELS label.. [BOTH_QEMUS]): tests of a Python module in this folder, against the
-# programs of this build (STILL_BUILD).
+# programs of this build (STILL_BUILD). What runs with the other Debian's QEMU is sampled (run_ctest.py).
 find_package(Python3 COMPONENTS Interpreter)
 function(still_python_test name module)
   cmake_parse_arguments(arg "BOTH_QEMUS" "" "LABELS" ${ARGN})
@@ -102,13 +102,15 @@ function(still_python_test name module)
   endif()
   foreach(run ${runs})
     set(with "")
+    set(sampled "")
     if(NOT run STREQUAL name)
+      set(sampled sampled)
       set(with ${PROJECT_SOURCE_DIR}/tests/support/with_other_qemu)
     endif()
     add_test(NAME ${run}
       COMMAND ${with} ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tests/support/run_unittest.py ${module}
       WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
-    still_test_entry(${run} LABELS ${arg_LABELS})
+    still_test_entry(${run} LABELS ${arg_LABELS} ${sampled})
     set_tests_properties(${run} PROPERTIES ENVIRONMENT
       "STILL_BUILD=${PROJECT_BINARY_DIR};PYTHONDONTWRITEBYTECODE=1;PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/e2e")
   endforeach()

@@ -26,7 +26,8 @@ class Sessions(unittest.TestCase):
         systemd_test.with_higher_version(package, self.directory)
         shutil.copy(package, self.directory / "now.deb")
         made = machine.Machine(machine.host_suite(), BUILD / "systemd", BUILD / "scratch",
-                               bind={self.directory: "/packages", BUILD / "guest": "/guest"})
+                               bind={self.directory: "/packages", BUILD / "guest": "/guest"},
+                               packages=machine.dependencies(package))
         self.machine = made.__enter__()
         self.addCleanup(made.__exit__, None, None, None)
         self.machine.run("dpkg -i /packages/now.deb")

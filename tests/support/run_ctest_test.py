@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,15 +19,17 @@ class RunCtest(unittest.TestCase):
         self.directory = pathlib.Path(scratch.name)
         self.entries = []
 
-    def add(self, name, script):
-        self.entries.append(f'add_test({name} sh -c "{script}")\nset_tests_properties({name} PROPERTIES SKIP_RETURN_CODE 77)\n')
+    def add(self, name, script, label="unit"):
+        self.entries.append(f'add_test({name} sh -c "{script}")\n'
+                            f'set_tests_properties({name} PROPERTIES SKIP_RETURN_CODE 77 LABELS "{label}")\n')
 
-    def run_ctest(self, ci=False):
+    def run_ctest(self, *options, ci=False, seed="1"):
         (self.directory / "CTestTestfile.cmake").write_text("".join(self.entries), encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if name != "CI"}
+        environment["STILL_SEED"] = seed
         if ci:
             environment["CI"] = "true"
-        return subprocess.run([sys.executable, "-B", HERE / "run_ctest.py", self.directory], env=environment,
+        return subprocess.run([sys.executable, "-B", HERE / "run_ctest.py", self.directory, *options], env=environment,
                               capture_output=True, text=True, check=False)
 
     def test_what_was_skipped_is_listed_before_the_summary(self):
@@ -52,6 +55,25 @@ class RunCtest(unittest.TestCase):
         result = self.run_ctest(ci=True)
         self.assertEqual(result.returncode, 1)
         self.assertIn("may not be skipped in CI (tests/may_skip.txt):\n  other: all\n", result.stdout)
+
+    def test_a_sample_is_a_third_by_seed_and_says_what_it_left_out(self):
+        self.add("always", "true")
+        for number in range(6):
+            self.add(f"sampled_{number}", "true", label="e2e;sampled")
+        whole = self.run_ctest()
+        self.assertEqual(whole.stdout.count("Passed"), 7, whole.stdout)
+        self.assertNotIn("Left out", whole.stdout)
+        taken = set()
+        for seed in range(6):
+            result = self.run_ctest("--sample", seed=str(seed))
+            self.assertEqual(result.stdout.count("Passed"), 3, result.stdout)
+            self.assertIn(f"Left out by STILL_SEED={seed} ", result.stdout)
+            ran = set(re.findall(r"Test +#\d+: (\S+)", result.stdout))
+            self.assertIn("always", ran)
+            taken |= ran
+        self.assertEqual(len(taken), 7, "each of them is in some sample")
+        again = self.run_ctest("--sample", seed="4"), self.run_ctest("--sample", seed="4")
+        self.assertEqual(*(re.findall("Left out.*", result.stdout) for result in again))
 
     def test_a_python_test_that_is_skipped_is_counted_as_such(self):
         for body, code in (("pass", 0), ("self.skipTest('no moon')", 77), ("self.fail()", 1)):
