@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import pathlib
-import random
 import re
 import subprocess
 import sys
@@ -73,7 +72,7 @@ def main():
     stamps.mkdir(exist_ok=True)
     files = sources(build)
     if seed := os.environ.get("STILL_SAMPLE_SEED"):
-        files = random.Random(seed).sample(files, (len(files) + 2) // 3)
+        files = files[int(seed) % 3::3]  # Three seeds in a row see them all.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         findings = [text for text in pool.map(lambda file: tidy(file, build, stamps), files) if text]
     print("".join(findings).replace(f"{ROOT}/", ""), end="")

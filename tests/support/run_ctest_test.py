@@ -64,15 +64,15 @@ class RunCtest(unittest.TestCase):
         self.assertEqual(whole.stdout.count("Passed"), 7, whole.stdout)
         self.assertNotIn("Left out", whole.stdout)
         taken = set()
-        for seed in range(6):
+        for seed in range(3):
             result = self.run_ctest("--sample", seed=str(seed))
             self.assertEqual(result.stdout.count("Passed"), 3, result.stdout)
             self.assertIn(f"Left out by STILL_SEED={seed} ", result.stdout)
             ran = set(re.findall(r"Test +#\d+: (\S+)", result.stdout))
             self.assertIn("always", ran)
             taken |= ran
-        self.assertEqual(len(taken), 7, "each of them is in some sample")
-        again = self.run_ctest("--sample", seed="4"), self.run_ctest("--sample", seed="4")
+        self.assertEqual(len(taken), 7, "three seeds in a row run everything")
+        again = self.run_ctest("--sample", seed="2"), self.run_ctest("--sample", seed="2")
         self.assertEqual(*(re.findall("Left out.*", result.stdout) for result in again))
 
     def test_a_python_test_that_is_skipped_is_counted_as_such(self):
