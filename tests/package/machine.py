@@ -16,7 +16,7 @@ import tempfile
 import time
 
 # What the tests use. What the packages depend on comes to it: a change of the list makes a new root.
-PACKAGES = ("systemd-sysv", "dbus", "udev", "ca-certificates", "e2fsprogs")
+PACKAGES = ("systemd-sysv", "dbus", "udev", "ca-certificates", "e2fsprogs", "procps")
 BOOT_SECONDS = 300
 
 

@@ -164,9 +164,18 @@ class Systemd(unittest.TestCase):
         self.say("a drill")
         self.run_("still schedule add trial --kind drill --session web --on 'Sun 05:00' --check 'test -e /etc/inittab'")
         self.run_("still schedule run-now trial")
-        runs = lambda: self.still("schedule history trial")["runs"]
-        self.until("the drill ends", lambda: runs() and runs()[0]["outcome"] != "running")
-        self.assertEqual(runs()[0]["outcome"], "succeeded", runs()[0])
+        users = set()
+
+        def ended():
+            users.update(self.run_("ps -o uid= -C qemu-system-x86_64", check=False).split())
+            runs = self.still("schedule history trial")["runs"]
+            return runs and runs[0]["outcome"] != "running"
+
+        self.until("the drill ends", ended)
+        run = self.still("schedule history trial")["runs"][0]
+        self.assertEqual(run["outcome"], "succeeded", run)
+        self.assertNotIn("0", users, "each QEMU is a user of its own, the one inside the unit, too")
+        self.assertGreaterEqual(len(users), 3, "of both machines, and of the drill")
         self.run_("still schedule rm trial")
 
     def upgrade(self):
