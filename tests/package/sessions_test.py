@@ -46,7 +46,7 @@ class Sessions(unittest.TestCase):
         run = ("still run {0} --kernel /guest/vmlinux --initrd /guest/initrd --append \"$(cat /guest/cmdline)\" "
                f"--memory 192M --agent-timeout {PATIENCE}s")
         # From a service that is then stopped: the shell of somebody who logs out, a cron job, stilld.
-        self.machine.run("systemd-run -q --wait --unit=somebody --service-type=oneshot -p RemainAfterExit=yes -E HOME=/root "
+        self.machine.run("systemd-run -q --unit=somebody --service-type=oneshot -p RemainAfterExit=yes -E HOME=/root "
                          "sh -c '" + run.format("web").replace("'", "") + " --autostart'", timeout=PATIENCE + 60)
         self.machine.run("systemctl stop somebody")
         pid = self.session("web")["pid"]
