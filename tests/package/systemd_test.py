@@ -93,7 +93,7 @@ class Systemd(unittest.TestCase):
         self.until(f"snapshots of both machines {why}",
                    lambda: all(self.newest_success().get(name, 0) > before.get(name, 0) for name in ("web", "db")))
         for session in self.still("ps"):
-            self.assertEqual(session["state"], "running", session)
+            self.assertEqual(session["status"], "running", session)
 
     def main_pid(self):
         return self.run_("systemctl show -p MainPID --value stilld").strip()
