@@ -65,7 +65,7 @@ absl::StatusOr<std::optional<BackingImage>> Below(const std::string& path) {
   ImageHeader header{};
   STILL_RETURN_IF_ERROR(PReadExactly(file.get(), &header, kShortHeader, 0, path));
   if (std::memcmp(header.magic, "QFI\xfb", sizeof header.magic) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " is no qcow2 file"));
+    return absl::FailedPreconditionError(absl::StrCat(path, " is no qcow2 file"));
   }
   uint64_t header_bytes = kShortHeader;
   if (be32toh(header.version) >= 3) {

@@ -1,6 +1,9 @@
 // Real file systems and an agent's parts over them, for tests of freezes: one sandbox for the whole program.
 #pragma once
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <functional>
 #include <map>
 #include <memory>
@@ -8,7 +11,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "base/check.h"
 #include "base/clock.h"
+#include "base/process.h"
 #include "gtest/gtest.h"
 #include "guest-agent/freeze_controller.h"
 #include "tests/kernel/guest-agent/sandbox.h"
@@ -100,5 +108,33 @@ class FreezeKernelTest : public ::testing::Test {
   TempDir directory_;  // For the marker: outside of what is frozen.
   std::unique_ptr<Agent> agent_;
 };
+
+inline std::string RunTool(std::vector<std::string> argv) {
+  auto output = RunCommand({.argv = std::move(argv)}, absl::Seconds(60));
+  STILL_CHECK(output.ok() && output->exit.ok());
+  return std::string(absl::StripAsciiWhitespace(output->stdout_text));
+}
+
+// A loop device over a new file of the sandbox; given back at the end, when nothing uses it any more.
+class LoopDevice {
+ public:
+  explicit LoopDevice(const std::string& file) {
+    absl::StatusOr<OwnedFd> image = OpenFile(At(file), O_RDWR | O_CREAT | O_EXCL);
+    STILL_CHECK(image.ok() && ::ftruncate(image->get(), 1 << 20) == 0);
+    path_ = RunTool({"losetup", "--find", "--show", At(file)});
+  }
+  ~LoopDevice() { RunTool({"losetup", "--detach", path_}); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+inline const pb::Disk* FindDisk(const pb::QuiesceResponse& response, const std::string& node) {
+  for (const pb::Disk& disk : response.disks()) {
+    if (absl::EndsWith(node, absl::StrCat("/", disk.name()))) return &disk;
+  }
+  return nullptr;
+}
 
 }  // namespace still::agent
