@@ -1,6 +1,7 @@
 #include "session/hypervisor/qemu/qemu_confinement.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,7 +12,10 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "session/hypervisor/qemu/qemu_probe.h"
@@ -37,6 +41,22 @@ bool MayUseUserfaultfd() {
   return (for_all.ok() && absl::StartsWith(*for_all, "1")) || ::access(kUserfaultfd, R_OK | W_OK) == 0;
 }
 
+// Empty when root has what looking after another user's process takes, which it lacks in many containers: to give it files, to
+// end it, to see that it has loaded its library (CheckPreloaded) and to prime its memory (ram_priming.h).
+std::string MissingCapability() {
+  const std::pair<int, const char*> needed[] = {
+      {CAP_CHOWN, "CAP_CHOWN"}, {CAP_KILL, "CAP_KILL"}, {CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}};
+  const std::string status = ReadFile("/proc/self/status", 1 << 16).value_or("");
+  uint64_t held = 0;
+  for (absl::string_view line : absl::StrSplit(status, '\n')) {
+    if (absl::ConsumePrefix(&line, "CapEff:\t") && !absl::SimpleHexAtoi(line, &held)) return "no list of capabilities";
+  }
+  for (const auto& [number, name] : needed) {
+    if ((held >> number & 1) == 0) return absl::StrCat("root has no ", name, " here");
+  }
+  return "";
+}
+
 // Empty when `test` with these words holds for the user.
 std::string WhyNot(const ProcessUser& user, std::vector<std::string> words, absl::string_view otherwise) {
   words.insert(words.begin(), "test");
@@ -54,6 +74,7 @@ QemuUser ChooseQemuUser(const std::string& binary) {
   }
   absl::StatusOr<std::string> library = FindPreloadLibrary();
   if (!library.ok()) return {.reason = std::string(library.status().message())};
+  if (std::string missing = MissingCapability(); !missing.empty()) return {.reason = std::move(missing)};
   if (!MayUseUserfaultfd()) {
     return {.reason =
                 absl::StrCat("without ", kUserfaultfd, " (Linux 6.1) only root gets snapshots in the background")};
@@ -101,6 +122,11 @@ void QemuConfinement::AddTo(ProcessOptions& process) const {
   variables.insert(variables.end(), environment_.begin(), environment_.end());
   const bool there = std::any_of(variables.begin(), variables.end(), [](auto& v) { return v.first == "LD_PRELOAD"; });
   if (!there) variables.push_back(PreloadVariable(library_));
+}
+
+void QemuConfinement::HandedOver() {
+  given_.clear();
+  ram_.Reset();
 }
 
 absl::Status QemuConfinement::GiveFiles(const VmConfig& config) {

@@ -49,6 +49,8 @@ class QemuConfinement {
   int ram(const VmConfig& config) const { return ram_.valid() ? ram_.get() : config.incoming->ram.get(); }
   // Into the description of the process. Borrowed: this object must live until it has started.
   void AddTo(ProcessOptions& process) const;
+  // QEMU has its descriptors: ours go, or the locks of its disks would outlive it.
+  void HandedOver();
 
  private:
   absl::Status GiveFiles(const VmConfig& config);

@@ -303,18 +303,16 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   confinement.AddTo(launch.process);
   STILL_ASSIGN_OR_RETURN(std::string loopback_guard, LoopbackGuard(config, launch.process));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(launch)));
-  // From here on only QEMU holds its ends, so that its death is our end of file, and its files, so that it ends their locks.
-  const std::optional<ProcessUser> user = confinement.user();
-  std::string directory_name = confinement.directory_name();
-  { QemuConfinement given = std::move(confinement); }
+  // From here on only QEMU holds its ends, so that its death is our end of file.
+  confinement.HandedOver();
   qmp.second.Reset();
   console.second.Reset();
 
   auto machine = std::make_shared<QemuMachine>();
   machine->disks = config.disks;
   machine->directory = config.directory;
-  machine->directory_name = std::move(directory_name);
-  machine->user = user;
+  machine->directory_name = confinement.directory_name();
+  machine->user = confinement.user();
   machine->sessions = config.sessions;
   machine->command_deadline = options.command_deadline;
   machine->pid = process->pid();

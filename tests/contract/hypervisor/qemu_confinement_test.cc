@@ -214,6 +214,16 @@ TEST_F(QemuConfinementTest, RootKeepsItsOwnSocketsInTheSameDirectory) {
   EXPECT_FALSE(may("-w", "."));
 }
 
+// Its descriptors are QEMU's alone: with one of ours the lock of a disk would outlive it.
+TEST_F(QemuConfinementTest, ADiskIsFreeWhenItsQemuHasBeenKilled) {
+  auto vm = session::StartQemu(Config());
+  ASSERT_TRUE(vm.ok()) << vm.status();
+  ASSERT_EQ(::kill((*vm)->description().pid, SIGKILL), 0);
+  (*vm)->WaitForExit();
+  auto next = session::StartQemu(Config());
+  EXPECT_TRUE(next.ok()) << next.status();
+}
+
 TEST_F(QemuConfinementTest, WhatCannotBeGivenIsSaidAndQemuRunsAsBefore) {
   ASSERT_EQ(::setenv("STILL_QEMU_AS_ROOT", "1", 1), 0);
   const session::QemuUser chosen = session::ChooseQemuUser();
