@@ -48,7 +48,7 @@ class Confined(unittest.TestCase):
         return pid
 
     def going_on(self, session):
-        before = self.host.records(session)["acknowledged"]
+        before = wait_for(lambda: self.host.records(session), "the record writer", 60)["acknowledged"]
         wait_for(lambda: self.host.records(session)["acknowledged"] > before, "the writer to go on", 60)
         return self.hypervisor(session)
 
