@@ -4,7 +4,8 @@
 // the names /proc/self/fd/N. The kernel would open such a name anew and ask for permission once more; here it is a duplicate
 // of the descriptor, with the rights that it was given with and no others. (QEMU has sets of descriptors for disks, but
 // neither for memory nor for kernels and firmware.) /dev/kvm is the descriptor STILL_KVM_FD, where that is set.
-#undef _FORTIFY_SOURCE  // It would define `open` in the headers.
+#undef _FORTIFY_SOURCE    // It would define `open` in the headers.
+#undef _FILE_OFFSET_BITS  // It would give it the name of `open64`.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdio.h>
