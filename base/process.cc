@@ -63,17 +63,19 @@ void CloseAllBut(const std::vector<int>& kept_fds) {
   ::syscall(SYS_close_range, next, ~0u, 0u);
 }
 
+// By system calls: the C library's functions would have the parent's other threads do the same, which are not here. Leaving
+// uid 0 clears all capabilities (capabilities(7)).
+bool Become(const ProcessUser& user) {
+  return ::syscall(SYS_setgroups, 0, nullptr) == 0 && ::syscall(SYS_setresgid, user.gid, user.gid, user.gid) == 0 &&
+         ::syscall(SYS_setresuid, user.uid, user.uid, user.uid) == 0 && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+}
+
 [[noreturn]] void RunChild(const ChildPlan& plan) {
   auto fail = [&plan] {
     int error_number = errno;
     [[maybe_unused]] ssize_t written = ::write(plan.error_pipe, &error_number, sizeof error_number);
     ::_exit(127);
   };
-  if (plan.options->end_with_parent) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    // The parent may have died before the line above.
-    if (::getppid() != plan.parent) ::_exit(127);
-  }
   if (plan.options->new_session) ::setsid();
   sigset_t none;
   ::sigemptyset(&none);
@@ -96,6 +98,13 @@ void CloseAllBut(const std::vector<int>& kept_fds) {
   }
   CloseAllBut(plan.kept_fds);
   if (!plan.options->working_directory.empty() && ::chdir(plan.options->working_directory.c_str()) != 0) fail();
+  if (plan.options->user.has_value() && !Become(*plan.options->user)) fail();
+  // Behind the change of user, which takes it back (prctl(2)).
+  if (plan.options->end_with_parent) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    // The parent may have died before the line above.
+    if (::getppid() != plan.parent) ::_exit(127);
+  }
   ::execvpe(plan.argv[0], plan.argv.data(), plan.environment.data());
   fail();
   ::_exit(127);

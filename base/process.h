@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,13 @@ struct ProcessExit {
   int signal = 0;     // The signal that ended it, or 0.
   bool ok() const { return exit_code == 0 && signal == 0; }
   std::string ToString() const;  // "exit code 1", "signal 9 (Killed)"
+};
+
+// Whom a child of root's is, instead of root: without other groups, without capabilities, and no program that it starts
+// gives it more (no_new_privs).
+struct ProcessUser {
+  uid_t uid;
+  gid_t gid;
 };
 
 struct ProcessOptions {
@@ -41,6 +49,8 @@ struct ProcessOptions {
   bool end_with_parent = false;
   // A session of its own (setsid): no terminal, no signals of our process group.
   bool new_session = false;
+  // The program itself must be one that this user may execute. PERMISSION_DENIED for who is not root.
+  std::optional<ProcessUser> user;
 };
 
 class ChildProcess {
@@ -79,7 +89,8 @@ struct CommandOutput {
   std::string stderr_text;
 };
 // Runs to the end and collects what it prints (each stream up to 1 MiB; what is more is read and dropped). The child is
-// killed at the deadline: DEADLINE_EXCEEDED. A non-zero exit is not an error here: look at `exit`.
+// killed at the deadline: DEADLINE_EXCEEDED. A non-zero exit is not an error here: look at `exit`. What the child leaves behind
+// is not waited for, also where it still holds the output open: what it prints afterwards is lost.
 absl::StatusOr<CommandOutput> RunCommand(ProcessOptions options, absl::Duration timeout);
 
 }  // namespace still

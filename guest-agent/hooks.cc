@@ -1,6 +1,5 @@
 #include "guest-agent/hooks.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -16,6 +15,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/nonblocking.h"
+#include "base/pipe.h"
 #include "base/process.h"
 
 namespace still::agent {
@@ -74,32 +75,32 @@ struct HookEnd {
 
 HookEnd RunToEnd(ProcessOptions options, absl::Duration deadline, const std::function<bool()>& cancelled) {
   HookEnd end;
-  int fds[2];
-  if (::pipe2(fds, O_CLOEXEC) != 0) return {-1, ErrnoStatus(errno, "pipe").ToString(), {}};
-  OwnedFd read_end(fds[0]), write_end(fds[1]);
-  // Only our end: a program must not find its standard output non-blocking.
-  ::fcntl(read_end.get(), F_SETFL, O_NONBLOCK);
-  options.stdout_fd = options.stderr_fd = write_end.get();
+  absl::StatusOr<Pipe> said = MakePipe();
+  if (absl::Status ready = said.ok() ? SetNonBlocking(said->read_end.get()) : said.status(); !ready.ok()) {
+    return {-1, Printable(ready.ToString()), {}};
+  }
+  const int read_end = said->read_end.get();
+  options.stdout_fd = options.stderr_fd = said->write_end.get();
   options.new_session = true;
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(options);
   if (!child.ok()) return {-1, Printable(child.status().ToString()), {}};
-  write_end.Reset();
+  said->write_end.Reset();
   const char* killed = nullptr;
   pollfd wait[2] = {{.fd = child->pidfd(), .events = POLLIN, .revents = 0},
-                    {.fd = read_end.get(), .events = POLLIN, .revents = 0}};
+                    {.fd = read_end, .events = POLLIN, .revents = 0}};
   while (wait[0].revents == 0) {
     if (cancelled()) killed = "the freeze was given up";
     if (Clock::Real().Monotonic() >= deadline) killed = "still running at its deadline";
     if (killed != nullptr) break;
     (void)::poll(wait, 2, static_cast<int>(absl::ToInt64Milliseconds(kPollInterval)));
-    if (wait[1].revents != 0 && !ReadAvailable(read_end.get(), end.output)) wait[1].fd = -1;
+    if (wait[1].revents != 0 && !ReadAvailable(read_end, end.output)) wait[1].fd = -1;
   }
   if (killed != nullptr) {
     // Its group, and before it is reaped: the number cannot have been given to anybody else.
     ::kill(-child->pid(), SIGKILL);
   }
   absl::StatusOr<ProcessExit> exit = child->Wait(killed == nullptr ? absl::InfiniteDuration() : kDeathLimit);
-  (void)ReadAvailable(read_end.get(), end.output);
+  (void)ReadAvailable(read_end, end.output);
   end.output = Printable(std::move(end.output));
   if (killed != nullptr) {
     absl::StrAppend(&end.output, end.output.empty() ? "" : "\n", "killed: ", killed);

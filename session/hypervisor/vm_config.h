@@ -43,6 +43,7 @@ struct VsockAttachment {
   int vhost_fd = -1;               // Inherited under this number. Borrowed until Start returns.
   std::vector<int> inherited_fds;  // More descriptors for the hypervisor's process, on the same terms.
   std::vector<std::pair<std::string, std::string>> environment;  // For the hypervisor's process, e.g. LD_PRELOAD.
+  std::vector<std::string> sockets;  // That the hypervisor's process connects to: paths in VmConfig::directory.
 };
 
 // Saved memory and devices to start from instead of booting.
@@ -56,8 +57,8 @@ struct IncomingState {
 
 struct VmConfig {
   std::string name;
-  std::string directory;     // For sockets and logs of this VM; exists, mode 0700.
-  std::string sessions;      // Where the directories of all sessions of the host are; empty: there is only this one.
+  std::string directory;  // For sockets and logs of this VM; exists, mode 0700. A confined hypervisor gets through it.
+  std::string sessions;   // Where the directories of all sessions of the host are; empty: there is only this one.
   std::string accelerator;   // "kvm" or "tcg".
   std::string machine_type;  // Versioned; empty: this hypervisor's newest.
   std::string cpu_model;     // Empty: the best for the accelerator.

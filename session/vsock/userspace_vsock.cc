@@ -25,6 +25,11 @@ constexpr uint32_t kDefaultPort = 1024;  // Every VM has its own ports: see unix
 // The agent's listening sockets, in this order: the device tells by the socket's name from what port the guest dials.
 enum AgentListener : size_t { kPrivileged, kOthers };
 
+std::string AgentPath(const std::string& directory, uint32_t port) {
+  return JoinPath(directory, absl::StrCat("vsock.sock_", port));
+}
+std::string PrivilegedPath(const std::string& agent_path) { return absl::StrCat(agent_path, "_privileged"); }
+
 class UserspaceVsock : public VsockHost {
  public:
   UserspaceVsock(std::string directory, uint32_t port, uint32_t guest_cid, std::string library,
@@ -50,6 +55,8 @@ class UserspaceVsock : public VsockHost {
     attachment.environment = {
         PreloadVariable(library_),
         {"STILL_VSOCK_FDS", absl::StrCat(vhost_fd_.get(), ",", host_listener_.get(), ",", directory_fd_.get())}};
+    const std::string agent_path = AgentPath(directory_, port_);
+    attachment.sockets = {agent_path, PrivilegedPath(agent_path)};
     return attachment;
   }
 
@@ -109,9 +116,9 @@ absl::StatusOr<std::unique_ptr<VsockHost>> CreateUserspaceVsock(const VsockOptio
   STILL_ASSIGN_OR_RETURN(OwnedFd host_listener, ListenUnix(JoinPath(options.directory, "vsock.sock"), kVsockBacklog));
   // The device's thread accepts until there is nothing left; it must not block then.
   STILL_RETURN_IF_ERROR(SetNonBlocking(host_listener.get()));
-  std::string agent_path = JoinPath(options.directory, absl::StrCat("vsock.sock_", port));
+  const std::string agent_path = AgentPath(options.directory, port);
   std::vector<OwnedFd> agent_fds(2);
-  STILL_ASSIGN_OR_RETURN(agent_fds[kPrivileged], ListenUnix(absl::StrCat(agent_path, "_privileged"), kVsockBacklog));
+  STILL_ASSIGN_OR_RETURN(agent_fds[kPrivileged], ListenUnix(PrivilegedPath(agent_path), kVsockBacklog));
   STILL_ASSIGN_OR_RETURN(agent_fds[kOthers], ListenUnix(agent_path, kVsockBacklog));
   STILL_ASSIGN_OR_RETURN(StoppableListener agent_listener,
                          StoppableListener::Create(std::move(agent_fds), absl::StrCat("vsock port ", port)));

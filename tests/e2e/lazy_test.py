@@ -177,6 +177,35 @@ class LazyTrouble(Lazy):
         self.host.still("hydrate", "held")
         self.assert_unharmed("held")
 
+    def test_held_while_a_capture_drains_the_guest_goes_on_when_the_read_can_be_done(self):
+        self.restore("drained", "--cold", "--no-hydrate")
+        directory = self.host.state / "sessions/drained"
+        pinned = lambda: list(directory.glob("capture-*.fleece"))
+        snapshot = self.host.start("snapshot", "drained", "--name", "slow", "--disk-only", "--quiesce", "require")
+        self.addCleanup(lambda: (snapshot.kill(), snapshot.communicate()))
+        wait_for(pinned, "the capture", 60)
+        os.kill(snapshot.pid, signal.SIGSTOP)  # The window needs it no more; what it would read stays pinned.
+        self.host.guest("drained", "sync")
+        repository = self.host.directory / "repo"
+        away = self.host.directory / "repo-away"
+        repository.rename(away)
+        reading = self.host.start("exec", "drained", "--timeout", "240s", "--", "sh", "-c",
+                                  f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
+        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
+        try:
+            wait_for(lambda: self.status("drained") == "held", "the guest to be held", 60)
+            self.assertTrue(pinned(), "the capture is still there")
+        finally:
+            away.rename(repository)
+        output, errors = reading.communicate(timeout=240)
+        self.assertEqual(output, self.sum, errors)
+        self.assertTrue(pinned(), "it went on beside the capture, not after it")
+        os.kill(snapshot.pid, signal.SIGCONT)
+        snapshot.communicate(timeout=240)
+        wait_for(lambda: not pinned(), "the end of the capture", 60)
+        self.host.still("snapshot", "drained", "--name", "after", "--disk-only", "--quiesce", "require")
+        self.assert_unharmed("drained")
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

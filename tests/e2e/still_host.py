@@ -116,12 +116,12 @@ class Host:
         subprocess.run([PROJECT / "tools/guest-image/disk", "--type", kind, path, str(mib)], check=True)
         return path
 
-    def boot(self, name, *arguments, disks=None, memory="256M", workload="record-writer,counter", **environment):
-        """Runs the test guest as a session and waits for its agent."""
+    def boot(self, name, *arguments, disks=None, memory="256M", workload="record-writer,counter", files=GUEST, **environment):
+        """Runs the test guest as a session and waits for its agent. `files`: where its kernel and initial RAM disk are."""
         cmdline = (GUEST / "cmdline").read_text().strip()
         if workload:
             cmdline += f" still.workload={workload}"
-        words = ["run", name, "--kernel", GUEST / "vmlinux", "--initrd", GUEST / "initrd", "--append", cmdline]
+        words = ["run", name, "--kernel", files / "vmlinux", "--initrd", files / "initrd", "--append", cmdline]
         for disk in [self.disk(name)] if disks is None else disks:
             words += ["--disk", disk]
         if "--agent-timeout" not in arguments:  # Only a hang is a fault.

@@ -14,6 +14,7 @@
 #include "session/control/session_registry.h"
 #include "session/hypervisor/accelerator.h"
 #include "session/hypervisor/memory_ways.h"
+#include "session/hypervisor/qemu/qemu_confinement.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 #include "tools/still/table.h"
@@ -89,6 +90,15 @@ Finding AcceleratorFinding() {
           absl::StrCat(found.name, ": ", found.reason)};
 }
 
+// A guest that escapes into QEMU is whoever QEMU is.
+Finding HypervisorUserFinding() {
+  const session::QemuUser chosen = session::ChooseQemuUser();
+  const std::string what = "QEMU's user";
+  if (chosen.user.has_value()) return {what, Verdict::kGood, "one of its own for each session, without rights"};
+  if (::geteuid() != 0) return {what, Verdict::kGood, "this user"};
+  return {what, Verdict::kNote, absl::StrCat("root: ", chosen.reason)};
+}
+
 Finding VsockFinding() {
   if (::access("/dev/vhost-vsock", R_OK | W_OK) == 0)
     return {"vsock", Verdict::kGood, "/dev/vhost-vsock: the kernel's own device"};
@@ -132,6 +142,7 @@ absl::Status Doctor(Context& context) {
       FuseFinding(),
       Program({"linux.uml", "still ls and cp without root", "user-mode-linux", Verdict::kNote}),
       AcceleratorFinding(),
+      HypervisorUserFinding(),
       VsockFinding(),
       SpaceFinding(context.state_directory()),
       RepositoryFinding(context),

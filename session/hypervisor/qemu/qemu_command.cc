@@ -60,16 +60,22 @@ bool IsMac(const std::string& text) {
 
 std::string DumpJson(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-void AddMachine(const VmConfig& config, std::vector<std::string>& argv) {
+std::string NameOf(const std::string& path, const QemuDescriptors& descriptors) {
+  auto name = descriptors.names.find(path);
+  return name == descriptors.names.end() ? path : name->second;
+}
+
+void AddMachine(const VmConfig& config, int ram, std::vector<std::string>& argv) {
   std::string machine = MachineTypeOf(config);
   uint64_t mebibytes = config.memory_bytes >> 20;
   if (config.incoming.has_value()) {
     // The saved RAM is mapped; without these two the block would be called after the object's path and no stream of
     // ours would find it.
-    argv.insert(argv.end(), {"-object", absl::StrCat("memory-backend-file,id=", kRamBlock,
-                                                     ",x-use-canonical-path-for-ramblock-id=off,size=", mebibytes,
-                                                     "M,share=", config.incoming->share_ram ? "on" : "off",
-                                                     ",mem-path=/proc/self/fd/", config.incoming->ram.get())});
+    argv.insert(argv.end(),
+                {"-object", absl::StrCat("memory-backend-file,id=", kRamBlock,
+                                         ",x-use-canonical-path-for-ramblock-id=off,size=", mebibytes,
+                                         "M,share=", config.incoming->share_ram ? "on" : "off",
+                                         ",mem-path=/proc/self/fd/", ram < 0 ? config.incoming->ram.get() : ram)});
     absl::StrAppend(&machine, ",memory-backend=", kRamBlock);
   }
   argv.insert(argv.end(), {"-machine", machine});
@@ -79,30 +85,44 @@ void AddMachine(const VmConfig& config, std::vector<std::string>& argv) {
   argv.insert(argv.end(), {"-m", absl::StrCat(mebibytes, "M")});
 }
 
-void AddBoot(const VmConfig& config, std::vector<std::string>& argv) {
+void AddBoot(const VmConfig& config, const QemuDescriptors& descriptors, std::vector<std::string>& argv) {
   std::string firmware = FirmwareOf(config);
   if (firmware == "qboot") {
     argv.insert(argv.end(), {"-bios", "qboot.rom"});
   } else if (firmware != "seabios") {
-    argv.insert(argv.end(), {"-bios", firmware});
+    argv.insert(argv.end(), {"-bios", NameOf(firmware, descriptors)});
   }
   // Also for saved memory, which has its kernel in it: after a reset the firmware asks for it.
   if (config.kernel.empty()) return;
-  argv.insert(argv.end(), {"-kernel", config.kernel});
-  if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", config.initrd});
+  argv.insert(argv.end(), {"-kernel", NameOf(config.kernel, descriptors)});
+  if (!config.initrd.empty()) argv.insert(argv.end(), {"-initrd", NameOf(config.initrd, descriptors)});
   if (!config.cmdline.empty()) argv.insert(argv.end(), {"-append", config.cmdline});
 }
 
-// `boot`: the firmware starts from it; with a kernel of our own QEMU takes that place itself.
-void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std::vector<std::string>& argv) {
+const char* FileDriver(const std::string& path) {
   struct stat info {};
-  bool block_device = ::stat(disk.path.c_str(), &info) == 0 && S_ISBLK(info.st_mode);
+  return ::stat(path.c_str(), &info) == 0 && S_ISBLK(info.st_mode) ? "host_device" : "file";
+}
+
+// What an image lies over, from `at` on: the value of its "backing". Null at the end of the chain.
+json BackingNode(const std::vector<BackingImage>& chain, size_t at, const QemuDescriptors& descriptors) {
+  if (at == chain.size()) return nullptr;
+  json file = {
+      {"driver", FileDriver(chain[at].path)}, {"filename", NameOf(chain[at].path, descriptors)}, {"read-only", true}};
+  json node = {{"driver", chain[at].format}, {"file", std::move(file)}, {"read-only", true}};
+  if (chain[at].format == "qcow2") node["backing"] = BackingNode(chain, at + 1, descriptors);
+  return node;
+}
+
+// `boot`: the firmware starts from it; with a kernel of our own QEMU takes that place itself.
+void AddDisk(const DiskConfig& disk, size_t index, bool boot, const QemuDescriptors& descriptors,
+             std::vector<std::string>& argv) {
   std::string file_node = absl::StrCat(DiskNode(index), "-file");
   const bool lazy = !disk.backing_export.empty();
   const bool writable = lazy || !disk.read_only;
-  json file = {{"driver", block_device ? "host_device" : "file"},
+  json file = {{"driver", FileDriver(disk.path)},
                {"node-name", file_node},
-               {"filename", disk.path},
+               {"filename", NameOf(disk.path, descriptors)},
                {"read-only", !writable},
                // With "auto" (the default) a disk on a file system without locks would be used unprotected.
                {"locking", "on"}};
@@ -116,16 +136,19 @@ void AddDisk(const DiskConfig& disk, size_t index, bool boot, int directory, std
   if (!disk.serial.empty()) absl::StrAppend(&device, ",serial=", Escaped(disk.serial));
   if (boot) absl::StrAppend(&device, ",bootindex=0");
   if (lazy) {
-    json base = {
-        {"driver", "nbd"},
-        {"node-name", LazyBaseNode(index)},
-        {"read-only", true},
-        {"export", disk.backing_export},
-        {"reconnect-delay", kReconnectSeconds},
-        {"server", {{"type", "unix"}, {"path", absl::StrCat("/proc/self/fd/", directory, "/", disk.backing_socket)}}}};
+    json base = {{"driver", "nbd"},
+                 {"node-name", LazyBaseNode(index)},
+                 {"read-only", true},
+                 {"export", disk.backing_export},
+                 {"reconnect-delay", kReconnectSeconds},
+                 {"server",
+                  {{"type", "unix"},
+                   {"path", absl::StrCat("/proc/self/fd/", descriptors.directory, "/", disk.backing_socket)}}}};
     argv.insert(argv.end(), {"-blockdev", DumpJson(base)});
     format["backing"] = LazyBaseNode(index);
     absl::StrAppend(&device, ",rerror=stop");
+  } else if (index < descriptors.backing.size() && !descriptors.backing[index].empty()) {
+    format["backing"] = BackingNode(descriptors.backing[index], 0, descriptors);
   }
   // The guest is held, and asks again when it goes on. Reported to it, the error would end its file system.
   if (writable) absl::StrAppend(&device, ",werror=stop");
@@ -160,7 +183,7 @@ void AddQgaPort(int fd, std::vector<std::string>& argv) {
                                                    "name=org.qemu.guest_agent.0")});
 }
 
-void AddDevices(const VmConfig& config, int directory, std::vector<std::string>& argv) {
+void AddDevices(const VmConfig& config, const QemuDescriptors& descriptors, std::vector<std::string>& argv) {
   if (config.qga_fd >= 0) AddQgaPort(config.qga_fd, argv);
   argv.insert(argv.end(), {"-device", absl::StrFormat("virtio-rng-pci,id=rng,bus=pcie.0,addr=0x%x", kRngSlot)});
   if (config.vsock.has_value()) {
@@ -175,7 +198,7 @@ void AddDevices(const VmConfig& config, int directory, std::vector<std::string>&
   }
   for (size_t i = 0; i < config.nics.size(); ++i) AddNic(config.nics[i], i, argv);
   for (size_t i = 0; i < config.disks.size(); ++i)
-    AddDisk(config.disks[i], i, i == 0 && config.kernel.empty(), directory, argv);
+    AddDisk(config.disks[i], i, i == 0 && config.kernel.empty(), descriptors, argv);
 }
 
 absl::Status CheckDisks(const VmConfig& config) {
@@ -295,7 +318,7 @@ std::vector<std::string> DiskAddressesOf(const VmConfig& config) {
 
 std::vector<std::string> DevicesOf(const VmConfig& config) {
   std::vector<std::string> argv;
-  AddDevices(config, /*directory=*/-1, argv);
+  AddDevices(config, {}, argv);
   std::vector<std::string> devices;
   for (size_t i = 0; i + 1 < argv.size(); ++i) {
     if (argv[i] != "-device") continue;
@@ -314,13 +337,13 @@ std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& 
   argv.insert(argv.end(), {"-no-user-config", "-nodefaults", "-display", "none"});
   argv.insert(argv.end(), {"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   if (!config.generation_id.empty()) argv.insert(argv.end(), {"-uuid", config.generation_id});
-  AddMachine(config, argv);
-  AddBoot(config, argv);
+  AddMachine(config, descriptors.ram, argv);
+  AddBoot(config, descriptors, argv);
   argv.insert(argv.end(), {"-chardev", absl::StrCat("socket,id=qmp,fd=", descriptors.qmp)});
   argv.insert(argv.end(), {"-mon", "chardev=qmp,mode=control"});
   argv.insert(argv.end(), {"-chardev", absl::StrCat("socket,id=console,fd=", descriptors.console)});
   argv.insert(argv.end(), {"-serial", "chardev:console"});
-  AddDevices(config, descriptors.directory, argv);
+  AddDevices(config, descriptors, argv);
   bool link_down = std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& n) { return !n.link_up; });
   if (config.incoming.has_value()) argv.insert(argv.end(), {"-incoming", "defer"});
   // Paused at first where something has to be done before the guest's first instruction.

@@ -5,11 +5,13 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
 #include "session/hypervisor/hypervisor.h"
+#include "session/hypervisor/qemu/qcow2_backing.h"
 
 namespace still::session {
 
@@ -28,6 +30,11 @@ struct QemuDescriptors {
   int console = -1;  // Connected socket that gets what the guest writes to its first serial port.
   // VmConfig::directory, when a disk has a backing export: a path through it is never too long for a socket's address.
   int directory = -1;
+  int ram = -1;  // Saved memory; -1: IncomingState's own.
+  // What QEMU is to call files instead of their paths, and the images that its disks lie over, in the order of
+  // VmConfig::disks, where it cannot find them by itself (qemu_confinement.h).
+  std::map<std::string, std::string> names;
+  std::vector<std::vector<BackingImage>> backing;
 };
 
 // INVALID_ARGUMENT with one line that says what to change; checks form, not the existence of files.

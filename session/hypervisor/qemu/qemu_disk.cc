@@ -1,6 +1,10 @@
 #include "session/hypervisor/qemu/qemu_disk.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
@@ -31,6 +35,18 @@ constexpr char kServerSocketName[] = "nbd-qemu.sock";
 constexpr absl::Duration kPoolInterval = absl::Seconds(1);
 
 bool IsGone(const QemuMachine& machine) { return !machine.qmp->connected(); }
+
+// Its own directory is all that QEMU may open a new file in.
+absl::Status GiveToQemu(const QemuMachine& machine, const PinPool::File& file) {
+  if (!machine.user.has_value()) return absl::OkStatus();
+  if (::fchown(file.lock.get(), machine.user->uid, machine.user->gid) == 0) return absl::OkStatus();
+  return ErrnoStatus(errno, absl::StrCat("give ", file.path, " to QEMU"));
+}
+
+std::string NameForQemu(const QemuMachine& machine, const std::string& path) {
+  if (!machine.user.has_value()) return path;
+  return JoinPath(machine.directory_name, std::string(std::filesystem::path(path).filename()));
+}
 
 // The entry of one bitmap in query-named-block-nodes; null when there is none.
 const json& FindBitmap(const json& node, const std::string& name) {
@@ -64,6 +80,7 @@ absl::Status DiskPins::Prepare(const Options& options) {
     STILL_RETURN_IF_ERROR(BeginBitmap(pin));
     STILL_ASSIGN_OR_RETURN(pin.fleece,
                            PinPoolOf(machine_).Make(absl::StrCat(capture_id_, "-", pin.disk->name), pin.size));
+    STILL_RETURN_IF_ERROR(GiveToQemu(machine_, pin.fleece));
     if (options.filters_before_pause) STILL_RETURN_IF_ERROR(AddFilter(pin, machine_.command_deadline));
   }
   return StartServer(options.stall_limit);
@@ -129,7 +146,7 @@ absl::Status DiskPins::BeginBitmap(PinnedDisk& pin) {
 absl::Status DiskPins::AddFilter(PinnedDisk& pin, absl::Duration deadline) {
   json fleece = {{"driver", "file"},
                  {"node-name", FleeceNode(pin.index, capture_id_)},
-                 {"filename", pin.fleece.path},
+                 {"filename", NameForQemu(machine_, pin.fleece.path)},
                  {"discard", "unmap"},
                  {"locking", "off"}};
   STILL_RETURN_IF_ERROR(machine_.qmp->Run("blockdev-add", fleece, deadline));

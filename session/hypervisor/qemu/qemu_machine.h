@@ -4,10 +4,12 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "session/hypervisor/hypervisor.h"
 #include "session/hypervisor/pin_pool.h"
@@ -32,6 +34,9 @@ struct QemuMachine {
   std::unique_ptr<QmpClient> qmp;  // Behind what its events change.
   std::vector<DiskConfig> disks;   // In the order of DiskNode(index).
   std::string directory;
+  // Of a QEMU that is not root (qemu_confinement.h): whose the files in it must be that it opens, and what it calls it.
+  std::optional<ProcessUser> user;
+  std::string directory_name;
   std::string sessions;         // VmConfig::sessions.
   uint64_t pin_pool_limit = 0;  // PinPool's.
   pid_t pid = -1;

@@ -21,6 +21,7 @@
 #include "session/hypervisor/qemu/capture_sweep.h"
 #include "session/hypervisor/qemu/qemu_capture.h"
 #include "session/hypervisor/qemu/qemu_command.h"
+#include "session/hypervisor/qemu/qemu_confinement.h"
 #include "session/hypervisor/qemu/qemu_cpu.h"
 #include "session/hypervisor/qemu/qemu_lazy_disk.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
@@ -257,6 +258,17 @@ std::function<void(const QmpEvent&)> EventListener(QemuMachine& machine, std::fu
       };
 }
 
+std::vector<int> InheritedFds(const VmConfig& config, const QemuConfinement& confinement) {
+  std::vector<int> fds;
+  if (config.incoming.has_value()) fds.push_back(confinement.ram(config));
+  if (config.qga_fd >= 0) fds.push_back(config.qga_fd);
+  if (config.vsock.has_value()) {
+    if (config.vsock->vhost_fd >= 0) fds.push_back(config.vsock->vhost_fd);
+    fds.insert(fds.end(), config.vsock->inherited_fds.begin(), config.vsock->inherited_fds.end());
+  }
+  return fds;
+}
+
 std::string QemuBinary(const QemuOptions& options) {
   if (!options.binary.empty()) return options.binary;
   const char* chosen = std::getenv("STILL_QEMU");
@@ -277,31 +289,33 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
                               .console_log = JoinPath(config.directory, "console.log"),
                               .stderr_log = JoinPath(config.directory, "qemu.log")};
   STILL_ASSIGN_OR_RETURN(OwnedFd directory, OpenFile(config.directory, O_PATH | O_DIRECTORY));
-  std::vector<std::string> command =
-      QemuCommand(QemuBinary(options), config,
-                  {.qmp = qmp.second.get(), .console = console.second.get(), .directory = directory.get()});
+  const std::string binary = QemuBinary(options);
+  STILL_ASSIGN_OR_RETURN(QemuConfinement confinement, QemuConfinement::Create(binary, config, directory.get()));
+  std::vector<std::string> command = QemuCommand(binary, config,
+                                                 {.qmp = qmp.second.get(),
+                                                  .console = console.second.get(),
+                                                  .directory = directory.get(),
+                                                  .ram = config.incoming.has_value() ? confinement.ram(config) : -1,
+                                                  .names = confinement.names(),
+                                                  .backing = confinement.backing()});
   launch.process.argv = command;
-  launch.process.inherited_fds = {qmp.second.get(), console.second.get()};
-  const bool lazy = std::any_of(config.disks.begin(), config.disks.end(),
-                                [](const DiskConfig& disk) { return !disk.backing_export.empty(); });
-  if (lazy) launch.process.inherited_fds.push_back(directory.get());
-  if (config.incoming.has_value()) launch.process.inherited_fds.push_back(config.incoming->ram.get());
-  if (config.qga_fd >= 0) launch.process.inherited_fds.push_back(config.qga_fd);
-  if (config.vsock.has_value()) {
-    std::vector<int>& fds = launch.process.inherited_fds;
-    if (config.vsock->vhost_fd >= 0) fds.push_back(config.vsock->vhost_fd);
-    fds.insert(fds.end(), config.vsock->inherited_fds.begin(), config.vsock->inherited_fds.end());
-    launch.process.environment = config.vsock->environment;
-  }
+  launch.process.inherited_fds = InheritedFds(config, confinement);
+  launch.process.inherited_fds.insert(launch.process.inherited_fds.end(),
+                                      {qmp.second.get(), console.second.get(), directory.get()});
+  if (config.vsock.has_value()) launch.process.environment = config.vsock->environment;
+  confinement.AddTo(launch.process);
   STILL_ASSIGN_OR_RETURN(std::string loopback_guard, LoopbackGuard(config, launch.process));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(launch)));
   // From here on only QEMU holds its ends, so that its death is our end of file.
+  confinement.HandedOver();
   qmp.second.Reset();
   console.second.Reset();
 
   auto machine = std::make_shared<QemuMachine>();
   machine->disks = config.disks;
   machine->directory = config.directory;
+  machine->directory_name = confinement.directory_name();
+  machine->user = confinement.user();
   machine->sessions = config.sessions;
   machine->command_deadline = options.command_deadline;
   machine->pid = process->pid();

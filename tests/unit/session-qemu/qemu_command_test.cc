@@ -3,6 +3,7 @@
 #include "absl/strings/str_join.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 
 namespace still::session {
 namespace {
@@ -66,6 +67,30 @@ TEST(QemuCommand, DisksAreNamedByPositionAndNeverProbed) {
   EXPECT_THAT(Value(argv, "-blockdev", 1), HasSubstr(R"("node-name":"disk0")"));
   EXPECT_THAT(Value(argv, "-blockdev", 3), HasSubstr(R"("driver":"raw")"));
   EXPECT_THAT(Value(argv, "-blockdev", 3), HasSubstr(R"("read-only":true)"));
+}
+
+TEST(QemuCommand, FilesHaveTheNamesThatQemuCanOpenAndItsDisksWhatTheyLieOver) {
+  QemuDescriptors descriptors{.qmp = 7,
+                              .console = 8,
+                              .names = {{"/boot/vmlinux", "/proc/self/fd/20"},
+                                        {"/boot/initrd", "/proc/self/fd/21"},
+                                        {"/d/a,b.qcow2", "/proc/self/fd/22"},
+                                        {"/d/middle", "/proc/self/fd/23"},
+                                        {"/d/base", "/proc/self/fd/24"}}};
+  descriptors.backing = {{{.path = "/d/middle", .format = "qcow2"}, {.path = "/d/base", .format = "raw"}}, {}};
+  auto argv = QemuCommand("qemu", KernelVm(), descriptors);
+  EXPECT_EQ(Value(argv, "-kernel"), "/proc/self/fd/20");
+  EXPECT_EQ(Value(argv, "-initrd"), "/proc/self/fd/21");
+  EXPECT_THAT(Value(argv, "-blockdev", 0), HasSubstr(R"("filename":"/proc/self/fd/22")"));
+  auto disk = nlohmann::json::parse(Value(argv, "-blockdev", 1));
+  EXPECT_EQ(disk["backing"]["driver"], "qcow2");
+  EXPECT_EQ(disk["backing"]["file"]["filename"], "/proc/self/fd/23");
+  EXPECT_EQ(disk["backing"]["read-only"], true);
+  EXPECT_EQ(disk["backing"]["backing"]["driver"], "raw");
+  EXPECT_EQ(disk["backing"]["backing"]["file"]["filename"], "/proc/self/fd/24");
+  EXPECT_FALSE(disk["backing"]["backing"].contains("backing"));
+  EXPECT_THAT(Value(argv, "-blockdev", 2), HasSubstr(R"("filename":"/d/b.raw")"));
+  EXPECT_THAT(Value(argv, "-blockdev", 3), Not(HasSubstr("backing")));
 }
 
 TEST(QemuCommand, AGenerationIdIsThereWhereTheFirmwareSurvivesIt) {

@@ -1,6 +1,5 @@
 #include "tools/still/setup/host_files.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <utility>
@@ -12,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/file.h"
+#include "base/pipe.h"
 #include "base/process.h"
 #include "tools/still/credentials.h"
 
@@ -35,14 +35,11 @@ absl::StatusOr<std::string> ReadIfThere(const std::string& path) {
 
 // What the program prints; `input` is its standard input, short enough for a pipe.
 absl::StatusOr<std::string> RunWithInput(std::vector<std::string> argv, const std::string& input) {
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
-  OwnedFd read_end(ends[0]);
-  OwnedFd write_end(ends[1]);
-  STILL_RETURN_IF_ERROR(WriteAll(write_end.get(), input.data(), input.size(), "pipe"));
-  write_end.Reset();
+  STILL_ASSIGN_OR_RETURN(Pipe pipe, MakePipe());
+  STILL_RETURN_IF_ERROR(WriteAll(pipe.write_end.get(), input.data(), input.size(), "pipe"));
+  pipe.write_end.Reset();
   const std::string name = argv[0];
-  ProcessOptions options{.argv = std::move(argv), .stdin_fd = read_end.get()};
+  ProcessOptions options{.argv = std::move(argv), .stdin_fd = pipe.read_end.get()};
   STILL_ASSIGN_OR_RETURN(CommandOutput output, RunCommand(std::move(options), kProgramTimeout));
   if (output.exit.ok()) return output.stdout_text;
   return absl::FailedPreconditionError(absl::StrCat(name, ": ", output.exit.ToString(), " ", output.stderr_text));
