@@ -13,8 +13,9 @@ absl::StatusOr<std::string> AbsolutePath(const std::string& path) {
   // The overload without an error code throws where there is no working directory any more.
   const std::filesystem::path absolute = std::filesystem::absolute(path, error);
   if (!error) return absolute.string();
-  return ErrnoStatus(error.value(), absl::StrCat("working directory, which \"", path,
-                                                 "\" is relative to (write a path that begins with /, or go elsewhere)"));
+  return ErrnoStatus(error.value(),
+                     absl::StrCat("working directory, which \"", path,
+                                  "\" is relative to (write a path that begins with /, or go elsewhere)"));
 }
 
 std::string ParentDirectory(const std::string& path) {

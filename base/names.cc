@@ -27,7 +27,8 @@ bool BeginsWithEscape(absl::string_view text) {
 
 bool LooksLikeId(absl::string_view name) {
   return name.size() == kIdDigits && std::all_of(name.begin(), name.end(), [](char c) {
-           return absl::ascii_isxdigit(static_cast<unsigned char>(c)) && !absl::ascii_isupper(static_cast<unsigned char>(c));
+           return absl::ascii_isxdigit(static_cast<unsigned char>(c)) &&
+                  !absl::ascii_isupper(static_cast<unsigned char>(c));
          });
 }
 

@@ -84,7 +84,8 @@ class ChainExport {
       STILL_ASSIGN_OR_RETURN(ranges, repository_.Diff(chain_[index - 1], snapshot, image_));
     }
     auto progress = [&](uint64_t end) {
-      options_.progress({.stage = absl::StrCat("export ", snapshot.id().substr(0, 12)), .done = end, .total = reader->size()});
+      options_.progress(
+          {.stage = absl::StrCat("export ", snapshot.id().substr(0, 12)), .done = end, .total = reader->size()});
     };
     for (const store::ImageRange& range : ranges) {
       STILL_RETURN_IF_ERROR(writer->Copy(*reader, range, /*over_zero=*/index == 0, progress));

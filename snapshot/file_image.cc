@@ -56,9 +56,9 @@ absl::StatusOr<std::optional<uint64_t>> DiskSize(int fd, const std::string& path
     return bytes;
   }
   if (!S_ISREG(status.st_mode)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, S_ISDIR(status.st_mode) ? " is a directory" : " is a terminal or another device without an end",
-                     "; a disk is a file, a block device or a pipe"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, S_ISDIR(status.st_mode) ? " is a directory" : " is a terminal or another device without an end",
+        "; a disk is a file, a block device or a pipe"));
   }
   return static_cast<uint64_t>(status.st_size);
 }
@@ -122,13 +122,12 @@ absl::Status DrainQcow2(const ImportOptions& options, store::SnapshotWriter& wri
   STILL_ASSIGN_OR_RETURN(const std::string path, AbsolutePath(options.path));
   NbdSource source{.socket = JoinPath(scratch->path(), "nbd.sock"), .export_name = "import"};
   STILL_ASSIGN_OR_RETURN(OwnedFd errors, OpenFile(JoinPath(scratch->path(), "log"), O_RDWR | O_CREAT));
-  STILL_ASSIGN_OR_RETURN(
-      ChildProcess server,
-      ChildProcess::Start({.argv = {"qemu-nbd", "--read-only", "--format=qcow2", "--persistent", "--shared=2",
-                                    absl::StrCat("--socket=", source.socket), "--export-name=import", "--cache=none",
-                                    "--aio=threads", path},
-                           .stderr_fd = errors.get(),
-                           .end_with_parent = true}));
+  STILL_ASSIGN_OR_RETURN(ChildProcess server,
+                         ChildProcess::Start({.argv = {"qemu-nbd", "--read-only", "--format=qcow2", "--persistent",
+                                                       "--shared=2", absl::StrCat("--socket=", source.socket),
+                                                       "--export-name=import", "--cache=none", "--aio=threads", path},
+                                              .stderr_fd = errors.get(),
+                                              .end_with_parent = true}));
   const absl::Duration deadline = Clock::Real().Monotonic() + kServerStart;
   absl::StatusOr<uint64_t> size = NbdSize(source);
   while (!size.ok() && Clock::Real().Monotonic() < deadline) {
@@ -240,8 +239,7 @@ absl::Status ExportImage(store::Repository& repository, const ExportOptions& opt
   STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot snapshot, repository.FindSnapshot(options.snapshot));
   STILL_ASSIGN_OR_RETURN(std::string name, PickImage(snapshot, options.image));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageReader> image, repository.OpenImage(snapshot, name));
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<ExportPlace> place,
-                         ExportPlace::Make(options.path, ExportPlace::Kind::kFile));
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<ExportPlace> place, ExportPlace::Make(options.path, ExportPlace::Kind::kFile));
   auto progress = [&](uint64_t done) {
     options.progress({.stage = "export", .done = done, .total = image->size()});
     return true;

@@ -42,11 +42,10 @@ absl::Status CreateQcow2(const std::string& path, uint64_t size, const std::stri
 absl::StatusOr<std::unique_ptr<Qcow2Writer>> Qcow2Writer::Open(const std::string& path) {
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<ScratchDirectory> scratch, ScratchDirectory::Make());
   const std::string socket = JoinPath(scratch->path(), "nbd.sock");
-  STILL_ASSIGN_OR_RETURN(
-      ChildProcess server,
-      ChildProcess::Start({.argv = {"qemu-nbd", "--format=qcow2", "--persistent", "--discard=unmap",
-                                    "--cache=writeback", absl::StrCat("--socket=", socket), path},
-                           .end_with_parent = true}));
+  STILL_ASSIGN_OR_RETURN(ChildProcess server,
+                         ChildProcess::Start({.argv = {"qemu-nbd", "--format=qcow2", "--persistent", "--discard=unmap",
+                                                       "--cache=writeback", absl::StrCat("--socket=", socket), path},
+                                              .end_with_parent = true}));
   std::unique_ptr<Qcow2Writer> writer(new Qcow2Writer(std::move(scratch), std::move(server), nbd_create()));
   const absl::Duration deadline = Clock::Real().Monotonic() + kToolLimit;
   while (nbd_connect_unix(writer->handle_, socket.c_str()) != 0) {

@@ -29,8 +29,8 @@ void EscapeField(const FieldDescriptor& field, Message& message) {
                                       : *reflection.MutableMessage(&message, &field));
       continue;
     }
-    const std::string text = field.is_repeated() ? reflection.GetRepeatedString(message, &field, i)
-                                                 : reflection.GetString(message, &field);
+    const std::string text =
+        field.is_repeated() ? reflection.GetRepeatedString(message, &field, i) : reflection.GetString(message, &field);
     if (IsUtf8(text)) continue;
     if (field.is_repeated()) {
       reflection.SetRepeatedString(&message, &field, i, EscapeName(text));

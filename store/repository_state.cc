@@ -89,16 +89,18 @@ absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldShared(const std::st
 absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldToRead(const std::string& purpose) {
   if (!read_only) return HoldShared(purpose);
   // Whoever writes to it elsewhere may delete what is being read. That is then an error of the read, and no wrong data.
-  LogWarning("no lease can be put where nothing can be written; elsewhere, do not prune meanwhile", {{"repository", path}});
+  LogWarning("no lease can be put where nothing can be written; elsewhere, do not prune meanwhile",
+             {{"repository", path}});
   if (config.encrypted) STILL_RETURN_IF_ERROR(SyncCatalog());
   return std::shared_ptr<Lease>();
 }
 
 absl::Status RepositoryState::CheckWritable() const {
   if (!read_only) return absl::OkStatus();
-  return absl::PermissionDeniedError(absl::StrCat(
-      path, ": this repository can only be read here (", std::strerror(*read_only),
-      "): its snapshots can be listed, verified, restored and exported; what changes it is done where it can be written to"));
+  return absl::PermissionDeniedError(absl::StrCat(path, ": this repository can only be read here (",
+                                                  std::strerror(*read_only),
+                                                  "): its snapshots can be listed, verified, restored and exported; "
+                                                  "what changes it is done where it can be written to"));
 }
 
 absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldExclusive(const std::string& purpose, absl::Duration wait) {

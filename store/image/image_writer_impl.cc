@@ -57,8 +57,7 @@ absl::Status ImageWriterImpl::CheckRange(uint64_t offset, uint64_t length) const
   }
   if (is_stream_ && length > size_ - offset) return absl::ResourceExhaustedError("the stream is longer than 64 TiB");
   const bool ends_it = is_stream_ || offset + length == size_;  // Its last block may be a shorter one.
-  if (offset % kBlockSize != 0 || offset > size_ || length > size_ - offset ||
-      (length % kBlockSize != 0 && !ends_it)) {
+  if (offset % kBlockSize != 0 || offset > size_ || length > size_ - offset || (length % kBlockSize != 0 && !ends_it)) {
     return absl::InvalidArgumentError(
         absl::StrCat("write of ", length, " bytes at ", offset, ": not whole blocks of an image of ", size_, " bytes"));
   }
