@@ -20,7 +20,7 @@ constexpr absl::Duration kServerPoll = absl::Milliseconds(10);
 constexpr size_t kPiece = 4 << 20;
 constexpr uint64_t kMaxZero = 1 << 30;  // NBD lengths have 32 bits.
 constexpr uint64_t kExtentSpan = 1 << 30;
-constexpr uint64_t kSectorBytes = 512;
+constexpr uint64_t kQcow2Sector = 512;
 
 absl::Status Qcow2Error(const char* what) {
   return absl::UnavailableError(absl::StrCat("qcow2: ", what, ": ", nbd_get_error()));
@@ -32,7 +32,7 @@ absl::Status CreateQcow2(const std::string& path, uint64_t size, const std::stri
   std::vector<std::string> argv = {"qemu-img", "create", "-q", "-f", "qcow2"};
   // By its name alone, so that the directory can be moved.
   if (!backing.empty()) argv.insert(argv.end(), {"-F", "qcow2", "-b", backing});
-  argv.insert(argv.end(), {path, absl::StrCat((size + kSectorBytes - 1) / kSectorBytes * kSectorBytes)});
+  argv.insert(argv.end(), {path, absl::StrCat((size + kQcow2Sector - 1) / kQcow2Sector * kQcow2Sector)});
   STILL_ASSIGN_OR_RETURN(CommandOutput output,
                          RunCommand({.argv = std::move(argv), .end_with_parent = true}, kToolLimit));
   if (output.exit.ok()) return absl::OkStatus();

@@ -41,7 +41,7 @@ class CaughtSignals {
 };
 
 // Of a terminal; errors to show something are no reason not to ask.
-void Show(int fd, const std::string& text) { WriteAll(fd, text.data(), text.size(), "terminal").IgnoreError(); }
+void ShowOnTerminal(int fd, const std::string& text) { WriteAll(fd, text.data(), text.size(), "terminal").IgnoreError(); }
 
 // A line without its end; what there is when a signal was caught.
 absl::StatusOr<std::string> ReadSilentLine(int fd, int shown_on, const std::string& prompt) {
@@ -50,7 +50,7 @@ absl::StatusOr<std::string> ReadSilentLine(int fd, int shown_on, const std::stri
   termios silent = before;
   silent.c_lflag &= ~static_cast<tcflag_t>(ECHO);
   if (::tcsetattr(fd, TCSAFLUSH, &silent) != 0 && caught_signal == 0) return ErrnoStatus(errno, "terminal");
-  Show(shown_on, prompt);
+  ShowOnTerminal(shown_on, prompt);
   std::string line;
   int error_number = 0;
   while (caught_signal == 0) {
@@ -62,7 +62,7 @@ absl::StatusOr<std::string> ReadSilentLine(int fd, int shown_on, const std::stri
     line += c;
   }
   ::tcsetattr(fd, TCSAFLUSH, &before);
-  Show(shown_on, "\n");
+  ShowOnTerminal(shown_on, "\n");
   if (error_number != 0) return ErrnoStatus(error_number, "read the passphrase");
   return line;
 }

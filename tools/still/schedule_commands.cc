@@ -94,12 +94,12 @@ absl::Status Edit(Context& context, const std::string& name, const ScheduleOptio
   return absl::OkStatus();
 }
 
-struct ListArguments {
+struct ScheduleListArguments {
   std::vector<std::string> names;
   std::vector<std::string> labels;
 };
 
-absl::Status PrintSchedules(Context& context, const ListArguments& arguments) {
+absl::Status PrintSchedules(Context& context, const ScheduleListArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(const LabelFilter labels, LabelFilter::Parse(arguments.labels));
   STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
   STILL_ASSIGN_OR_RETURN(pb::ScheduleList all, ListSchedules(*client, ""));
@@ -477,7 +477,7 @@ void AddScheduleCommands(CLI::App& app, Context& context) {
         edit ? "edit" : "add", edit ? "Change what is given" : "Add a schedule",
         [=](Context& c, const std::string& name) { return edit ? Edit(c, name, *options) : Add(c, name, *options); }));
   }
-  auto listed = std::make_shared<ListArguments>();
+  auto listed = std::make_shared<ScheduleListArguments>();
   CLI::App* list = context.AddCommand(*group, "list", "All schedules, and when they run next",
                                       [=](Context& c) { return PrintSchedules(c, *listed); });
   list->add_option("schedules", listed->names, "Only these: names, or patterns: 'nightly-*'");
