@@ -41,7 +41,9 @@ class CaughtSignals {
 };
 
 // Of a terminal; errors to show something are no reason not to ask.
-void ShowOnTerminal(int fd, const std::string& text) { WriteAll(fd, text.data(), text.size(), "terminal").IgnoreError(); }
+void ShowOnTerminal(int fd, const std::string& text) {
+  WriteAll(fd, text.data(), text.size(), "terminal").IgnoreError();
+}
 
 // A line without its end; what there is when a signal was caught.
 absl::StatusOr<std::string> ReadSilentLine(int fd, int shown_on, const std::string& prompt) {

@@ -10,14 +10,14 @@
 #include "base/clock.h"
 #include "base/names.h"
 #include "base/quantity.h"
-#include "schedule/preview.h"
-#include "snapshot/machine.h"
 #include "tools/still/choose.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 #include "tools/still/labels.h"
 #include "tools/still/schedule_client.h"
+#include "tools/still/schedule_names.h"
 #include "tools/still/schedule_options.h"
+#include "tools/still/schedule_preview.h"
 
 namespace still::cli {
 namespace {
@@ -30,7 +30,6 @@ using Rows = std::vector<std::vector<std::string>>;
 constexpr absl::Duration kLook = absl::Milliseconds(200);
 // stilld takes a turn every few seconds.
 constexpr absl::Duration kLongestTurn = absl::Minutes(5);
-constexpr absl::Duration kLongestPreview = absl::Hours(24 * 4000);
 
 std::string TimeOr(int64_t nanoseconds, const char* otherwise) {
   return nanoseconds == 0 ? otherwise : FormatUnixNanos(nanoseconds);
@@ -41,29 +40,6 @@ std::string TimingOf(const pb::Schedule& schedule) {
 }
 
 std::string KindOf(const pb::Schedule& schedule) { return schedule::KindName(schedule.kind()); }
-
-absl::StatusOr<pb::ScheduleList> ListSchedules(ScheduleClient& client, const std::string& name) {
-  pb::ListRequest request;
-  request.set_name(name);
-  return client.Call(&Stub::List, request);
-}
-
-// The schedules that `words` name, patterns included.
-absl::StatusOr<std::vector<std::string>> ChooseSchedules(ScheduleClient& client,
-                                                         const std::vector<std::string>& words) {
-  std::vector<std::string> names;
-  if (std::any_of(words.begin(), words.end(), IsPattern)) {
-    STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(client, ""));
-    for (const auto& entry : list.schedules()) names.push_back(entry.schedule().name());
-  }
-  return ChooseNames("schedule", words, std::move(names),
-                     [](const std::string& word) -> absl::StatusOr<std::string> { return word; });
-}
-
-// Of one name its object, of more, or a pattern, a list.
-nlohmann::json OneOrAll(const std::vector<std::string>& words, nlohmann::json list) {
-  return words.size() > 1 || IsPattern(words[0]) ? list : list[0];
-}
 
 absl::Status Add(Context& context, const std::string& name, const ScheduleOptions& options) {
   STILL_RETURN_IF_ERROR(CheckNewName("schedule", name));
@@ -176,27 +152,6 @@ absl::Status PrintSome(Context& context, const std::vector<std::string>& words) 
   return absl::OkStatus();
 }
 
-// What is done to each of them, and the sentence about it. What was done before an error is told all the same.
-absl::Status WithEachSchedule(
-    Context& context, const std::vector<std::string>& words,
-    const std::function<absl::Status(ScheduleClient& client, const std::string& name)>& action,
-    const std::function<nlohmann::json(const std::string& name)>& json, const char* sentence) {
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> names, ChooseSchedules(*client, words));
-  nlohmann::json list = nlohmann::json::array();
-  std::string sentences;
-  absl::Status error;
-  for (const std::string& name : names) {
-    absl::Status done = action(*client, name);
-    error = FirstError(error, done);
-    if (!done.ok()) continue;
-    list.push_back(json(name));
-    absl::StrAppend(&sentences, "schedule ", name, sentence, "\n");
-  }
-  if (!list.empty()) context.Print(OneOrAll(words, list), [&] { std::cout << sentences; });
-  return error;
-}
-
 absl::Status Remove(Context& context, const std::vector<std::string>& words) {
   return WithEachSchedule(
       context, words,
@@ -302,68 +257,6 @@ absl::Status History(Context& context, const HistoryArguments& arguments) {
   request.set_limit(arguments.limit);
   STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::History, request));
   context.Print(ToJson(runs), [&] { PrintRuns(runs); });
-  return absl::OkStatus();
-}
-
-struct PreviewArguments {
-  std::string name;
-  std::string session;
-  std::string span = "30d";
-  int days = 0;  // As older versions had it.
-  bool all = false;
-};
-
-absl::StatusOr<absl::Duration> SpanOf(const PreviewArguments& arguments) {
-  if (arguments.days > 0) {
-    HintAt(absl::StrCat("--days ", arguments.days), absl::StrCat("--for ", arguments.days, "d"));
-    return absl::Hours(24 * arguments.days);
-  }
-  STILL_ASSIGN_OR_RETURN(const absl::Duration span, ParseDuration(arguments.span));
-  if (span > absl::ZeroDuration() && span <= kLongestPreview) return span;
-  return absl::InvalidArgumentError(absl::StrCat("--for ", arguments.span, ": up to 4000d"));
-}
-
-absl::Status Preview(Context& context, const PreviewArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(const absl::Duration span, SpanOf(arguments));
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, arguments.name));
-  const auto& entry = list.schedules(0);
-  STILL_ASSIGN_OR_RETURN(schedule::Schedule schedule, schedule::MakeSchedule(entry.schedule(), absl::LocalTimeZone()));
-  std::string session = arguments.session;
-  if (session.empty()) session = entry.sessions().empty() ? "any" : entry.sessions(0);
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> snapshots, repository->ListSnapshots());
-  STILL_ASSIGN_OR_RETURN(const snapshot::MachineIdentity machine, snapshot::FindMachine(context.sessions(), session));
-  std::vector<snapshot::RetentionCandidate> existing;
-  for (const manifestpb::Snapshot& one : snapshots) {
-    auto label = one.labels().find(std::string(schedule::kScheduleLabel));
-    if (label == one.labels().end() || label->second != arguments.name) continue;
-    if (!snapshot::IsSnapshotOf(one, machine)) continue;
-    existing.push_back({.id = one.id(),
-                        .machine = session,
-                        .point = absl::FromUnixNanos(one.point_unix_ns()),
-                        .labels = {one.labels().begin(), one.labels().end()}});
-  }
-  STILL_ASSIGN_OR_RETURN(std::vector<schedule::PreviewedSnapshot> timeline,
-                         schedule::Preview(schedule, session, existing, Clock::Real().Now(), span));
-  Rows rows = {{"POINT", "SNAPSHOT", "THEN", "WHY"}};
-  nlohmann::json json = nlohmann::json::array();
-  for (const schedule::PreviewedSnapshot& one : timeline) {
-    std::string then = one.keep ? "kept" : "dropped";
-    if (one.dropped.has_value()) absl::StrAppend(&then, " ", FormatUnixNanos(absl::ToUnixNanos(*one.dropped)));
-    json.push_back({{"point_unix_ns", absl::ToUnixNanos(one.point)},
-                    {"snapshot", one.id},
-                    {"kept", one.keep},
-                    {"reasons", one.reasons}});
-    if (one.keep || arguments.all) {
-      rows.push_back({FormatUnixNanos(absl::ToUnixNanos(one.point)),
-                      one.id.empty() ? "(to come)" : one.id.substr(0, 12), then, absl::StrJoin(one.reasons, ", ")});
-    }
-  }
-  context.Print(json, [&] {
-    std::cout << "session " << session << " in " << ShortDuration(span) << ", if every run succeeds:\n"
-              << FormatTable(rows);
-  });
   return absl::OkStatus();
 }
 
@@ -505,14 +398,7 @@ void AddScheduleCommands(CLI::App& app, Context& context) {
   history->add_option("--session", past->session, "Only of this session");
   history->add_option("--limit", past->limit, "At most this many, the newest")->capture_default_str();
 
-  auto ahead = std::make_shared<PreviewArguments>();
-  CLI::App* preview = context.AddCommand(*group, "preview", "The snapshots that timing and retention will leave",
-                                         [=](Context& c) { return Preview(c, *ahead); });
-  preview->add_option("schedule", ahead->name, "Name of the schedule")->required();
-  preview->add_option("--session", ahead->session, "Of this session (default: the first that it fits)");
-  preview->add_option("--for", ahead->span, "How far: 30d, 8w")->capture_default_str();
-  preview->add_option("--days", ahead->days)->check(CLI::Range(1, 4000))->group("");
-  preview->add_flag("--all", ahead->all, "Also what will be dropped");
+  AddSchedulePreview(*group, context);
 
   context.AddCommand(*group, "run-due", "Run what is due and wait for it, on hosts without stilld (by a timer)",
                      RunDue);
