@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
   // A repository or a session that goes away is an error of the call that meets it.
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGXFSZ, SIG_IGN);  // Likewise a file that would be longer than allowed.
-  still::cli::KeepStandardDescriptors();
+  still::cli::PrepareStandardStreams();
   CLI::App app("Consistent snapshots of running virtual machines.", "still");
   app.set_version_flag("--version", "still " STILL_VERSION);
   app.require_subcommand(1);

@@ -3,7 +3,7 @@
 import os
 import unittest
 
-from repository_case import EXISTS, MISSING, STATE, USAGE, RepositoryCase
+from repository_case import MISSING, STATE, USAGE, RepositoryCase
 
 
 class FileNames(RepositoryCase):
@@ -55,7 +55,20 @@ class FileNames(RepositoryCase):
         self.assertEqual(self.run_still("schedule", "list")["schedules"], [])
 
 
+class Keys(RepositoryCase):
+    def test_keys_are_removed_by_rm_and_for_now_by_its_old_name(self):
+        added = [self.run_still("key", "add", environment=self.environment | {"STILL_NEW_PASSPHRASE": word})["key"]
+                 for word in ("a", "b", "c")]
+        self.run_still("key", "rm", *added[:2])
+        self.assertEqual(self.stderr, "")
+        self.run_still("key", "remove", added[2])
+        self.assertIn("write key rm instead of key remove", self.stderr)
+        self.assertEqual(len(self.run_still("key", "list")), 1)
+
+
 class OneGrammar(RepositoryCase):
+    encrypted = False
+
     def setUp(self):
         super().setUp()
         for name in ("n-1", "n-2", "n-3"):
@@ -110,15 +123,6 @@ class OneGrammar(RepositoryCase):
         self.run_still("schedule", "rm", "nightly-*", "hourly")
         self.assertEqual(listed(), [])
         self.refused(MISSING, "no schedule fits", "schedule", "rm", "nightly-*")
-
-    def test_keys_are_removed_by_rm_and_for_now_by_its_old_name(self):
-        added = [self.run_still("key", "add", environment=self.environment | {"STILL_NEW_PASSPHRASE": word})["key"]
-                 for word in ("a", "b", "c")]
-        self.run_still("key", "rm", *added[:2])
-        self.assertEqual(self.stderr, "")
-        self.run_still("key", "remove", added[2])
-        self.assertIn("write key rm instead of key remove", self.stderr)
-        self.assertEqual(len(self.run_still("key", "list")), 1)
 
     def test_numbers_are_numbers_in_every_answer(self):
         listed = self.run_still("list")[0]

@@ -14,16 +14,18 @@ PASSPHRASE = {"STILL_PASSPHRASE": "secret"}
 
 
 class RepositoryCase(unittest.TestCase):
-    """Encrypted, as users have it."""
+    """Encrypted, as users have it; plain where that is not the point, because each opening of an encrypted one derives a key."""
+
+    encrypted = True
 
     def setUp(self):
         scratch = tempfile.TemporaryDirectory(prefix="still-careful-")
         self.addCleanup(scratch.cleanup)
         self.folder = pathlib.Path(scratch.name)
         self.environment = {"PATH": os.environ["PATH"], "HOME": scratch.name, "STILL_STATE": f"{scratch.name}/state",
-                            "STILL_CACHE_DIR": f"{scratch.name}/cache"} | PASSPHRASE
+                            "STILL_CACHE_DIR": f"{scratch.name}/cache"} | (PASSPHRASE if self.encrypted else {})
         self.repository = self.folder / "state/repository"
-        self.run_still("init")
+        self.run_still("init", *([] if self.encrypted else ["--no-encryption"]))
 
     def start(self, *arguments, environment=None, **options):
         """The finished process, with its output as text."""
