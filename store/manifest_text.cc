@@ -67,11 +67,9 @@ void EscapeTexts(Message& message) {
 
 bool ParseManifestTexts(absl::string_view payload, Snapshot& snapshot) {
   const auto size = static_cast<int>(payload.size());  // At most MaxPlainSize().
-  {
-    // It would complain on standard error, of what is mended here or told by the caller.
-    google::protobuf::LogSilencer quiet;
-    if (snapshot.ParseFromArray(payload.data(), size)) return true;
-  }
+  // It would complain on standard error, of what is mended here or told by the caller.
+  google::protobuf::LogSilencer quiet;
+  if (snapshot.ParseFromArray(payload.data(), size)) return true;
   std::unique_ptr<Message> lenient(LenientSnapshot().New());
   if (!lenient->ParseFromArray(payload.data(), size)) return false;
   EscapeTexts(*lenient);
