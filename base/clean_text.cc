@@ -3,34 +3,12 @@
 #include <cstdint>
 
 #include "absl/strings/str_format.h"
+#include "base/code_point.h"
 
 namespace still {
 namespace {
 
 constexpr absl::string_view kCut = "...";
-
-// The code point that `text` begins with, and how many bytes it takes; 0 bytes: it begins with no UTF-8 (RFC 3629).
-struct CodePoint {
-  uint32_t value = 0;
-  size_t bytes = 0;
-};
-
-CodePoint First(absl::string_view text) {
-  auto byte = [text](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t lead = byte(0);
-  if (lead < 0x80) return {lead, 1};
-  const size_t bytes = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-  if (lead < 0xc2 || lead > 0xf4 || bytes > text.size()) return {};
-  uint32_t value = lead & (0x7fu >> bytes);
-  for (size_t i = 1; i < bytes; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return {};
-    value = value << 6 | (byte(i) & 0x3f);
-  }
-  constexpr uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
-  const bool surrogate = value >= 0xd800 && value <= 0xdfff;
-  if (value < kSmallest[bytes] || value > 0x10ffff || surrogate) return {};
-  return {value, bytes};
-}
 
 bool Harmless(uint32_t value) {
   if (value < 0x20 || (value >= 0x7f && value <= 0x9f)) return false;  // C0, DEL, C1.
@@ -55,7 +33,7 @@ std::string CleanText(absl::string_view text, size_t limit) {
   std::string out;
   size_t room_for_cut = 0;  // How much of `out` may stay when it has to be cut.
   while (!text.empty()) {
-    const CodePoint next = First(text);
+    const CodePoint next = FirstCodePoint(text);
     const absl::string_view bytes = text.substr(0, next.bytes == 0 ? 1 : next.bytes);
     const std::string part = next.bytes != 0 && Harmless(next.value) ? std::string(bytes) : Escaped(bytes);
     if (out.size() + part.size() > limit) {

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/fd.h"
 #include "base/file.h"
+#include "base/move_into_place.h"
 
 namespace still {
 namespace {
@@ -104,17 +105,12 @@ class RealFileSystem final : public FileSystem {
   }
 
   absl::Status Rename(const std::string& from, const std::string& to, RenameMode mode) override {
-    const std::string operation = absl::StrCat("rename ", from, " to ", to);
     if (mode == RenameMode::kReplace) {
-      if (::rename(from.c_str(), to.c_str()) != 0) return ErrnoStatus(errno, operation);
+      if (::rename(from.c_str(), to.c_str()) != 0) return ErrnoStatus(errno, absl::StrCat("rename ", from, " to ", to));
       return absl::OkStatus();
     }
-    if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return absl::OkStatus();
-    if (errno != EINVAL) return ErrnoStatus(errno, operation);
-    // A file system without RENAME_NOREPLACE (NFS): link(2) refuses an existing name too. A crash in between leaves two
-    // names of one whole file, and the sweep removes the temporary one.
-    if (::link(from.c_str(), to.c_str()) != 0) return ErrnoStatus(errno, operation);
-    return Remove(from);
+    // A crash between the steps of its slow way leaves two names of one whole file, and the sweep removes the temporary one.
+    return MoveIntoPlace(from, to);
   }
 
   absl::Status Remove(const std::string& path) override { return RemoveFile(path); }

@@ -4,12 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "base/file.h"
+#include "base/move_into_place.h"
 #include "base/random.h"
 #include "base/undo.h"
 
@@ -25,11 +25,10 @@ absl::Status MakeId(const std::string& directory, const std::string& path) {
   const std::string temporary = absl::StrCat(path, ".", absl::Hex(RandomU64()), ".tmp");
   STILL_RETURN_IF_ERROR(
       WriteFileAtomically(temporary, absl::StrCat(absl::StrReplaceAll(RandomUuid(), {{"-", ""}}), "\n")));
-  UndoStack undo;  // In the good case too: the other name stays.
+  UndoStack undo;  // In the good case too, where it finds nothing any more.
   undo.Push("remove temporary file", [temporary] { return RemoveFile(temporary); });
-  if (::link(temporary.c_str(), path.c_str()) != 0 && errno != EEXIST) {
-    return ErrnoStatus(errno, absl::StrCat("link ", temporary, " to ", path));
-  }
+  absl::Status moved = MoveIntoPlace(temporary, path);
+  if (!moved.ok() && !absl::IsAlreadyExists(moved)) return moved;
   return SyncDirectory(directory);
 }
 

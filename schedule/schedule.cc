@@ -9,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/names.h"
 #include "base/quantity.h"
 
 namespace still::schedule {
@@ -213,7 +214,7 @@ schedulepb::Run ToProto(const store::RunRow& run) {
   message.set_bytes_stored(run.bytes_stored);
   message.set_freeze_us(run.freeze_us);
   message.set_pause_us(run.pause_us);
-  message.set_message(run.message);
+  message.set_message(EscapeName(run.message));  // An older version cut it within a letter.
   return message;
 }
 

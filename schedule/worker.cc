@@ -15,6 +15,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/clean_text.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
@@ -60,7 +61,8 @@ class RunExecution {
       if (absl::Status after = Hook(schedule_->definition.after(), "after"); !after.ok()) Note(after.message());
     }
     run_.ended = Clock::Real().Now();
-    if (run_.message.size() > kLongestMessage) run_.message.resize(kLongestMessage);
+    // It quotes what programs print, and is sent on as text.
+    run_.message = CleanText(run_.message, kLongestMessage);
     STILL_RETURN_IF_ERROR(book_.UpdateRun(run_));
     return status;
   }

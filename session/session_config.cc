@@ -15,6 +15,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
+#include "base/name_match.h"
+#include "base/names.h"
 #include "base/random.h"
 #include "session/hypervisor/accelerator.h"
 #include "session/hypervisor/process/process_vm.h"
@@ -35,6 +37,11 @@ constexpr size_t kMaxCmdline = 2048;  // COMMAND_LINE_SIZE of Linux on x86.
 absl::Status CheckReadable(const std::string& path, absl::string_view what) {
   if (path.empty() || path[0] != '/') {
     return absl::InvalidArgumentError(absl::StrCat(what, " \"", path, "\": an absolute path is needed"));
+  }
+  // The session stores it, and the hypervisor is told it, as text.
+  if (!IsUtf8(path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " ", Quoted(path), ": its path is not UTF-8; give it another name, or a link with one"));
   }
   if (::access(path.c_str(), R_OK) != 0) return ErrnoStatus(errno, absl::StrCat(what, " ", path));
   return absl::OkStatus();
@@ -123,6 +130,7 @@ absl::Status ValidateSessionName(const std::string& name) {
 
 absl::Status CheckOrdinaryName(const std::string& name) {
   STILL_RETURN_IF_ERROR(ValidateSessionName(name));
+  STILL_RETURN_IF_ERROR(CheckNewName("session", name));
   if (!absl::StartsWith(name, kDrillPrefix)) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("session name \"", name, "\": names that begin with ", kDrillPrefix,

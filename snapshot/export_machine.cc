@@ -1,13 +1,10 @@
 #include "snapshot/export_machine.h"
 
 #include <fcntl.h>
-#include <stdio.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <filesystem>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -17,9 +14,9 @@
 #include "absl/strings/str_replace.h"
 #include "base/file.h"
 #include "base/random.h"
-#include "base/undo.h"
 #include "session/hypervisor/qemu/qemu_command.h"
 #include "session/session_config.h"
+#include "snapshot/export_place.h"
 #include "snapshot/session_files.h"
 
 namespace still::snapshot {
@@ -122,22 +119,12 @@ class MachineExport {
   absl::Status Run() {
     STILL_ASSIGN_OR_RETURN(snapshot_, repository_.FindSnapshot(options_.snapshot));
     STILL_ASSIGN_OR_RETURN(const std::string script, MachineScript(snapshot_));
-    if (PathExists(options_.path)) {
-      return absl::AlreadyExistsError(absl::StrCat(options_.path, " exists; choose another directory or remove it"));
-    }
-    directory_ = absl::StrCat(options_.path, ".partial");
-    UndoStack undo;
-    if (::mkdir(directory_.c_str(), 0700) != 0) return ErrnoStatus(errno, absl::StrCat("mkdir ", directory_));
-    undo.Push("remove partial export", [this] { return RemoveTree(directory_); });
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<ExportPlace> place,
+                           ExportPlace::Make(options_.path, ExportPlace::Kind::kDirectory));
+    directory_ = place->partial();
     for (const Image& image : snapshot_.images()) STILL_RETURN_IF_ERROR(WriteImage(image));
     STILL_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(directory_, "run"), script, 0700));
-    STILL_RETURN_IF_ERROR(SyncDirectory(directory_));
-    // Never in the place of what somebody else made meanwhile.
-    if (::renameat2(AT_FDCWD, directory_.c_str(), AT_FDCWD, options_.path.c_str(), RENAME_NOREPLACE) != 0) {
-      return ErrnoStatus(errno, absl::StrCat("rename ", directory_, " to ", options_.path));
-    }
-    undo.Disarm();
-    return SyncDirectory(std::filesystem::absolute(options_.path).parent_path().string());
+    return place->Finish();
   }
 
  private:
@@ -152,6 +139,7 @@ class MachineExport {
       return WriteFileAtomically(path, state);
     }
     STILL_ASSIGN_OR_RETURN(OwnedFd fd, OpenFile(path, O_RDWR | O_CREAT | O_EXCL));
+    STILL_RETURN_IF_ERROR(ExtendFileOrExplain(fd.get(), path, image.size()));
     auto progress = [&](uint64_t done) {
       options_.progress({.stage = absl::StrCat("export ", image.name()), .done = done, .total = image.size()});
       return true;

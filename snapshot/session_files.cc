@@ -1,16 +1,16 @@
 #include "snapshot/session_files.h"
 
 #include <fcntl.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <memory>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "snapshot/boot_files.h"
+#include "snapshot/export_place.h"
 #include "snapshot/lazy_disk.h"
+#include "snapshot/qcow2_writer.h"
 
 namespace still::snapshot {
 namespace {
@@ -26,11 +26,27 @@ class Writer {
   absl::StatusOr<std::string> Write(const Image& image, const std::string& name) const {
     const std::string path = JoinPath(options_.directory, name);
     STILL_ASSIGN_OR_RETURN(OwnedFd fd, OpenFile(path, O_RDWR | O_CREAT | O_EXCL));
-    if (::ftruncate(fd.get(), static_cast<off_t>(image.size())) != 0) {
-      return ErrnoStatus(errno, absl::StrCat("size ", path));
-    }
+    STILL_RETURN_IF_ERROR(ExtendFileOrExplain(fd.get(), path, image.size()));
     STILL_RETURN_IF_ERROR(Annotate(WriteImage(repository_, snapshot_, image, fd.get(), options_.progress), path));
     return JoinPath(options_.used_as, name);
+  }
+
+  // A disk may be larger than any file of this file system; what it holds is not.
+  absl::StatusOr<std::string> WriteAsQcow2(const Image& image, const std::string& name) const {
+    const std::string path = JoinPath(options_.directory, name);
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageReader> reader, repository_.OpenImage(snapshot_, image.name()));
+    auto progress = [&](uint64_t done) {
+      options_.progress({.stage = absl::StrCat("restore ", image.name()), .done = done, .total = image.size()});
+    };
+    STILL_RETURN_IF_ERROR(Annotate(WriteQcow2(*reader, path, progress), path));
+    return JoinPath(options_.used_as, name);
+  }
+
+  absl::StatusOr<bool> FitsInAFile(uint64_t size) const {
+    const std::string path = JoinPath(options_.directory, ".size");
+    STILL_ASSIGN_OR_RETURN(OwnedFd fd, OpenFile(path, O_RDWR | O_CREAT | O_TRUNC));
+    STILL_RETURN_IF_ERROR(RemoveFile(path));
+    return ExtendFile(fd.get(), path, size);
   }
 
   // The same for what is only read, and is the same in many sessions.
@@ -50,8 +66,10 @@ class Writer {
     if (options_.lazy_disks) {
       return MakeLazyDisk(*found, JoinPath(options_.directory, absl::StrCat(disk.name(), ".qcow2")), file);
     }
-    file.set_format("raw");
-    STILL_ASSIGN_OR_RETURN(std::string path, Write(*found, absl::StrCat(disk.name(), ".raw")));
+    STILL_ASSIGN_OR_RETURN(const bool fits, FitsInAFile(found->size()));
+    file.set_format(fits ? "raw" : "qcow2");
+    const std::string name = absl::StrCat(disk.name(), ".", file.format());
+    STILL_ASSIGN_OR_RETURN(std::string path, fits ? Write(*found, name) : WriteAsQcow2(*found, name));
     file.set_path(path);
     return absl::OkStatus();
   }

@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/host_identity.h"
 #include "base/log.h"
+#include "base/names.h"
 #include "base/unix_socket.h"
 #include "session/machine_id.h"
 #include "snapshot/background.h"
@@ -317,6 +318,8 @@ Image& SnapshotRun::Keep(const std::string& name) {
 
 absl::StatusOr<manifestpb::Snapshot> TakeSnapshot(const session::SessionRegistry& sessions, const std::string& session,
                                                   store::Repository& repository, const TakeOptions& options) {
+  // Before anything is frozen for it.
+  if (!options.name.empty()) STILL_RETURN_IF_ERROR(CheckNewName("snapshot", options.name));
   STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, sessions.Find(session));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> control, sessions.Connect(session));
   STILL_ASSIGN_OR_RETURN(HostIdentity host, ReadHostIdentity(sessions.root()));

@@ -94,7 +94,8 @@ absl::Status PutSnapshotRows(CatalogTransaction& change, const std::vector<manif
 absl::Status RepositoryState::ChooseCatalogPath(const std::string& catalog_path) {
   catalog_path_ = catalog_path;
   if (!catalog_path_.empty()) return absl::OkStatus();
-  STILL_ASSIGN_OR_RETURN(catalog_path_, CatalogPath(path, config.hex_id(), config.encrypted));
+  // One that cannot be written to keeps its readers' catalogs where those of encrypted ones are.
+  STILL_ASSIGN_OR_RETURN(catalog_path_, CatalogPath(path, config.hex_id(), config.encrypted || read_only.has_value()));
   return absl::OkStatus();
 }
 
@@ -137,7 +138,7 @@ absl::Status RepositoryState::SyncPacks() {
   // From here on new snapshots may use them, and whoever published them may have died before they were durable.
   std::vector<std::string> found;
   for (const PackName& name : unknown) found.push_back(PackObject(name));
-  STILL_RETURN_IF_ERROR(objects->Settle(found));
+  if (!read_only) STILL_RETURN_IF_ERROR(objects->Settle(found));
   const std::vector<PackSummary> read = ReadPacks(*this, unknown);
   if (read.empty() && gone.empty()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());
@@ -201,7 +202,7 @@ absl::Status RepositoryState::RebuildCatalog() {
     names.push_back(*name);
     found.push_back(object.name);
   }
-  STILL_RETURN_IF_ERROR(objects->Settle(found));
+  if (!read_only) STILL_RETURN_IF_ERROR(objects->Settle(found));
   const std::vector<PackSummary> packs_read = ReadPacks(*this, names);
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> notes, objects->List(kCondemnedPrefix));
   absl::flat_hash_set<std::string> condemned;

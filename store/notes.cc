@@ -3,6 +3,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/names.h"
 #include "store/block/bytes.h"
 #include "store/maintenance.h"
 
@@ -61,6 +62,7 @@ absl::StatusOr<absl::Time> ReadCondemned(const RepositoryState& state, const std
 std::string HoldObject(absl::string_view snapshot_id) { return absl::StrCat(kHoldPrefix, snapshot_id); }
 
 absl::Status PutHold(RepositoryState& state, absl::string_view snapshot_id, const Hold& hold) {
+  STILL_RETURN_IF_ERROR(CheckText("hold: reason", hold.reason));
   if (hold.reason.size() > kMaxHoldReason) {
     return absl::InvalidArgumentError(absl::StrCat("hold: the reason is longer than ", kMaxHoldReason, " bytes"));
   }
@@ -83,7 +85,7 @@ absl::Status ApplyHold(const RepositoryState& state, manifest::Snapshot& snapsho
   if (!hold.ok()) return hold.status();
   const std::string label(kHoldLabel);
   if (hold->held) {
-    (*snapshot.mutable_labels())[label] = hold->reason;
+    (*snapshot.mutable_labels())[label] = EscapeName(hold->reason);  // An older version took any bytes.
   } else {
     snapshot.mutable_labels()->erase(label);
   }

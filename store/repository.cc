@@ -1,6 +1,11 @@
 #include "store/repository.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -34,10 +39,20 @@ absl::StatusOr<std::unique_ptr<DirectoryObjectStore>> OpenObjects(const Reposito
                                     options.file_system != nullptr ? *options.file_system : FileSystem::Real());
 }
 
-absl::StatusOr<manifest::Snapshot> ParseRow(const CatalogSnapshot& row) {
+// The row is a copy: where it is damaged the manifest itself may be whole.
+absl::StatusOr<manifest::Snapshot> ParseRow(const RepositoryState& state, const CatalogSnapshot& row) {
   auto snapshot = ParseManifest(row.manifest, row.id);
+  if (!snapshot.ok()) snapshot = ReadManifest(state, row.id);
   if (snapshot.ok()) return snapshot;
-  return absl::DataLossError(absl::StrCat("catalog: snapshot ", row.id, " is damaged; run \"still repair catalog\""));
+  return absl::DataLossError(absl::StrCat("snapshot ", row.name.empty() ? row.id : row.name,
+                                          " is damaged; run `still verify`, then `still repair`"));
+}
+
+// Why nothing can be written into this directory; empty: it can.
+std::optional<int> WhyReadOnly(const std::string& path) {
+  if (::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) == 0) return std::nullopt;
+  if (errno == EROFS || errno == EACCES || errno == EPERM) return errno;
+  return std::nullopt;
 }
 
 absl::StatusOr<const manifest::Image*> ImageOf(const manifest::Snapshot& snapshot, absl::string_view name) {
@@ -63,6 +78,7 @@ absl::Status Repository::Init(const RepositoryOptions& options) {
   // Leftovers of an init that was interrupted are no obstacle; somebody's files are.
   for (const std::string& name : there) {
     if (name == ".writing" || name == "keys") continue;
+    if (name == "lost+found") continue;  // Of a file system of its own, with nothing else on it.
     return absl::FailedPreconditionError(
         absl::StrCat(options.path, ": not empty (", name, "); choose another directory"));
   }
@@ -123,12 +139,14 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   auto state = std::make_unique<RepositoryState>(options.path, clock, std::move(objects), *std::move(config),
                                                  std::move(keys), options.workers);
   state->here = options.here;
+  if (options.file_system == nullptr) state->read_only = WhyReadOnly(options.path);
   STILL_RETURN_IF_ERROR(options.rebuild_catalog ? state->RebuildCatalog(options.catalog_path)
                                                 : state->OpenCatalog(options.catalog_path));
   return std::make_unique<RepositoryImpl>(std::move(state), options.key_cost);
 }
 
 absl::StatusOr<std::unique_ptr<SnapshotWriter>> RepositoryImpl::BeginSnapshot() {
+  STILL_RETURN_IF_ERROR(state_->CheckWritable());
   STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldShared("capture"));
   return SnapshotWriterImpl::Begin(*state_, std::move(lease));
 }
@@ -138,7 +156,13 @@ absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() 
   std::vector<manifest::Snapshot> snapshots;
   snapshots.reserve(rows.size());
   for (const CatalogSnapshot& row : rows) {
-    STILL_ASSIGN_OR_RETURN(snapshots.emplace_back(), ParseRow(row));
+    auto snapshot = ParseRow(*state_, row);
+    if (snapshot.ok()) {
+      snapshots.push_back(*std::move(snapshot));
+    } else {
+      // The others are none the worse for it.
+      LogWarning("snapshot left out", {{"id", row.id}, {"error", snapshot.status().ToString()}});
+    }
   }
   STILL_RETURN_IF_ERROR(ApplyHolds(*state_, snapshots));
   return snapshots;
@@ -154,7 +178,7 @@ absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_vie
 absl::StatusOr<std::unique_ptr<ImageReader>> RepositoryImpl::OpenImage(const manifest::Snapshot& snapshot,
                                                                        absl::string_view image) {
   STILL_ASSIGN_OR_RETURN(const manifest::Image* entry, ImageOf(snapshot, image));
-  STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldShared("read"));
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldToRead("read"));
   std::string what =
       absl::StrCat("snapshot ", snapshot.name().empty() ? snapshot.id() : snapshot.name(), ", image ", entry->name());
   return std::make_unique<ImageReaderImpl>(state_->pool, state_->nodes, NodeId::FromBytes(entry->root()), entry->size(),
@@ -172,13 +196,14 @@ absl::StatusOr<std::vector<ImageRange>> RepositoryImpl::Diff(const manifest::Sna
 }
 
 absl::Status RepositoryImpl::Forget(const std::vector<std::string>& ids) {
+  STILL_RETURN_IF_ERROR(state_->CheckWritable());
   // Until the end of this transaction nobody can hold what is being forgotten.
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_->catalog().Begin());
   std::vector<std::string> objects;
   for (const std::string& id : ids) {
     STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
     if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
-    STILL_ASSIGN_OR_RETURN(manifest::Snapshot snapshot, ParseRow(*row));
+    STILL_ASSIGN_OR_RETURN(manifest::Snapshot snapshot, ParseRow(*state_, *row));
     STILL_RETURN_IF_ERROR(ApplyHold(*state_, snapshot));
     if (auto label = snapshot.labels().find(std::string(kHoldLabel)); label != snapshot.labels().end()) {
       return absl::FailedPreconditionError(
@@ -195,6 +220,7 @@ absl::Status RepositoryImpl::Forget(const std::vector<std::string>& ids) {
 }
 
 absl::Status RepositoryImpl::SetHold(const std::string& id, const Hold& hold) {
+  STILL_RETURN_IF_ERROR(state_->CheckWritable());
   // Only to exclude Forget().
   STILL_ASSIGN_OR_RETURN(CatalogTransaction exclusion, state_->catalog().Begin());
   STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
@@ -227,7 +253,7 @@ absl::StatusOr<RepositoryStats> RepositoryImpl::Stats() {
 }
 
 absl::StatusOr<VerifyReport> RepositoryImpl::Verify(const VerifyOptions& options) {
-  STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldShared("verify"));
+  STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state_->HoldToRead("verify"));
   Damage damage;
   return VerifyRepository(*state_, options, damage);
 }
@@ -254,6 +280,7 @@ absl::StatusOr<std::vector<KeySlotInfo>> RepositoryImpl::ListKeys() {
 
 absl::StatusOr<std::string> RepositoryImpl::AddKey(const Credentials& credentials, const std::string& label) {
   STILL_RETURN_IF_ERROR(RequireEncryption());
+  STILL_RETURN_IF_ERROR(state_->CheckWritable());
   STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(credentials));
   return still::AddKey(*state_->objects, *state_->keys, secret, NewKey(label));
 }
@@ -261,12 +288,14 @@ absl::StatusOr<std::string> RepositoryImpl::AddKey(const Credentials& credential
 absl::StatusOr<std::string> RepositoryImpl::ChangeKey(absl::string_view key_id, const Credentials& credentials,
                                                       const std::string& label) {
   STILL_RETURN_IF_ERROR(RequireEncryption());
+  STILL_RETURN_IF_ERROR(state_->CheckWritable());
   STILL_ASSIGN_OR_RETURN(KeySecret secret, SecretOf(credentials));
   return still::ChangeKey(*state_->objects, *state_->keys, key_id, secret, NewKey(label));
 }
 
 absl::Status RepositoryImpl::RemoveKey(absl::string_view key_id) {
   STILL_RETURN_IF_ERROR(RequireEncryption());
+  STILL_RETURN_IF_ERROR(state_->CheckWritable());
   return RevokeKey(*state_->objects, *state_->keys, key_id);
 }
 

@@ -1,6 +1,7 @@
 #include "store/repository_state.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -13,6 +14,7 @@
 #include "base/log.h"
 #include "store/block/bytes.h"
 #include "store/crypto/derive.h"
+#include "store/manifest_text.h"
 
 namespace still::store {
 namespace {
@@ -82,6 +84,23 @@ absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldShared(const std::st
   // is not in ours: nodes may have moved to new packs and the old ones be gone.
   if (config.encrypted) STILL_RETURN_IF_ERROR(SyncCatalog());
   return shared;
+}
+
+absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldToRead(const std::string& purpose) {
+  if (!read_only) return HoldShared(purpose);
+  // Whoever writes to it elsewhere may delete what is being read. That is then an error of the read, and no wrong data.
+  LogWarning("no lease can be put where nothing can be written; elsewhere, do not prune meanwhile",
+             {{"repository", path}});
+  if (config.encrypted) STILL_RETURN_IF_ERROR(SyncCatalog());
+  return std::shared_ptr<Lease>();
+}
+
+absl::Status RepositoryState::CheckWritable() const {
+  if (!read_only) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat(path, ": this repository can only be read here (",
+                                                  std::strerror(*read_only),
+                                                  "): its snapshots can be listed, verified, restored and exported; "
+                                                  "what changes it is done where it can be written to"));
 }
 
 absl::StatusOr<std::shared_ptr<Lease>> RepositoryState::HoldExclusive(const std::string& purpose, absl::Duration wait) {
@@ -170,8 +189,8 @@ std::string EncodeManifest(const RepositoryState& state, const manifest::Snapsho
 
 absl::StatusOr<manifest::Snapshot> ParseManifest(absl::string_view payload, absl::string_view id) {
   manifest::Snapshot snapshot;
-  if (payload.size() > MaxPlainSize(FrameKind::kManifest) ||
-      !snapshot.ParseFromArray(payload.data(), static_cast<int>(payload.size())) || snapshot.id() != id) {
+  if (payload.size() > MaxPlainSize(FrameKind::kManifest) || !ParseManifestTexts(payload, snapshot) ||
+      snapshot.id() != id) {
     return absl::DataLossError("not the manifest of this snapshot");
   }
   for (const manifest::Image& image : snapshot.images()) {

@@ -31,6 +31,8 @@ class RepositoryState final : public NodeFinder {
 
   const std::string path;
   HostIdentity here;  // Who commits, and whose references are meant. Set before it is used.
+  // Why nothing can be written to it by this process (errno), found out when it was opened.
+  std::optional<int> read_only;
   Clock& clock;
   const std::unique_ptr<ObjectStore> objects;
   const RepositoryConfig config;
@@ -58,6 +60,10 @@ class RepositoryState final : public NodeFinder {
   // Leases (docs/format/locks.md). Shared: for all of this process together, as long as anybody here holds it.
   // UNAVAILABLE while somebody holds one that excludes it.
   absl::StatusOr<std::shared_ptr<Lease>> HoldShared(const std::string& purpose) ABSL_LOCKS_EXCLUDED(lease_mutex_);
+  // For what only reads: where no lease can be put it goes on without one, and gives nullptr.
+  absl::StatusOr<std::shared_ptr<Lease>> HoldToRead(const std::string& purpose) ABSL_LOCKS_EXCLUDED(lease_mutex_);
+  // PERMISSION_DENIED, with what can be done instead, where nothing can be written.
+  absl::Status CheckWritable() const;
   absl::StatusOr<std::shared_ptr<Lease>> HoldExclusive(const std::string& purpose, absl::Duration wait)
       ABSL_LOCKS_EXCLUDED(lease_mutex_);
 

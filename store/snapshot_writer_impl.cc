@@ -7,7 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "base/names.h"
 #include "base/random.h"
+#include "store/image/stream_size.h"
+#include "store/manifest_text.h"
 
 namespace still::store {
 namespace {
@@ -29,7 +32,8 @@ absl::Status CheckImageOptions(const ImageOptions& options) {
       options.name.find_first_not_of(kImageNameCharacters.data()) != std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat(what, "names are 1 to 64 of a-z, 0-9, '.', '_' and '-'"));
   }
-  if (options.size > kMaxImageSize || options.parent_size > kMaxImageSize) {
+  const bool too_large = options.size > kMaxImageSize && options.size != kSizeOfStream;
+  if (too_large || options.parent_size > kMaxImageSize) {
     return absl::InvalidArgumentError(absl::StrCat(what, "larger than 2^50 bytes"));
   }
   if (!options.parent_root.empty() && options.parent_root.size() != NodeId::size()) {
@@ -149,7 +153,7 @@ absl::Status SnapshotWriterImpl::FillIn(manifest::Snapshot& snapshot) {
     manifest::Image& entry = at == entries->end() ? *snapshot.add_images() : *at;
     entry.set_name(name);
     entry.set_role(image.options.role);
-    entry.set_size(image.options.size);
+    entry.set_size(image.options.size == kSizeOfStream ? image.stats.bytes_written : image.options.size);
     entry.set_root(std::string(image.root.view()));
     entry.set_bytes_read(image.stats.bytes_written);
   }
@@ -185,6 +189,9 @@ absl::Status SnapshotWriterImpl::PutRows(manifest::Snapshot& snapshot) {
 
 absl::StatusOr<std::string> SnapshotWriterImpl::Commit(manifest::Snapshot snapshot) {
   STILL_CHECK(!committed_);
+  if (!snapshot.name().empty()) STILL_RETURN_IF_ERROR(CheckNewName("snapshot", snapshot.name()));
+  // Whatever guests and file systems call their things: nobody could parse the manifest otherwise.
+  EscapeTexts(snapshot);
   STILL_RETURN_IF_ERROR(FillIn(snapshot));
   STILL_RETURN_IF_ERROR(PublishPacks());
   // Without it a sweep may have deleted what this snapshot uses.

@@ -1,35 +1,22 @@
 // Where the catalog of a repository lies.
-#include <pwd.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/home_directory.h"
 #include "store/catalog/catalog.h"
 
 namespace still::store {
 namespace {
 
 constexpr char kRootsCache[] = "/var/cache/stillpoint";
-// More than any line of a user database.
-constexpr size_t kUserEntryBytes = 16384;
 
 std::string Environment(const char* name) {
   const char* value = ::getenv(name);
   return value == nullptr ? "" : value;
-}
-
-// Also where the environment does not say it: in a service, or a bare shell.
-std::string HomeDirectory() {
-  if (std::string home = Environment("HOME"); !home.empty()) return home;
-  std::array<char, kUserEntryBytes> bytes;
-  struct passwd entry {};
-  struct passwd* found = nullptr;
-  if (::getpwuid_r(::geteuid(), &entry, bytes.data(), bytes.size(), &found) != 0 || found == nullptr) return "";
-  return found->pw_dir;
 }
 
 std::string UsersCache() {

@@ -166,10 +166,11 @@ class Prune {
 }  // namespace
 
 absl::StatusOr<PruneReport> PruneRepository(RepositoryState& state, const PruneOptions& options) {
+  if (!options.dry_run) STILL_RETURN_IF_ERROR(state.CheckWritable());
   PruneReport report;
   Prune prune(state, options, report);
   {
-    STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state.HoldShared("prune"));
+    STILL_ASSIGN_OR_RETURN(std::shared_ptr<Lease> lease, state.HoldToRead("prune"));
     STILL_RETURN_IF_ERROR(prune.MarkAndRewrite());
   }
   STILL_ASSIGN_OR_RETURN(std::vector<CatalogPack> due, prune.Due());

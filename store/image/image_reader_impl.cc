@@ -16,6 +16,11 @@ namespace {
 
 constexpr size_t kCachedLeaves = 256;  // 2 KiB each.
 
+const std::shared_ptr<const PlacedBlocks>& ZeroLeaf() {
+  static const auto& leaf = *new std::shared_ptr<const PlacedBlocks>(std::make_shared<const PlacedBlocks>());
+  return leaf;
+}
+
 absl::Status WriteVector(int fd, absl::Span<iovec> pieces, uint64_t offset) {
   while (!pieces.empty()) {
     const ssize_t written = ::pwritev(fd, pieces.data(), static_cast<int>(pieces.size()), static_cast<off_t>(offset));
@@ -77,10 +82,10 @@ absl::StatusOr<std::shared_ptr<const PlacedBlocks>> ImageReaderImpl::GetLeaf(uin
     }
     STILL_ASSIGN_OR_RETURN(id, tree_.LeafAt(leaf, scratch));
   }
+  // Most of a large disk: nothing to be remembered.
+  if (id.is_zero()) return ZeroLeaf();
   auto blocks = std::make_shared<PlacedBlocks>();
-  if (!id.is_zero()) {
-    STILL_ASSIGN_OR_RETURN(*blocks, nodes_.ReadLeaf(id, scratch));
-  }
+  STILL_ASSIGN_OR_RETURN(*blocks, nodes_.ReadLeaf(id, scratch));
   absl::MutexLock lock(&mutex_);
   auto [at, is_new] = leaves_.try_emplace(leaf);
   if (!is_new) return at->second.blocks;  // Another thread was quicker.
@@ -162,8 +167,9 @@ absl::StatusOr<std::vector<ImageExtent>> ImageReaderImpl::Extents(uint64_t offse
     auto blocks = GetLeaf(leaf, *scratch);
     if (!blocks.ok()) return Explain(blocks.status(), leaf);
     for (uint64_t leaf_end = std::min(end, (leaf + 1) * kLeafSpan); at < leaf_end;) {
-      const uint64_t next = std::min(leaf_end, (at / kBlockSize + 1) * kBlockSize);
-      const bool zero = (**blocks)[at % kLeafSpan / kBlockSize].is_zero();
+      const bool all_zero = *blocks == ZeroLeaf();
+      const uint64_t next = all_zero ? leaf_end : std::min(leaf_end, (at / kBlockSize + 1) * kBlockSize);
+      const bool zero = all_zero || (**blocks)[at % kLeafSpan / kBlockSize].is_zero();
       if (extents.empty() || extents.back().zero != zero) extents.push_back({.offset = at, .length = 0, .zero = zero});
       extents.back().length += next - at;
       at = next;
@@ -191,6 +197,7 @@ absl::Status ImageReaderImpl::RestoreBlocks(int fd, const PlacedBlocks& blocks, 
 
 absl::Status ImageReaderImpl::RestoreLeaf(int fd, bool target_is_zero, uint64_t leaf, Scratch& scratch) {
   STILL_ASSIGN_OR_RETURN(std::shared_ptr<const PlacedBlocks> blocks, GetLeaf(leaf, scratch));
+  if (target_is_zero && blocks == ZeroLeaf()) return absl::OkStatus();
   const auto leaf_blocks = static_cast<uint32_t>(
       std::min<uint64_t>(kBlocksPerLeaf, (size_ - leaf * kLeafSpan + kBlockSize - 1) / kBlockSize));
   for (uint32_t begin = 0; begin < leaf_blocks;) {

@@ -28,6 +28,11 @@ absl::Status ImageWriterImpl::Finish() {
   STILL_CHECK(!finished_);
   WaitForBatches();
   finished_ = true;
+  if (is_stream_) {
+    size_ = stream_end_;
+    leaves_ = TreeShape(size_).leaves;
+    kept_leaves_.resize(leaves_);
+  }
   {
     absl::MutexLock lock(&mutex_);
     if (!status_.ok()) return status_;

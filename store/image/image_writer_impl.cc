@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "store/image/stream_size.h"
 
 namespace still::store {
 namespace {
@@ -38,8 +39,9 @@ struct ImageWriterImpl::Batch {
 
 ImageWriterImpl::ImageWriterImpl(ImageWriterContext context, const ImageOptions& options)
     : context_(std::move(context)),
-      size_(options.size),
-      leaves_(TreeShape(options.size).leaves),
+      is_stream_(options.size == kSizeOfStream),
+      size_(is_stream_ ? kMaxStreamSize : options.size),
+      leaves_(TreeShape(size_).leaves),
       kept_leaves_(leaves_) {
   if (!options.parent_root.empty()) {
     parent_ = std::make_unique<TreeReader>(context_.nodes, NodeId::FromBytes(options.parent_root), options.parent_size);
@@ -50,8 +52,12 @@ ImageWriterImpl::~ImageWriterImpl() { WaitForBatches(); }
 
 absl::Status ImageWriterImpl::CheckRange(uint64_t offset, uint64_t length) const {
   STILL_CHECK(!finished_);
-  if (offset % kBlockSize != 0 || offset > size_ || length > size_ - offset ||
-      (length % kBlockSize != 0 && offset + length != size_)) {
+  if (is_stream_ && (offset != stream_end_ || offset % kBlockSize != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("write at ", offset, " of a stream that has come to ", stream_end_));
+  }
+  if (is_stream_ && length > size_ - offset) return absl::ResourceExhaustedError("the stream is longer than 64 TiB");
+  const bool ends_it = is_stream_ || offset + length == size_;  // Its last block may be a shorter one.
+  if (offset % kBlockSize != 0 || offset > size_ || length > size_ - offset || (length % kBlockSize != 0 && !ends_it)) {
     return absl::InvalidArgumentError(
         absl::StrCat("write of ", length, " bytes at ", offset, ": not whole blocks of an image of ", size_, " bytes"));
   }
@@ -117,6 +123,7 @@ absl::Status ImageWriterImpl::Write(uint64_t offset, absl::string_view data) {
       AppendBlock(block, data.data() + at, size);
     }
   }
+  stream_end_ = offset + data.size();
   absl::MutexLock lock(&mutex_);
   stats_.bytes_written += data.size();
   return absl::OkStatus();

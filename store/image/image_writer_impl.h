@@ -87,10 +87,12 @@ class ImageWriterImpl final : public ImageWriter {
   bool NothingUnderWay() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return next_ == submitted_; }
 
   const ImageWriterContext context_;
-  const uint64_t size_;
-  const uint64_t leaves_;
+  const bool is_stream_;
+  uint64_t size_;    // Of a stream: the largest there may be, and in Finish what it has become.
+  uint64_t leaves_;  // Likewise.
   // Of the writing thread.
   std::shared_ptr<Batch> batch_;
+  uint64_t stream_end_ = 0;
   uint64_t sequence_ = 0;
   bool finished_ = false;
 

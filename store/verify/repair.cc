@@ -93,8 +93,9 @@ class Repairer {
 absl::StatusOr<RepairReport> RepairRepository(RepositoryState& state, const RepairOptions& options) {
   std::shared_ptr<void> lease;
   if (options.dry_run) {
-    STILL_ASSIGN_OR_RETURN(lease, state.HoldShared("repair"));
+    STILL_ASSIGN_OR_RETURN(lease, state.HoldToRead("repair"));
   } else {
+    STILL_RETURN_IF_ERROR(state.CheckWritable());
     STILL_ASSIGN_OR_RETURN(lease, state.HoldExclusive("repair", kReaderWait));
   }
   return Repairer(state, options).Run();

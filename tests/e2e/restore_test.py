@@ -262,7 +262,7 @@ class QemuGuestAgent(RestoreTest):
         script = "a=$(pidof still-agent); kill -STOP $a; fsfreeze --freeze /data; touch /data/thawed; kill -CONT $a"
         self.host.guest("copy", "sh", "-c", f"setsid sh -c 'sleep 1; {script}' </dev/null >/dev/null 2>&1 &")
         # The agent tells with every answer when it thawed; the QEMU guest agent knows no such thing.
-        wait_for(lambda: (t := self.host.json("thaw", "copy"))["thawed_at_ns"] == "0" and t["thawed"] == 1, "it", 120)
+        wait_for(lambda: (t := self.host.json("thaw", "copy"))["thawed_at_ns"] == 0 and t["thawed"] == 1, "it", 120)
         wait_for(lambda: self.host.guest("copy", "ls", "/data/thawed"), "the agent to go on", 60)
         self.assert_works("copy")
         self.stop("copy")

@@ -186,7 +186,7 @@ class OneMachine(VmTest):
         self.check("init", **secret)
         self.check("key list", **secret)
         added = self.check("key add", STILL_NEW_PASSPHRASE="battery staple", **secret)
-        self.check("key remove", added["key"], **secret)
+        self.check("key rm", added["key"], **secret)
         first = self.check("key list", **secret)[0]
         self.check("key change", first["key"], STILL_NEW_PASSPHRASE="staple", **secret)
 

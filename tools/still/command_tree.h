@@ -15,7 +15,8 @@ inline constexpr char kSnapshotType[] = "SNAPSHOT";  // A reference (store/repos
 inline constexpr char kExactSessionType[] = "SESSION-NAME";  // Of this host, in full: for what cannot be undone.
 inline constexpr char kFileType[] = "FILE";
 inline constexpr char kDirectoryType[] = "DIRECTORY";
-inline constexpr char kNameType[] = "NAME";  // A new one.
+inline constexpr char kGuestPathType[] = "PATH";  // SNAPSHOT:/path: what a guest calls its files, in any bytes.
+inline constexpr char kNameType[] = "NAME";       // A new one.
 
 struct ValueSpec {
   std::string type;                  // One of the above, or what CLI11 says: TEXT, UINT, ...

@@ -1,17 +1,17 @@
 #include "tools/still/context.h"
 
-#include <termios.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/home_directory.h"
 #include "base/host_identity.h"
+#include "base/name_match.h"
+#include "base/names.h"
 #include "base/secret.h"
 #include "schedule/stored_book.h"
 #include "tools/still/command_tree.h"
@@ -26,36 +26,10 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-// /var/lib for root; the user's own state directory else (XDG Base Directory Specification).
-std::string DefaultState() {
-  if (::geteuid() == 0) return "/var/lib/stillpoint";
-  std::string state = Environment("XDG_STATE_HOME");
-  return JoinPath(state.empty() ? JoinPath(Environment("HOME"), ".local/state") : state, "stillpoint");
-}
-
 }  // namespace
 
-absl::StatusOr<std::string> AskPassphrase(const std::string& prompt) {
-  if (::isatty(STDIN_FILENO) == 0) {
-    return absl::FailedPreconditionError("a passphrase is needed: set STILL_PASSPHRASE or give --key-file");
-  }
-  termios before{};
-  if (::tcgetattr(STDIN_FILENO, &before) != 0) return ErrnoStatus(errno, "terminal");
-  termios silent = before;
-  silent.c_lflag &= ~static_cast<tcflag_t>(ECHO);
-  std::cerr << prompt << std::flush;
-  ::tcsetattr(STDIN_FILENO, TCSAFLUSH, &silent);
-  std::string passphrase;
-  std::getline(std::cin, passphrase);
-  ::tcsetattr(STDIN_FILENO, TCSAFLUSH, &before);
-  std::cerr << "\n";
-  if (passphrase.empty()) return absl::InvalidArgumentError("the passphrase is empty");
-  return passphrase;
-}
-
 void Context::AddOptions(CLI::App& app) {
-  state_ = Environment("STILL_STATE");
-  if (state_.empty()) state_ = DefaultState();
+  state_ = DefaultStateDirectory();
   repository_ = Environment("STILL_REPO");
   passphrase_ = TakeSecretVariable("STILL_PASSPHRASE");
   app.add_option("--repo", repository_, "Repository directory (STILL_REPO; default: repository in the state directory)")
@@ -98,7 +72,7 @@ absl::StatusOr<RepositoryAccess> Context::OpenRepositoryWithAccess(store::Reposi
   absl::StatusOr<std::unique_ptr<store::Repository>> opened = store::Repository::Open(access.options);
   if (absl::IsUnauthenticated(opened.status()) && access.options.credentials.empty()) {
     STILL_ASSIGN_OR_RETURN(access.options.credentials.passphrase,
-                           AskPassphrase(absl::StrCat("Passphrase of ", repository_, ": ")));
+                           AskPassphrase(absl::StrCat("Passphrase of ", repository_, ": "), input_is_data_));
     opened = store::Repository::Open(access.options);
   }
   if (!opened.ok()) return opened.status();
@@ -166,7 +140,35 @@ absl::Status Context::ResolveSessions(CLI::App& app) const {
   return absl::OkStatus();
 }
 
+absl::Status Context::CheckWords(CLI::App& app) const {
+  for (CLI::App* command : app.get_subcommands()) {
+    for (const CLI::Option* option : command->get_options()) {
+      const std::string type = option->get_type_name();
+      if (type == kFileType || type == kDirectoryType || type == kGuestPathType) continue;
+      for (const std::string& word : option->results()) {
+        if (IsUtf8(word)) continue;
+        return absl::InvalidArgumentError(absl::StrCat(
+            option->get_name(), " ", Quoted(word), ": it is not UTF-8, and could not be stored; write it in UTF-8"));
+      }
+    }
+    STILL_RETURN_IF_ERROR(CheckWords(*command));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Context::CheckPlaces() const {
+  if (state_.empty()) {
+    return absl::FailedPreconditionError(
+        "this user has no home directory; say where sessions live: --state or STILL_STATE");
+  }
+  if (IsUtf8(state_)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("state directory ", Quoted(state_),
+                                                 ": it is not UTF-8, and sessions store their paths; choose another"));
+}
+
 absl::Status Context::RunChosen(CLI::App& app) {
+  STILL_RETURN_IF_ERROR(CheckPlaces());
+  STILL_RETURN_IF_ERROR(CheckWords(app));
   if (repository_.empty()) repository_ = JoinPath(state_, "repository");
   STILL_RETURN_IF_ERROR(ResolveSessions(app));
   absl::Status status = chosen_(*this);

@@ -41,6 +41,9 @@ class Context {
   session::SessionRegistry sessions() const { return session::SessionRegistry(state_); }
   const std::string& state_directory() const { return state_; }
 
+  // Standard input is what the command reads: a passphrase is then asked on the terminal beside it.
+  void set_input_is_data() { input_is_data_ = true; }
+
   // Takes --state, --repo and --key-file from words that are not parsed: those of a command line being written.
   void ReadGlobalOptions(const std::vector<std::string>& words);
 
@@ -69,6 +72,9 @@ class Context {
 
  private:
   absl::Status ResolveSessions(CLI::App& app) const;
+  // What a person gives is stored and sent as text: all of it is UTF-8, but for paths.
+  absl::Status CheckWords(CLI::App& app) const;
+  absl::Status CheckPlaces() const;
 
   std::string repository_;
   std::string state_;
@@ -78,13 +84,16 @@ class Context {
   bool json_ = false;
   mutable bool printed_json_ = false;
   bool quiet_ = false;
+  bool input_is_data_ = false;
   int exit_code_ = 0;
   Body chosen_;
   std::shared_ptr<class ProgressBar> bar_;
 };
 
-// Reads a passphrase from the terminal without echo. FAILED_PRECONDITION without a terminal.
-absl::StatusOr<std::string> AskPassphrase(const std::string& prompt);
+// Reads a passphrase from the terminal without echo, which is as it was afterwards, also when a signal ends or stops the
+// process meanwhile. FAILED_PRECONDITION without a terminal. `input_is_data`: the terminal is not standard input, but that
+// of the process.
+absl::StatusOr<std::string> AskPassphrase(const std::string& prompt, bool input_is_data = false);
 
 // The commands, one file each group.
 void AddRepositoryCommands(CLI::App& app, Context& context);  // init, verify, repair, stats, key

@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/absolute_path.h"
 
 namespace still::cli {
 
@@ -14,7 +15,8 @@ absl::Status AddDisk(const std::string& text, sessionpb::SessionConfig& config) 
   std::vector<std::string> parts = absl::StrSplit(text, ',');
   sessionpb::DiskFile& file = *config.add_disks();
   manifestpb::Disk& disk = *config.mutable_machine()->add_disks();
-  file.set_path(std::filesystem::absolute(parts[0]).lexically_normal().string());
+  STILL_ASSIGN_OR_RETURN(const std::string path, AbsolutePath(parts[0]));
+  file.set_path(std::filesystem::path(path).lexically_normal().string());
   file.set_name(absl::StrCat("vd", std::string(1, static_cast<char>('a' + config.disks_size() - 1))));
   file.set_format(absl::EndsWith(parts[0], ".qcow2") ? "qcow2" : "raw");
   for (size_t i = 1; i < parts.size(); ++i) {

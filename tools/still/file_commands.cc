@@ -13,6 +13,8 @@
 #include "absl/strings/str_format.h"
 #include "base/file.h"
 #include "base/mount_namespace.h"
+#include "base/names.h"
+#include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 #include "tools/still/guest_tree.h"
@@ -117,13 +119,13 @@ absl::Status ListFiles(Context& context, const FileArguments& arguments) {
         entry.link_target.empty() ? entry.name : absl::StrCat(entry.name, " -> ", entry.link_target);
     rows.push_back({ModeText(entry.info.st_mode), absl::StrCat(entry.info.st_uid, ":", entry.info.st_gid),
                     absl::StrCat(entry.info.st_size), FormatUnixNanos(changed), shown});
-    list.push_back({{"name", entry.name},
+    list.push_back({{"name", EscapeName(entry.name)},
                     {"mode", entry.info.st_mode},
                     {"uid", entry.info.st_uid},
                     {"gid", entry.info.st_gid},
                     {"size", entry.info.st_size},
                     {"changed_unix_ns", changed},
-                    {"link_target", entry.link_target}});
+                    {"link_target", EscapeName(entry.link_target)}});
   }
   context.Print(list, [&] { std::cout << FormatTable(rows); });
   return absl::OkStatus();
@@ -133,9 +135,12 @@ absl::Status CopyFiles(Context& context, const FileArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(arguments.path));
   STILL_ASSIGN_OR_RETURN(std::vector<std::string> skipped,
                          CopyTree(context, reference, arguments.destination, arguments.host_kernel));
-  context.Print({{"copied", reference.path}, {"to", arguments.destination}, {"skipped", skipped}}, [&] {
-    for (const std::string& path : skipped) std::cerr << "still: left out, no file: " << Printable(path) << "\n";
-  });
+  nlohmann::json left_out = nlohmann::json::array();
+  for (const std::string& path : skipped) left_out.push_back(EscapeName(path));
+  context.Print(
+      {{"copied", EscapeName(reference.path)}, {"to", EscapeName(arguments.destination)}, {"skipped", left_out}}, [&] {
+        for (const std::string& path : skipped) std::cerr << "still: left out, no file: " << Printable(path) << "\n";
+      });
   return absl::OkStatus();
 }
 
@@ -148,11 +153,15 @@ void AddFileCommands(CLI::App& app, Context& context) {
   CLI::App* cp = context.AddCommand(app, "cp", "Copy a file or a directory out of a snapshot without booting it",
                                     [=](Context& c) { return CopyFiles(c, *arguments); });
   for (CLI::App* command : {ls, cp}) {
-    command->add_option("path", arguments->path, "SNAPSHOT[:DISK[:PARTITION]]:/path")->required();
+    command->add_option("path", arguments->path, "SNAPSHOT[:DISK[:PARTITION]]:/path")
+        ->required()
+        ->type_name(kGuestPathType);
     command->add_flag("--host-kernel", arguments->host_kernel,
                       "As root: trust the guest's file system to the host's own kernel (any type; faster)");
   }
-  cp->add_option("destination", arguments->destination, "A new file or directory, or one to put it into")->required();
+  cp->add_option("destination", arguments->destination, "A new file or directory, or one to put it into")
+      ->required()
+      ->type_name(kFileType);
 }
 
 }  // namespace still::cli

@@ -12,6 +12,7 @@
 #include "snapshot/retention.h"
 #include "snapshot/snapshots_in_use.h"
 #include "store/snapshot_reference.h"
+#include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
@@ -24,7 +25,8 @@ using manifestpb::Snapshot;
 struct ForgetArguments {
   std::vector<std::string> references;
   std::string session;
-  // By rule word: what stands behind "--keep-WORD".
+  std::vector<std::string> keep;  // As schedules have it.
+  // Old spellings of it. By rule word: what stands behind "--keep-WORD".
   std::vector<std::pair<std::string, std::string>> rules = {{"last", ""},   {"hourly", ""},  {"daily", ""},
                                                             {"weekly", ""}, {"monthly", ""}, {"yearly", ""}};
   std::vector<std::string> labels;
@@ -35,18 +37,23 @@ struct ForgetArguments {
     for (const auto& [word, number] : rules) {
       if (!number.empty()) return true;
     }
-    return !labels.empty() || !within.empty();
+    return !keep.empty() || !labels.empty() || !within.empty();
   }
 };
 
 absl::StatusOr<snapshot::RetentionPolicy> PolicyOf(const ForgetArguments& arguments) {
-  std::string text;
+  std::string text = absl::StrJoin(arguments.keep, " ");
   for (const auto& [word, number] : arguments.rules) {
-    if (!number.empty()) absl::StrAppend(&text, word, "=", number, " ");
+    if (number.empty()) continue;
+    absl::StrAppend(&text, " ", word, "=", number);
+    HintAt(absl::StrCat("--keep-", word, " ", number), absl::StrCat("--keep ", word, "=", number));
   }
-  if (!arguments.within.empty()) absl::StrAppend(&text, "min-age=", arguments.within);
+  if (!arguments.within.empty()) {
+    absl::StrAppend(&text, " min-age=", arguments.within);
+    HintAt(absl::StrCat("--keep-within ", arguments.within), absl::StrCat("--keep min-age=", arguments.within));
+  }
   STILL_ASSIGN_OR_RETURN(snapshot::RetentionPolicy policy, snapshot::ParseRetention(text));
-  // Not as words: they may contain blanks.
+  // Not as words: they may contain blanks, for which --keep has no spelling; so this one stays.
   for (const std::string& label : arguments.labels) {
     policy.labels.push_back(absl::StrSplit(label, absl::MaxSplits('=', 1)));
   }
@@ -95,12 +102,25 @@ void PrintDecisions(const std::vector<Decision>& decisions, bool dry_run) {
             << " snapshots" << (dropped > 0 && !dry_run ? "; `still prune` gives their space back" : "") << "\n";
 }
 
+// A pattern is meant to be different ones at different times; what finds one only now is not.
+absl::Status CheckNamedInFull(store::Repository& repository, const std::vector<std::string>& references) {
+  for (const std::string& reference : references) {
+    if (IsPattern(reference)) continue;
+    STILL_ASSIGN_OR_RETURN(const Snapshot found, repository.FindSnapshot(reference));
+    if (store::NamedInFull(found, reference)) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "snapshot \"", reference, "\" may be another one next time; to remove the one that it is now: still forget ",
+        found.name().empty() ? found.id().substr(0, 12) : found.name()));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Forget(Context& context, const ForgetArguments& arguments) {
   if (arguments.references.empty() == !arguments.has_policy()) {
-    return absl::InvalidArgumentError("forget: name snapshots, or say which to keep (--keep-...): one of both");
+    return absl::InvalidArgumentError("forget: name snapshots, or say which to keep (--keep): one of both");
   }
   if (!arguments.session.empty() && !arguments.has_policy()) {
-    return absl::InvalidArgumentError("forget: --session goes with --keep-...");
+    return absl::InvalidArgumentError("forget: --session goes with --keep");
   }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use, snapshot::FindSnapshotsInUse(context.sessions()));
@@ -110,14 +130,8 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
     STILL_ASSIGN_OR_RETURN(snapshots, repository->ListSnapshots());
     STILL_ASSIGN_OR_RETURN(decisions, DecideByPolicy(snapshots, in_use, arguments));
   } else {
-    for (const std::string& reference : arguments.references) {
-      STILL_ASSIGN_OR_RETURN(snapshots.emplace_back(), repository->FindSnapshot(reference));
-      if (store::NamedInFull(snapshots.back(), reference)) continue;
-      const std::string& name = snapshots.back().name();
-      return absl::FailedPreconditionError(absl::StrCat(
-          "snapshot \"", reference, "\" may be another one next time; to remove the one that it is now: still forget ",
-          name.empty() ? snapshots.back().id().substr(0, 12) : name));
-    }
+    STILL_RETURN_IF_ERROR(CheckNamedInFull(*repository, arguments.references));
+    STILL_ASSIGN_OR_RETURN(snapshots, ChooseSnapshots(*repository, arguments.references));
     for (const Snapshot& snapshot : snapshots) {
       if (!arguments.dry_run) {
         STILL_RETURN_IF_ERROR(snapshot::CheckNotInUse(in_use, snapshot.id(), snapshot.name()));
@@ -149,18 +163,25 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
 }
 
 struct HoldArguments {
-  std::string reference;
+  std::vector<std::string> references;
   std::string reason;
 };
 
 absl::Status Hold(Context& context, const HoldArguments& arguments, bool hold) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(Snapshot snapshot, repository->FindSnapshot(arguments.reference));
-  STILL_RETURN_IF_ERROR(hold ? repository->HoldSnapshot(snapshot.id(), arguments.reason)
-                             : repository->ReleaseSnapshot(snapshot.id()));
-  context.Print({{"id", snapshot.id()}, {"held", hold}, {"reason", arguments.reason}}, [&] {
-    std::cout << "snapshot " << snapshot.id().substr(0, 12)
-              << (hold ? " is held: nothing removes it until `still release`\n" : " may be forgotten again\n");
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, arguments.references));
+  nlohmann::json list = nlohmann::json::array();
+  for (const Snapshot& snapshot : snapshots) {
+    STILL_RETURN_IF_ERROR(hold ? repository->HoldSnapshot(snapshot.id(), arguments.reason)
+                               : repository->ReleaseSnapshot(snapshot.id()));
+    list.push_back({{"id", snapshot.id()}, {"held", hold}, {"reason", arguments.reason}});
+  }
+  const bool several = arguments.references.size() > 1 || IsPattern(arguments.references[0]);
+  context.Print(several ? list : list[0], [&] {
+    for (const Snapshot& snapshot : snapshots) {
+      std::cout << "snapshot " << snapshot.id().substr(0, 12)
+                << (hold ? " is held: nothing removes it until `still release`\n" : " may be forgotten again\n");
+    }
   });
   return absl::OkStatus();
 }
@@ -171,15 +192,18 @@ void AddForgetCommands(CLI::App& app, Context& context) {
   auto forget_arguments = std::make_shared<ForgetArguments>();
   CLI::App* forget = context.AddCommand(app, "forget", "Remove snapshots: named ones, or those that no rule keeps",
                                         [=](Context& c) { return Forget(c, *forget_arguments); });
-  forget->add_option("snapshots", forget_arguments->references, "Whole names, or ids")->type_name(kSnapshotType);
+  forget->add_option("snapshots", forget_arguments->references, "Whole names, ids, or patterns of names: 'nightly-*'")
+      ->type_name(kSnapshotType);
+  forget
+      ->add_option("--keep", forget_arguments->keep,
+                   "Rules, as schedules have them: 'last=3 daily=7 weekly=4 min-age=36h'; may be repeated")
+      ->allow_extra_args(false);
   for (auto& [word, number] : forget_arguments->rules) {
-    forget->add_option("--keep-" + word, number,
-                       word == "last" ? "Keep so many of each session, the newest (a number, or all)"
-                                      : "Keep the newest of so many " + word + " periods");
+    forget->add_option("--keep-" + word, number)->group("");  // Older versions had these.
   }
   forget->add_option("--keep-label", forget_arguments->labels,
                      "Keep those with this label: KEY or KEY=VALUE; repeatable");
-  forget->add_option("--keep-within", forget_arguments->within, "Keep those younger than this: 90m, 36h, 7d, 2w");
+  forget->add_option("--keep-within", forget_arguments->within)->group("");
   forget->add_option("--session", forget_arguments->session, "Apply the rules to this session's snapshots only")
       ->type_name(kExactSessionType);
   forget->add_flag("--dry-run", forget_arguments->dry_run, "Only say what would be kept and dropped, and why");
@@ -191,7 +215,7 @@ void AddForgetCommands(CLI::App& app, Context& context) {
   CLI::App* release =
       context.AddCommand(app, "release", "Undo hold", [=](Context& c) { return Hold(c, *hold_arguments, false); });
   for (CLI::App* command : {hold, release}) {
-    command->add_option("snapshot", hold_arguments->reference, "Name, id, or latest")
+    command->add_option("snapshots", hold_arguments->references, "Names, ids, latest, or patterns of names")
         ->required()
         ->type_name(kSnapshotType);
   }

@@ -1,5 +1,6 @@
 #include "tools/still/format.h"
 
+#include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
 #include <google/protobuf/util/json_util.h>
 
@@ -22,6 +23,43 @@ constexpr size_t kMaxPrinted = 16'384;
 
 bool IsCapitals(const std::string& text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isupper(c) != 0; });
+}
+
+using google::protobuf::FieldDescriptor;
+
+// protobuf writes numbers of 64 bits as strings; what we write ourselves are numbers, and so are these.
+void MakeNumber(const FieldDescriptor& field, nlohmann::json& value) {
+  if (!value.is_string()) return;
+  const auto& text = value.get_ref<const std::string&>();
+  int64_t number = 0;
+  uint64_t natural = 0;
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_INT64 && absl::SimpleAtoi(text, &number)) value = number;
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_UINT64 && absl::SimpleAtoi(text, &natural)) value = natural;
+}
+
+void MakeNumbers(const google::protobuf::Descriptor& message, nlohmann::json& json);
+
+void MakeNumbersIn(const FieldDescriptor& field, nlohmann::json& value) {
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) return MakeNumbers(*field.message_type(), value);
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_INT64 || field.cpp_type() == FieldDescriptor::CPPTYPE_UINT64) {
+    MakeNumber(field, value);
+  }
+}
+
+void MakeNumbers(const google::protobuf::Descriptor& message, nlohmann::json& json) {
+  if (!json.is_object()) return;
+  for (int i = 0; i < message.field_count(); ++i) {
+    const FieldDescriptor& field = *message.field(i);
+    const auto found = json.find(field.name());
+    if (found == json.end()) continue;
+    if (field.is_map()) {
+      for (auto& value : *found) MakeNumbersIn(*field.message_type()->map_value(), value);
+    } else if (field.is_repeated()) {
+      for (auto& value : *found) MakeNumbersIn(field, value);
+    } else {
+      MakeNumbersIn(field, *found);
+    }
+  }
 }
 
 }  // namespace
@@ -67,6 +105,11 @@ absl::StatusOr<absl::Duration> ParseDurationFlag(const std::string& text) {
   return absl::Seconds(seconds);
 }
 
+void HintAt(const std::string& old_spelling, const std::string& new_spelling) {
+  std::fprintf(stderr, "hint: write %s instead of %s, which a later version will not take\n", new_spelling.c_str(),
+               old_spelling.c_str());
+}
+
 absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& patience) {
   if (text.empty()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(absl::Duration limit, ParseDurationFlag(text));
@@ -95,7 +138,9 @@ nlohmann::json ToJson(const google::protobuf::Message& message) {
   options.preserve_proto_field_names = true;
   options.always_print_primitive_fields = true;
   STILL_CHECK(google::protobuf::util::MessageToJsonString(message, &text, options).ok());
-  return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  MakeNumbers(*message.GetDescriptor(), json);
+  return json;
 }
 
 }  // namespace still::cli

@@ -28,6 +28,8 @@ std::string FormatUnixNanos(int64_t nanoseconds);
 // ParseDuration (base/quantity.h) for a flag. A bare number, which older versions took for seconds, is still taken so,
 // with a hint on standard error.
 absl::StatusOr<absl::Duration> ParseDurationFlag(const std::string& text);
+// On standard error: that an old spelling was used, and what it is called now. It is taken for one more release.
+void HintAt(const std::string& old_spelling, const std::string& new_spelling);
 // --agent-timeout: bounds the answer and the identity alike. Empty: `patience` stays as it is.
 absl::Status ParsePatience(const std::string& text, snapshot::AgentPatience& patience);
 
@@ -38,7 +40,7 @@ std::string Printable(const std::string& text);
 // The same for each line of a text.
 std::string PrintableLines(absl::string_view text);
 
-// The message's protobuf JSON, with the field names of the .proto file.
+// The message's protobuf JSON, with the field names of the .proto file, and with numbers of 64 bits as numbers.
 nlohmann::json ToJson(const google::protobuf::Message& message);
 
 }  // namespace still::cli

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/absolute_path.h"
 #include "base/file.h"
 
 namespace still::cli {
@@ -190,7 +191,8 @@ absl::Status GuestTree::Copy(const std::string& path, const std::string& destina
   const std::string source_name = in_tree == "/" ? "." : in_tree.filename().string();
   STILL_ASSIGN_OR_RETURN(TreeEntry entry, Describe(parent.get(), source_name));
 
-  std::filesystem::path target = std::filesystem::absolute(destination);
+  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(destination));
+  std::filesystem::path target = absolute;
   if (!target.has_filename()) target = target.parent_path();
   std::error_code error;
   if (std::filesystem::is_directory(target, error)) {

@@ -20,6 +20,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "base/absolute_path.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/secret.h"
@@ -136,7 +137,7 @@ absl::StatusOr<ServerCommand> NbdfuseCommand(const store::RepositoryOptions& ope
   ServerCommand command;
   command.argv = {"nbdfuse", file, "--socket-activation", "nbdkit", "--foreground", "--filter=readahead"};
   if (reference.partition != 0) command.argv.emplace_back("--filter=partition");
-  const std::string repository = std::filesystem::absolute(opened.path).string();
+  STILL_ASSIGN_OR_RETURN(const std::string repository, AbsolutePath(opened.path));
   command.argv.insert(command.argv.end(),
                       {plugin, absl::StrCat("repository=", repository), absl::StrCat("snapshot=", reference.snapshot),
                        absl::StrCat("image=", reference.image)});
@@ -148,7 +149,8 @@ absl::StatusOr<ServerCommand> NbdfuseCommand(const store::RepositoryOptions& ope
     if (!command.passphrase.valid()) return ErrnoStatus(errno, "duplicate the passphrase's descriptor");
     command.argv.push_back(absl::StrCat("passphrase-fd=", command.passphrase.get()));
   } else if (!credentials.key_file.empty()) {
-    command.argv.push_back(absl::StrCat("key-file=", std::filesystem::absolute(credentials.key_file).string()));
+    STILL_ASSIGN_OR_RETURN(const std::string key_file, AbsolutePath(credentials.key_file));
+    command.argv.push_back(absl::StrCat("key-file=", key_file));
   }
   return command;
 }

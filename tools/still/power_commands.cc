@@ -1,18 +1,13 @@
 // start, stop, rm: of one session or of several.
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
-#include <atomic>
-#include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/grpc_status.h"
-#include "schedule/schedule.h"
 #include "session/control/session_autostart.h"
 #include "session/control/session_process.h"
 #include "session/session_config.h"
@@ -21,6 +16,7 @@
 #include "snapshot/rollback_journal.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/each_session.h"
 #include "tools/still/format.h"
 
 namespace still::cli {
@@ -31,79 +27,6 @@ constexpr absl::Duration kEndTimeout = absl::Seconds(30);
 // Beyond what the agent gets: for the hypervisor, and a disk server.
 constexpr absl::Duration kStartAllowance = absl::Seconds(120);
 constexpr size_t kAtOnce = 8;  // Each waits for its guest most of the time.
-
-bool IsPattern(const std::string& word) { return word.find_first_of("*?") != std::string::npos; }
-
-// The sessions that `words` name, in this order, each once. A pattern (*, ?) stands for all that it fits; NOT_FOUND when
-// that is none. `beginnings`: the beginning of a name will do.
-absl::StatusOr<std::vector<std::string>> ChooseSessions(const session::SessionRegistry& sessions,
-                                                        const std::vector<std::string>& words, bool beginnings) {
-  std::vector<std::string> chosen;
-  auto choose = [&chosen](const std::string& name) {
-    if (std::find(chosen.begin(), chosen.end(), name) == chosen.end()) chosen.push_back(name);
-  };
-  STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
-  for (const std::string& word : words) {
-    if (!IsPattern(word)) {
-      absl::StatusOr<std::string> name = word;
-      if (beginnings) name = sessions.Resolve(word);
-      if (!name.ok()) return name.status();
-      choose(*name);
-      continue;
-    }
-    const size_t before = chosen.size();
-    bool fits = false;
-    for (const session::SessionEntry& entry : entries) {
-      if (!schedule::MatchesPattern(entry.name, word)) continue;
-      fits = true;
-      choose(entry.name);
-    }
-    if (!fits) return absl::NotFoundError(absl::StrCat("no session fits \"", Printable(word), "\""));
-    std::sort(chosen.begin() + static_cast<ptrdiff_t>(before), chosen.end());
-  }
-  return chosen;
-}
-
-// What was done with one session: for people, and as JSON.
-struct Done {
-  std::string sentence;
-  nlohmann::json json;
-};
-using OnSession = std::function<absl::StatusOr<Done>(const std::string& name)>;
-
-// Does it with all of them, several at once, also when it fails with one; the first error is returned, after the sentences
-// about the others. JSON: of one name its object, of more, or a pattern, a list.
-absl::Status WithEach(Context& context, const std::vector<std::string>& words, bool beginnings, size_t at_once,
-                      const OnSession& action) {
-  STILL_ASSIGN_OR_RETURN(std::vector<std::string> names, ChooseSessions(context.sessions(), words, beginnings));
-  std::vector<absl::StatusOr<Done>> results(names.size(), absl::CancelledError("not reached"));
-  std::atomic<size_t> next = 0;
-  auto work = [&] {
-    for (size_t i; (i = next++) < names.size();) results[i] = action(names[i]);
-  };
-  std::vector<std::thread> threads;
-  for (size_t i = 1; i < std::min(at_once, names.size()); ++i) threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads) thread.join();
-  context.ProgressDone();
-
-  const bool several = words.size() > 1 || IsPattern(words[0]);
-  nlohmann::json list = nlohmann::json::array();
-  std::string sentences;
-  absl::Status error;
-  for (size_t i = 0; i < results.size(); ++i) {
-    if (!results[i].ok()) {
-      error = FirstError(error, several ? Annotate(results[i].status(), names[i]) : results[i].status());
-      continue;
-    }
-    list.push_back(std::move(results[i]->json));
-    absl::StrAppend(&sentences, results[i]->sentence, "\n");
-  }
-  if (several || !list.empty()) {
-    context.Print(several ? list : list[0], [&] { std::cout << sentences; });
-  }
-  return error;
-}
 
 // One that is not ready yet: nobody is there to be asked to power off.
 absl::Status StopStarting(const session::SessionRegistry& sessions, const session::SessionEntry& entry) {
@@ -195,8 +118,8 @@ absl::Status Start(Context& context, const StartArguments& arguments) {
   snapshot::SweepRollbacks(context.sessions());
   snapshot::ProgressSink progress = context.MakeProgress();
   progress({.stage = "boot"});
-  return WithEach(context, arguments.names, /*beginnings=*/false, kAtOnce,
-                  [&](const std::string& name) { return StartOne(context, arguments, agent_timeout, name); });
+  return WithEachSession(context, arguments.names, /*beginnings=*/false, kAtOnce,
+                         [&](const std::string& name) { return StartOne(context, arguments, agent_timeout, name); });
 }
 
 void AddStart(CLI::App& app, Context& context) {
@@ -223,8 +146,8 @@ void AddPowerCommands(CLI::App& app, Context& context) {
       app, "stop", "End sessions: the guests are asked to power off first", [=](Context& c) -> absl::Status {
         STILL_ASSIGN_OR_RETURN(absl::Duration grace, ParseDurationFlag(*grace_text));
         if (*force) grace = absl::ZeroDuration();
-        return WithEach(c, *names, /*beginnings=*/true, kAtOnce,
-                        [&](const std::string& name) { return StopOne(c.sessions(), name, grace); });
+        return WithEachSession(c, *names, /*beginnings=*/true, kAtOnce,
+                               [&](const std::string& name) { return StopOne(c.sessions(), name, grace); });
       });
   stop->add_option("sessions", *names, "Names, beginnings of them, or patterns: 'fork-*'")
       ->required()
@@ -235,8 +158,8 @@ void AddPowerCommands(CLI::App& app, Context& context) {
   CLI::App* rm = context.AddCommand(
       app, "rm", "Delete ended sessions, with their restored disks", [=](Context& c) -> absl::Status {
         snapshot::SweepRollbacks(c.sessions());
-        return WithEach(c, *names, /*beginnings=*/false, 1,
-                        [&](const std::string& name) { return RemoveOne(c.sessions(), name); });
+        return WithEachSession(c, *names, /*beginnings=*/false, 1,
+                               [&](const std::string& name) { return RemoveOne(c.sessions(), name); });
       });
   rm->add_option("sessions", *names, "Whole names, or patterns: 'fork-*'")->required()->type_name(kExactSessionType);
 }

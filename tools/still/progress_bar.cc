@@ -78,7 +78,8 @@ std::string ProgressSentence(const snapshot::Progress& progress, double rate) {
                       FormatBytes(progress.total), RateAndRest(progress, rate, ", "));
 }
 
-ProgressBar::ProgressBar(int fd) : fd_(fd), terminal_(::isatty(fd) == 1) {}
+// A line is drawn over by what a terminal understands that says what it is.
+ProgressBar::ProgressBar(int fd) : fd_(fd), terminal_(::isatty(fd) == 1 && !IsDumbTerminal()) {}
 
 void ProgressBar::Update(const snapshot::Progress& progress) {
   absl::MutexLock lock(&mutex_);

@@ -194,6 +194,7 @@ struct KeyArguments {
   std::string new_key_file;
   std::string label;
   std::string key_id;
+  std::vector<std::string> key_ids;
 };
 
 absl::Status KeyList(Context& context) {
@@ -239,11 +240,20 @@ absl::Status KeyAdd(Context& context, const KeyArguments& arguments) {
   return absl::OkStatus();
 }
 
-absl::Status KeyRemove(Context& context, const KeyArguments& arguments) {
+absl::Status KeyRemove(Context& context, const std::vector<std::string>& key_ids) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_RETURN_IF_ERROR(repository->RemoveKey(arguments.key_id));
-  context.Print({{"removed", arguments.key_id}}, [&] { std::cout << "key " << arguments.key_id << " removed\n"; });
-  return absl::OkStatus();
+  nlohmann::json list = nlohmann::json::array();
+  std::string sentences;
+  absl::Status error;
+  for (const std::string& id : key_ids) {
+    absl::Status removed = repository->RemoveKey(id);
+    error = FirstError(error, removed);
+    if (!removed.ok()) continue;
+    list.push_back({{"removed", id}});
+    absl::StrAppend(&sentences, "key ", id, " removed\n");
+  }
+  if (!list.empty()) context.Print(key_ids.size() > 1 ? list : list[0], [&] { std::cout << sentences; });
+  return error;
 }
 
 }  // namespace
@@ -290,9 +300,13 @@ void AddRepositoryCommands(CLI::App& app, Context& context) {
         ->type_name(kFileType);
     command->add_option("--label", key_arguments->label, "What you will know it by");
   }
-  CLI::App* remove =
-      context.AddCommand(*key, "remove", "Revoke one", [=](Context& c) { return KeyRemove(c, *key_arguments); });
-  remove->add_option("key", key_arguments->key_id)->required();
+  CLI::App* rm =
+      context.AddCommand(*key, "rm", "Revoke some", [=](Context& c) { return KeyRemove(c, key_arguments->key_ids); });
+  CLI::App* remove = context.AddHiddenCommand(*key, "remove", "Revoke some", [=](Context& c) {
+    HintAt("key remove", "key rm");
+    return KeyRemove(c, key_arguments->key_ids);
+  });
+  for (CLI::App* command : {rm, remove}) command->add_option("keys", key_arguments->key_ids)->required();
 }
 
 }  // namespace still::cli

@@ -1,10 +1,12 @@
 // restore, rollback, hot.
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/absolute_path.h"
+#include "base/name_match.h"
+#include "base/names.h"
 #include "base/quantity.h"
 #include "snapshot/restore.h"
 #include "snapshot/rollback.h"
@@ -59,10 +61,16 @@ absl::StatusOr<snapshot::LazyDiskOptions> LazyDisks(const store::RepositoryOptio
                                                     const RestoreArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(std::string self, session::FindSibling("still", "STILL_PROGRAM"));
   snapshot::LazyDiskOptions lazy{.passphrase = opened.credentials.passphrase, .hydrate = !arguments.no_hydrate};
-  lazy.server_command = {self, "--repo", std::filesystem::absolute(opened.path).string()};
+  STILL_ASSIGN_OR_RETURN(const std::string repository, AbsolutePath(opened.path));
+  lazy.server_command = {self, "--repo", repository};
   if (lazy.passphrase.empty() && !opened.credentials.key_file.empty()) {
-    lazy.server_command.insert(lazy.server_command.end(),
-                               {"--key-file", std::filesystem::absolute(opened.credentials.key_file).string()});
+    STILL_ASSIGN_OR_RETURN(const std::string key_file, AbsolutePath(opened.credentials.key_file));
+    lazy.server_command.insert(lazy.server_command.end(), {"--key-file", key_file});
+  }
+  for (const std::string& word : lazy.server_command) {
+    if (IsUtf8(word)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        Quoted(word), ": it is not UTF-8, and the session stores it; restore without --lazy, or give it a link"));
   }
   lazy.server_command.emplace_back("serve");
   if (!arguments.hydrate_rate.empty()) {

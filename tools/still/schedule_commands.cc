@@ -1,5 +1,6 @@
 // schedule add, list, show, edit, rm, run-now, pause, resume, history, preview, run-due, check.
 #include <algorithm>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <utility>
@@ -7,13 +8,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
+#include "base/names.h"
 #include "base/quantity.h"
-#include "schedule/preview.h"
-#include "snapshot/machine.h"
+#include "tools/still/choose.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/labels.h"
 #include "tools/still/schedule_client.h"
+#include "tools/still/schedule_names.h"
 #include "tools/still/schedule_options.h"
+#include "tools/still/schedule_preview.h"
 
 namespace still::cli {
 namespace {
@@ -37,13 +41,8 @@ std::string TimingOf(const pb::Schedule& schedule) {
 
 std::string KindOf(const pb::Schedule& schedule) { return schedule::KindName(schedule.kind()); }
 
-absl::StatusOr<pb::ScheduleList> ListSchedules(ScheduleClient& client, const std::string& name) {
-  pb::ListRequest request;
-  request.set_name(name);
-  return client.Call(&Stub::List, request);
-}
-
 absl::Status Add(Context& context, const std::string& name, const ScheduleOptions& options) {
+  STILL_RETURN_IF_ERROR(CheckNewName("schedule", name));
   pb::Schedule schedule;
   schedule.set_name(name);
   schedule.set_retries(kDefaultRetries);
@@ -71,9 +70,20 @@ absl::Status Edit(Context& context, const std::string& name, const ScheduleOptio
   return absl::OkStatus();
 }
 
-absl::Status PrintSchedules(Context& context) {
+struct ScheduleListArguments {
+  std::vector<std::string> names;
+  std::vector<std::string> labels;
+};
+
+absl::Status PrintSchedules(Context& context, const ScheduleListArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(const LabelFilter labels, LabelFilter::Parse(arguments.labels));
   STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, ""));
+  STILL_ASSIGN_OR_RETURN(pb::ScheduleList all, ListSchedules(*client, ""));
+  pb::ScheduleList list;
+  for (const auto& entry : all.schedules()) {
+    if (!FitsOneOf(arguments.names, entry.schedule().name()) || !labels.Fits(entry.schedule().labels())) continue;
+    *list.add_schedules() = entry;
+  }
   Rows rows = {{"NAME", "KIND", "SESSIONS", "WHEN", "NEXT", "LAST", "OUTCOME"}};
   for (const auto& entry : list.schedules()) {
     const pb::Schedule& schedule = entry.schedule();
@@ -86,61 +96,89 @@ absl::Status PrintSchedules(Context& context) {
   return absl::OkStatus();
 }
 
-absl::Status PrintSchedule(Context& context, const std::string& name) {
+void PrintEntry(const pb::ScheduleList::Entry& entry) {
+  const pb::Schedule& schedule = entry.schedule();
+  Rows rows = {{"name", schedule.name()}, {"kind", KindOf(schedule)}};
+  auto row = [&](const char* label, const std::string& value) {
+    if (!value.empty()) rows.push_back({label, value});
+  };
+  row("sessions", absl::StrJoin(schedule.sessions(), " "));
+  row("now fits", absl::StrJoin(entry.sessions(), " "));
+  row("when", TimingOf(schedule));
+  row("zone", schedule.zone());
+  row("next", schedule.paused() ? "paused" : TimeOr(entry.next_unix_ns(), "never"));
+  row("jitter", schedule.jitter());
+  row("spread", schedule.spread());
+  row("missed", schedule.missed().empty() ? "run-once" : schedule.missed());
+  row("blackouts", absl::StrJoin(schedule.blackouts(), "; "));
+  row("retention", schedule.retention());
+  row("max age", entry.max_age());
+  row("quiesce", schedule.quiesce());
+  row("before", schedule.before());
+  row("after", schedule.after());
+  row("check", schedule.check());
+  row("retries", absl::StrCat(schedule.retries()));
+  if (schedule.bandwidth() > 0) row("bandwidth", FormatBytes(schedule.bandwidth()) + "/s");
+  if (schedule.read_bandwidth() > 0) row("read bandwidth", FormatBytes(schedule.read_bandwidth()) + "/s");
+  if (entry.has_newest()) {
+    row("last run", absl::StrCat(TimeOr(entry.newest().planned_unix_ns(), "-"), " ", entry.newest().outcome(), " ",
+                                 entry.newest().message()));
+  }
+  if (!schedule.labels().empty()) {
+    std::vector<std::string> labels;
+    for (const auto& [key, value] : schedule.labels()) labels.push_back(absl::StrCat(key, "=", value));
+    std::sort(labels.begin(), labels.end());
+    row("labels", absl::StrJoin(labels, " "));
+  }
+  std::cout << FormatTable(rows);
+}
+
+absl::Status PrintSome(Context& context, const std::vector<std::string>& words) {
   STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, name));
-  context.Print(ToJson(list.schedules(0)), [&] {
-    const auto& entry = list.schedules(0);
-    const pb::Schedule& schedule = entry.schedule();
-    Rows rows = {{"name", schedule.name()}, {"kind", KindOf(schedule)}};
-    auto row = [&](const char* label, const std::string& value) {
-      if (!value.empty()) rows.push_back({label, value});
-    };
-    row("sessions", absl::StrJoin(schedule.sessions(), " "));
-    row("now fits", absl::StrJoin(entry.sessions(), " "));
-    row("when", TimingOf(schedule));
-    row("zone", schedule.zone());
-    row("next", schedule.paused() ? "paused" : TimeOr(entry.next_unix_ns(), "never"));
-    row("jitter", schedule.jitter());
-    row("spread", schedule.spread());
-    row("missed", schedule.missed().empty() ? "run-once" : schedule.missed());
-    row("blackouts", absl::StrJoin(schedule.blackouts(), "; "));
-    row("retention", schedule.retention());
-    row("max age", entry.max_age());
-    row("quiesce", schedule.quiesce());
-    row("before", schedule.before());
-    row("after", schedule.after());
-    row("check", schedule.check());
-    row("retries", absl::StrCat(schedule.retries()));
-    if (schedule.bandwidth() > 0) row("bandwidth", FormatBytes(schedule.bandwidth()) + "/s");
-    if (schedule.read_bandwidth() > 0) row("read bandwidth", FormatBytes(schedule.read_bandwidth()) + "/s");
-    if (entry.has_newest()) {
-      row("last run", absl::StrCat(TimeOr(entry.newest().planned_unix_ns(), "-"), " ", entry.newest().outcome(), " ",
-                                   entry.newest().message()));
+  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> names, ChooseSchedules(*client, words));
+  nlohmann::json json = nlohmann::json::array();
+  pb::ScheduleList chosen;
+  for (const std::string& name : names) {
+    STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, name));
+    json.push_back(ToJson(list.schedules(0)));
+    *chosen.add_schedules() = list.schedules(0);
+  }
+  context.Print(OneOrAll(words, json), [&] {
+    for (int i = 0; i < chosen.schedules_size(); ++i) {
+      if (i > 0) std::cout << "\n";
+      PrintEntry(chosen.schedules(i));
     }
-    std::cout << FormatTable(rows);
   });
   return absl::OkStatus();
 }
 
-absl::Status Remove(Context& context, const std::string& name) {
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  pb::Named request;
-  request.set_name(name);
-  STILL_RETURN_IF_ERROR(client->Call(&Stub::Remove, request).status());
-  context.Print({{"removed", name}}, [&] { std::cout << "schedule " << name << " removed; its snapshots stay\n"; });
-  return absl::OkStatus();
+absl::Status Remove(Context& context, const std::vector<std::string>& words) {
+  return WithEachSchedule(
+      context, words,
+      [](ScheduleClient& client, const std::string& name) {
+        pb::Named request;
+        request.set_name(name);
+        return client.Call(&Stub::Remove, request).status();
+      },
+      [](const std::string& name) -> nlohmann::json {
+        return {{"removed", name}};
+      },
+      " removed; its snapshots stay");
 }
 
-absl::Status SetPaused(Context& context, const std::string& name, bool paused) {
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  pb::SetPausedRequest request;
-  request.set_name(name);
-  request.set_paused(paused);
-  STILL_RETURN_IF_ERROR(client->Call(&Stub::SetPaused, request).status());
-  context.Print({{"schedule", name}, {"paused", paused}},
-                [&] { std::cout << "schedule " << name << (paused ? " is paused\n" : " goes on\n"); });
-  return absl::OkStatus();
+absl::Status SetPaused(Context& context, const std::vector<std::string>& words, bool paused) {
+  return WithEachSchedule(
+      context, words,
+      [paused](ScheduleClient& client, const std::string& name) {
+        pb::SetPausedRequest request;
+        request.set_name(name);
+        request.set_paused(paused);
+        return client.Call(&Stub::SetPaused, request).status();
+      },
+      [paused](const std::string& name) -> nlohmann::json {
+        return {{"schedule", name}, {"paused", paused}};
+      },
+      paused ? " is paused" : " goes on");
 }
 
 void PrintRuns(const pb::RunList& list) {
@@ -219,57 +257,6 @@ absl::Status History(Context& context, const HistoryArguments& arguments) {
   request.set_limit(arguments.limit);
   STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::History, request));
   context.Print(ToJson(runs), [&] { PrintRuns(runs); });
-  return absl::OkStatus();
-}
-
-struct PreviewArguments {
-  std::string name;
-  std::string session;
-  int days = 30;
-  bool all = false;
-};
-
-absl::Status Preview(Context& context, const PreviewArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(*client, arguments.name));
-  const auto& entry = list.schedules(0);
-  STILL_ASSIGN_OR_RETURN(schedule::Schedule schedule, schedule::MakeSchedule(entry.schedule(), absl::LocalTimeZone()));
-  std::string session = arguments.session;
-  if (session.empty()) session = entry.sessions().empty() ? "any" : entry.sessions(0);
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> snapshots, repository->ListSnapshots());
-  STILL_ASSIGN_OR_RETURN(const snapshot::MachineIdentity machine, snapshot::FindMachine(context.sessions(), session));
-  std::vector<snapshot::RetentionCandidate> existing;
-  for (const manifestpb::Snapshot& one : snapshots) {
-    auto label = one.labels().find(std::string(schedule::kScheduleLabel));
-    if (label == one.labels().end() || label->second != arguments.name) continue;
-    if (!snapshot::IsSnapshotOf(one, machine)) continue;
-    existing.push_back({.id = one.id(),
-                        .machine = session,
-                        .point = absl::FromUnixNanos(one.point_unix_ns()),
-                        .labels = {one.labels().begin(), one.labels().end()}});
-  }
-  STILL_ASSIGN_OR_RETURN(
-      std::vector<schedule::PreviewedSnapshot> timeline,
-      schedule::Preview(schedule, session, existing, Clock::Real().Now(), absl::Hours(24 * arguments.days)));
-  Rows rows = {{"POINT", "SNAPSHOT", "THEN", "WHY"}};
-  nlohmann::json json = nlohmann::json::array();
-  for (const schedule::PreviewedSnapshot& one : timeline) {
-    std::string then = one.keep ? "kept" : "dropped";
-    if (one.dropped.has_value()) absl::StrAppend(&then, " ", FormatUnixNanos(absl::ToUnixNanos(*one.dropped)));
-    json.push_back({{"point_unix_ns", absl::ToUnixNanos(one.point)},
-                    {"snapshot", one.id},
-                    {"kept", one.keep},
-                    {"reasons", one.reasons}});
-    if (one.keep || arguments.all) {
-      rows.push_back({FormatUnixNanos(absl::ToUnixNanos(one.point)),
-                      one.id.empty() ? "(to come)" : one.id.substr(0, 12), then, absl::StrJoin(one.reasons, ", ")});
-    }
-  }
-  context.Print(json, [&] {
-    std::cout << "session " << session << " in " << arguments.days << " days, if every run succeeds:\n"
-              << FormatTable(rows);
-  });
   return absl::OkStatus();
 }
 
@@ -371,18 +358,31 @@ void AddScheduleCommands(CLI::App& app, Context& context) {
     added->add_option("schedule", *name, "Name of the schedule")->required();
     return added;
   };
+  auto several = [&](const char* command, const char* help,
+                     std::function<absl::Status(Context&, const std::vector<std::string>&)> body) {
+    auto names = std::make_shared<std::vector<std::string>>();
+    CLI::App* added = context.AddCommand(*group, command, help, [=](Context& c) { return body(c, *names); });
+    added->add_option("schedules", *names, "Names, or patterns: 'nightly-*'")->required();
+  };
   for (bool edit : {false, true}) {
     auto options = std::make_shared<ScheduleOptions>();
     options->AddTo(*named(
         edit ? "edit" : "add", edit ? "Change what is given" : "Add a schedule",
         [=](Context& c, const std::string& name) { return edit ? Edit(c, name, *options) : Add(c, name, *options); }));
   }
-  context.AddCommand(*group, "list", "All schedules, and when they run next", PrintSchedules);
-  named("show", "Everything about a schedule", PrintSchedule);
-  named("rm", "Remove a schedule; its snapshots stay", Remove);
-  named("pause", "Begin no more runs", [](Context& c, const std::string& name) { return SetPaused(c, name, true); });
-  named("resume", "Go on; what would have run meanwhile does not count",
-        [](Context& c, const std::string& name) { return SetPaused(c, name, false); });
+  auto listed = std::make_shared<ScheduleListArguments>();
+  CLI::App* list = context.AddCommand(*group, "list", "All schedules, and when they run next",
+                                      [=](Context& c) { return PrintSchedules(c, *listed); });
+  list->add_option("schedules", listed->names, "Only these: names, or patterns: 'nightly-*'");
+  list->add_option("--label", listed->labels,
+                   "Only those that give this label: KEY or KEY=VALUE; repeated: that give all of them")
+      ->allow_extra_args(false);
+  several("show", "Everything about schedules", PrintSome);
+  several("rm", "Remove schedules; their snapshots stay", Remove);
+  several("pause", "Begin no more runs",
+          [](Context& c, const std::vector<std::string>& words) { return SetPaused(c, words, true); });
+  several("resume", "Go on; what would have run meanwhile does not count",
+          [](Context& c, const std::vector<std::string>& words) { return SetPaused(c, words, false); });
 
   auto now = std::make_shared<RunNowArguments>();
   CLI::App* run_now = context.AddCommand(*group, "run-now", "Run it now, beside its timing",
@@ -398,13 +398,7 @@ void AddScheduleCommands(CLI::App& app, Context& context) {
   history->add_option("--session", past->session, "Only of this session");
   history->add_option("--limit", past->limit, "At most this many, the newest")->capture_default_str();
 
-  auto ahead = std::make_shared<PreviewArguments>();
-  CLI::App* preview = context.AddCommand(*group, "preview", "The snapshots that timing and retention will leave",
-                                         [=](Context& c) { return Preview(c, *ahead); });
-  preview->add_option("schedule", ahead->name, "Name of the schedule")->required();
-  preview->add_option("--session", ahead->session, "Of this session (default: the first that it fits)");
-  preview->add_option("--days", ahead->days, "How far")->check(CLI::Range(1, 4000))->capture_default_str();
-  preview->add_flag("--all", ahead->all, "Also what will be dropped");
+  AddSchedulePreview(*group, context);
 
   context.AddCommand(*group, "run-due", "Run what is due and wait for it, on hosts without stilld (by a timer)",
                      RunDue);

@@ -6,9 +6,9 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "base/quantity.h"
 #include "tools/still/format.h"
+#include "tools/still/labels.h"
 
 namespace still::cli {
 namespace {
@@ -121,12 +121,9 @@ void ScheduleOptions::AddTo(CLI::App& command) {
                 return absl::OkStatus();
               }));
   several(Add(command, "--label", "key=value for each snapshot; may be repeated", [](Schedule& s, const Values& v) {
+    STILL_ASSIGN_OR_RETURN(const auto labels, ParseLabels(v));
     s.clear_labels();
-    for (const std::string& label : v) {
-      std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
-      if (pair.first.empty()) return absl::InvalidArgumentError(absl::StrCat("label \"", label, "\": write key=value"));
-      (*s.mutable_labels())[pair.first] = pair.second;
-    }
+    s.mutable_labels()->insert(labels.begin(), labels.end());
     return absl::OkStatus();
   }));
   AddRest(command);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/absolute_path.h"
 #include "base/file.h"
 #include "base/secret.h"
 #include "base/unix_socket.h"
@@ -75,7 +76,7 @@ absl::Status Serve(Context& context, ServeArguments arguments) {
   }
   access.repository.reset();
   if (arguments.socket.empty()) arguments.socket = JoinPath(context.state_directory(), "serve.sock");
-  arguments.socket = std::filesystem::absolute(arguments.socket).string();
+  STILL_ASSIGN_OR_RETURN(arguments.socket, AbsolutePath(arguments.socket));
   STILL_RETURN_IF_ERROR(MakeDirectories(std::filesystem::path(arguments.socket).parent_path().string()));
   if (ConnectUnix(arguments.socket).ok()) {
     return absl::AlreadyExistsError(absl::StrCat("somebody serves on ", arguments.socket, "; choose another --socket"));

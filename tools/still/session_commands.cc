@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/absolute_path.h"
 #include "base/file.h"
 #include "base/quantity.h"
 #include "base/random.h"
@@ -20,9 +21,11 @@
 #include "session/control/session_autostart.h"
 #include "session/session_config.h"
 #include "snapshot/rollback_journal.h"
+#include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/disk_argument.h"
+#include "tools/still/each_session.h"
 #include "tools/still/format.h"
 #include "tools/still/lazy_disks.h"
 #include "tools/still/table.h"
@@ -53,8 +56,9 @@ struct RunArguments {
   bool autostart = false;
 };
 
-std::string Absolute(const std::string& path) {
-  return path.empty() ? "" : std::filesystem::absolute(path).lexically_normal().string();
+absl::StatusOr<std::string> Absolute(const std::string& path) {
+  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(path));
+  return std::filesystem::path(absolute).lexically_normal().string();
 }
 
 absl::StatusOr<SessionConfig::VsockBackend> ParseVsock(const std::string& text) {
@@ -76,11 +80,14 @@ absl::StatusOr<SessionConfig> ConfigOf(const RunArguments& arguments) {
   machine.set_accelerator(arguments.accelerator == "auto" ? "" : arguments.accelerator);
   machine.set_cpu_model(arguments.cpu_model);
   const bool is_path = absl::StrContains(arguments.firmware, '/');
-  machine.set_firmware(is_path ? Absolute(arguments.firmware) : arguments.firmware);
+  machine.set_firmware(arguments.firmware);
+  if (is_path) {
+    STILL_ASSIGN_OR_RETURN(*machine.mutable_firmware(), Absolute(arguments.firmware));
+  }
   machine.set_cmdline(arguments.cmdline);
   machine.set_direct_kernel(!arguments.kernel.empty());
-  config.set_kernel(Absolute(arguments.kernel));
-  config.set_initrd(Absolute(arguments.initrd));
+  STILL_ASSIGN_OR_RETURN(*config.mutable_kernel(), Absolute(arguments.kernel));
+  STILL_ASSIGN_OR_RETURN(*config.mutable_initrd(), Absolute(arguments.initrd));
   for (const std::string& disk : arguments.disks) STILL_RETURN_IF_ERROR(AddDisk(disk, config));
   if (arguments.network) {
     manifestpb::Nic& nic = *machine.add_nics();
@@ -147,13 +154,14 @@ Tone ToneOf(const session::SessionEntry& entry, const std::string& state) {
   return entry.end.has_value() && session::EndedOnPurpose(*entry.end) ? Tone::kFaint : Tone::kBad;
 }
 
-absl::Status Ps(Context& context) {
+absl::Status Ps(Context& context, const std::vector<std::string>& words) {
   session::SessionRegistry sessions = context.sessions();
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
   Table table({"NAME", "STATE", "HYPERVISOR", "MEMORY", "CPUS", "AGENT", "FROM"});
   nlohmann::json list = nlohmann::json::array();
   std::vector<std::string> troubles;
   for (const session::SessionEntry& entry : entries) {
+    if (!FitsOneOf(words, entry.name)) continue;
     sessionpb::DescribeResponse description;
     absl::Status described = absl::UnavailableError("not running");
     if (entry.ready) {
@@ -251,29 +259,27 @@ absl::Status Logs(Context& context, const std::string& name, bool own) {
   return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
 }
 
-absl::Status Thaw(Context& context, const std::string& name, bool force) {
-  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
+absl::StatusOr<Done> ThawOne(const session::SessionRegistry& sessions, const std::string& name, bool force) {
+  STILL_ASSIGN_OR_RETURN(auto stub, sessions.Connect(name));
   grpc::ClientContext call;
   sessionpb::ThawRequest request;
   request.set_force(force);
   guestpb::ThawResponse response;
   STILL_RETURN_IF_ERROR(FromGrpc(stub->Thaw(&call, request, &response)));
-  context.Print(ToJson(response), [&] {
-    std::cout << (response.cause() == guestpb::NOT_FROZEN ? "nothing was frozen\n"
-                                                          : absl::StrCat(response.thawed(), " file systems thawed\n"));
-  });
-  return absl::OkStatus();
+  return Done{
+      absl::StrCat("session ", name, ": ",
+                   response.cause() == guestpb::NOT_FROZEN ? "nothing was frozen"
+                                                           : absl::StrCat(response.thawed(), " file systems thawed")),
+      ToJson(response)};
 }
 
-absl::Status Resume(Context& context, const std::string& name) {
-  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(name));
+absl::StatusOr<Done> ResumeOne(const session::SessionRegistry& sessions, const std::string& name) {
+  STILL_ASSIGN_OR_RETURN(auto stub, sessions.Connect(name));
   grpc::ClientContext call;
   sessionpb::ResumeResponse response;
   STILL_RETURN_IF_ERROR(FromGrpc(stub->Resume(&call, {}, &response)));
-  context.Print({{"was_paused", response.was_paused()}}, [&] {
-    std::cout << "session " << name << (response.was_paused() ? " goes on\n" : " was not paused\n");
-  });
-  return absl::OkStatus();
+  return Done{absl::StrCat("session ", name, response.was_paused() ? " goes on" : " was not paused"),
+              {{"was_paused", response.was_paused()}}};
 }
 
 void AddRun(CLI::App& app, Context& context) {
@@ -309,7 +315,9 @@ void AddRun(CLI::App& app, Context& context) {
 
 void AddSessionCommands(CLI::App& app, Context& context) {
   AddRun(app, context);
-  context.AddCommand(app, "ps", "List sessions", Ps);
+  auto names = std::make_shared<std::vector<std::string>>();
+  CLI::App* ps = context.AddCommand(app, "ps", "List sessions", [=](Context& c) { return Ps(c, *names); });
+  ps->add_option("sessions", *names, "Only these: names, or patterns: 'fork-*'")->type_name(kExactSessionType);
 
   auto name = std::make_shared<std::string>();
   auto exec_arguments = std::make_shared<ExecArguments>();
@@ -328,16 +336,23 @@ void AddSessionCommands(CLI::App& app, Context& context) {
   logs->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
   logs->add_flag("--session-log", *own, "still-session's own log instead");
 
-  CLI::App* resume = context.AddCommand(app, "resume", "Let a session go on that was left paused",
-                                        [=](Context& c) { return Resume(c, *name); });
-  resume->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
+  CLI::App* resume = context.AddCommand(app, "resume", "Let sessions go on that were left paused", [=](Context& c) {
+    return WithEachSession(c, *names, /*beginnings=*/true, 1,
+                           [&](const std::string& one) { return ResumeOne(c.sessions(), one); });
+  });
 
   auto thaw_force = std::make_shared<bool>(false);
-  CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guest",
-                                      [=](Context& c) { return Thaw(c, *name, *thaw_force); });
+  CLI::App* thaw = context.AddCommand(app, "thaw", "Thaw whatever is frozen in the guests", [=](Context& c) {
+    return WithEachSession(c, *names, /*beginnings=*/true, 1,
+                           [&](const std::string& one) { return ThawOne(c.sessions(), one, *thaw_force); });
+  });
   thaw->add_flag("--force", *thaw_force,
                  "Also while a snapshot is being taken, which may cost it its consistency label");
-  thaw->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
+  for (CLI::App* command : {resume, thaw}) {
+    command->add_option("sessions", *names, "Names, beginnings of them, or patterns: 'fork-*'")
+        ->required()
+        ->type_name(kExactSessionType);
+  }
 }
 
 }  // namespace still::cli

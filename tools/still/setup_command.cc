@@ -19,6 +19,7 @@
 #include "schedule/supervisor.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/credentials.h"
 #include "tools/still/format.h"
 #include "tools/still/schedule_client.h"
 #include "tools/still/schedule_options.h"

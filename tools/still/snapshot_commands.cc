@@ -9,14 +9,15 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "base/clock.h"
 #include "base/quantity.h"
 #include "snapshot/take_snapshot.h"
 #include "tools/still/adopted_session.h"
+#include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/labels.h"
 #include "tools/still/table.h"
 
 namespace still::cli {
@@ -64,12 +65,7 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
   STILL_ASSIGN_OR_RETURN(options.pin_space_limit, ParseSize(arguments.pin_space));
   STILL_ASSIGN_OR_RETURN(options.freeze_lease, ParseDurationFlag(arguments.lease));
   STILL_ASSIGN_OR_RETURN(options.max_pause, ParseDurationFlag(arguments.max_pause));
-  for (const std::string& label : arguments.labels) {
-    std::pair<std::string, std::string> pair = absl::StrSplit(label, absl::MaxSplits('=', 1));
-    if (pair.first.empty())
-      return absl::InvalidArgumentError(absl::StrCat("label \"", label, "\": write it like key=value"));
-    options.labels.insert(std::move(pair));
-  }
+  STILL_ASSIGN_OR_RETURN(options.labels, ParseLabels(arguments.labels));
   return options;
 }
 
@@ -125,7 +121,13 @@ std::string HostText(const Snapshot& snapshot) {
   return absl::StrCat(snapshot.host(), " ", snapshot.host_id().substr(0, 8));
 }
 
-absl::Status List(Context& context, const std::string& session) {
+struct ListArguments {
+  std::vector<std::string> sessions;
+  std::vector<std::string> labels;
+};
+
+absl::Status List(Context& context, const ListArguments& arguments) {
+  STILL_ASSIGN_OR_RETURN(const LabelFilter labels, LabelFilter::Parse(arguments.labels));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, repository->ListSnapshots());
   std::set<std::string> hosts;
@@ -138,7 +140,7 @@ absl::Status List(Context& context, const std::string& session) {
   Table table(head);
   nlohmann::json list = nlohmann::json::array();
   for (const Snapshot& snapshot : snapshots) {
-    if (!session.empty() && snapshot.session() != session) continue;
+    if (!FitsOneOf(arguments.sessions, snapshot.session()) || !labels.Fits(snapshot.labels())) continue;
     list.push_back(ToJson(snapshot));
     uint64_t size = 0;
     for (const manifestpb::Image& image : snapshot.images()) size += image.size();
@@ -225,40 +227,50 @@ void PrintWindows(const manifestpb::Windows& windows) {
   std::cout << FormatTable(rows);
 }
 
-absl::Status Show(Context& context, const std::string& reference) {
+void PrintSnapshot(const Snapshot& snapshot) {
+  std::vector<std::string> labels;
+  for (const auto& [key, value] : snapshot.labels()) labels.push_back(absl::StrCat(key, "=", value));
+  std::sort(labels.begin(), labels.end());
+  const manifestpb::Machine& machine = snapshot.machine();
+  std::cout << FormatTable(
+      {{"id", snapshot.id()},
+       {"name", snapshot.name().empty() ? "-" : snapshot.name()},
+       {"session", snapshot.session()},
+       {"host", HostText(snapshot)},
+       {"point", absl::StrCat(FormatUnixNanos(snapshot.point_unix_ns()),
+                              snapshot.point_unix_ns() > absl::ToUnixNanos(Clock::Real().Now())
+                                  ? " (in the future: a clock was wrong, or this one is)"
+                                  : "")},
+       {"kind", KindName(snapshot)},
+       {"parent", snapshot.parent_id().empty() ? "-" : snapshot.parent_id()},
+       {"labels", labels.empty() ? "-" : absl::StrJoin(labels, " ")},
+       {"machine", machine.hypervisor().empty()
+                       ? "-"
+                       : absl::StrCat(machine.hypervisor(), " ", machine.hypervisor_version(), ", ",
+                                      machine.machine_type(), ", ", machine.accelerator(), ", ", machine.vcpus(),
+                                      " cpus, ", FormatBytes(machine.memory_bytes()))}});
+  std::vector<std::vector<std::string>> rows = {{"IMAGE", "ROLE", "SIZE", "READ"}};
+  for (const manifestpb::Image& image : snapshot.images()) {
+    std::string role = absl::AsciiStrToLower(manifestpb::Image::Role_Name(image.role()));
+    rows.push_back(
+        {image.name(), role.substr(role.find('_') + 1), FormatBytes(image.size()), FormatBytes(image.bytes_read())});
+  }
+  std::cout << "\n" << FormatTable(rows);
+  PrintConsistency(snapshot.consistency());
+  if (snapshot.has_windows()) PrintWindows(snapshot.windows());
+}
+
+absl::Status Show(Context& context, const std::vector<std::string>& references) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(Snapshot snapshot, repository->FindSnapshot(reference));
-  context.Print(ToJson(snapshot), [&] {
-    std::vector<std::string> labels;
-    for (const auto& [key, value] : snapshot.labels()) labels.push_back(absl::StrCat(key, "=", value));
-    std::sort(labels.begin(), labels.end());
-    const manifestpb::Machine& machine = snapshot.machine();
-    std::cout << FormatTable(
-        {{"id", snapshot.id()},
-         {"name", snapshot.name().empty() ? "-" : snapshot.name()},
-         {"session", snapshot.session()},
-         {"host", HostText(snapshot)},
-         {"point", absl::StrCat(FormatUnixNanos(snapshot.point_unix_ns()),
-                                snapshot.point_unix_ns() > absl::ToUnixNanos(Clock::Real().Now())
-                                    ? " (in the future: a clock was wrong, or this one is)"
-                                    : "")},
-         {"kind", KindName(snapshot)},
-         {"parent", snapshot.parent_id().empty() ? "-" : snapshot.parent_id()},
-         {"labels", labels.empty() ? "-" : absl::StrJoin(labels, " ")},
-         {"machine", machine.hypervisor().empty()
-                         ? "-"
-                         : absl::StrCat(machine.hypervisor(), " ", machine.hypervisor_version(), ", ",
-                                        machine.machine_type(), ", ", machine.accelerator(), ", ", machine.vcpus(),
-                                        " cpus, ", FormatBytes(machine.memory_bytes()))}});
-    std::vector<std::vector<std::string>> rows = {{"IMAGE", "ROLE", "SIZE", "READ"}};
-    for (const manifestpb::Image& image : snapshot.images()) {
-      std::string role = absl::AsciiStrToLower(manifestpb::Image::Role_Name(image.role()));
-      rows.push_back(
-          {image.name(), role.substr(role.find('_') + 1), FormatBytes(image.size()), FormatBytes(image.bytes_read())});
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, references));
+  nlohmann::json list = nlohmann::json::array();
+  for (const Snapshot& snapshot : snapshots) list.push_back(ToJson(snapshot));
+  const bool several = references.size() > 1 || IsPattern(references[0]);
+  context.Print(several ? list : list[0], [&] {
+    for (size_t i = 0; i < snapshots.size(); ++i) {
+      if (i > 0) std::cout << "\n";
+      PrintSnapshot(snapshots[i]);
     }
-    std::cout << "\n" << FormatTable(rows);
-    PrintConsistency(snapshot.consistency());
-    if (snapshot.has_windows()) PrintWindows(snapshot.windows());
   });
   return absl::OkStatus();
 }
@@ -359,14 +371,19 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
                    "With --pid: PATH[,name=vda][,format=raw|qcow2][,ro]; may be repeated");
   take->add_flag("--skip-presync", arguments->skip_presync, "Do not write back before the freeze (to measure it)");
 
-  auto session = std::make_shared<std::string>();
-  CLI::App* list = context.AddCommand(app, "list", "List snapshots", [=](Context& c) { return List(c, *session); });
-  list->add_option("session", *session, "Only of this session")->type_name(kExactSessionType);
+  auto listed = std::make_shared<ListArguments>();
+  CLI::App* list = context.AddCommand(app, "list", "List snapshots", [=](Context& c) { return List(c, *listed); });
+  list->add_option("sessions", listed->sessions, "Only of these: names, or patterns: 'web-*'")
+      ->type_name(kExactSessionType);
+  list->add_option("--label", listed->labels, "Only with this label: KEY or KEY=VALUE; repeated: with all of them")
+      ->allow_extra_args(false);
 
-  auto reference = std::make_shared<std::string>();
-  CLI::App* show = context.AddCommand(app, "show", "Everything known about a snapshot",
-                                      [=](Context& c) { return Show(c, *reference); });
-  show->add_option("snapshot", *reference, "Name, id, or latest")->required()->type_name(kSnapshotType);
+  auto references = std::make_shared<std::vector<std::string>>();
+  CLI::App* show = context.AddCommand(app, "show", "Everything known about snapshots",
+                                      [=](Context& c) { return Show(c, *references); });
+  show->add_option("snapshots", *references, "Names, ids, latest, or patterns of names")
+      ->required()
+      ->type_name(kSnapshotType);
 
   auto dry_run = std::make_shared<bool>(false);
   auto grace = std::make_shared<std::string>("24h");

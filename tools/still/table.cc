@@ -111,13 +111,16 @@ std::string Coloured(absl::string_view text, Tone tone, const TableStyle& style)
   return absl::StrCat(SequenceOf(tone), text, "\x1b[0m");
 }
 
+bool IsDumbTerminal() {
+  const char* terminal = std::getenv("TERM");
+  return terminal == nullptr || *terminal == '\0' || absl::string_view(terminal) == "dumb";
+}
+
 TableStyle TableStyle::Of(int fd) {
   TableStyle style;
   if (::isatty(fd) != 1) return style;
   const char* no_colour = std::getenv("NO_COLOR");
-  const char* terminal = std::getenv("TERM");
-  style.colour =
-      (no_colour == nullptr || *no_colour == '\0') && terminal != nullptr && absl::string_view(terminal) != "dumb";
+  style.colour = (no_colour == nullptr || *no_colour == '\0') && !IsDumbTerminal();
   winsize size{};
   if (::ioctl(fd, TIOCGWINSZ, &size) == 0) style.width = size.ws_col;
   uint32_t columns = 0;

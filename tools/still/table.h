@@ -31,6 +31,9 @@ struct TableStyle {
   static TableStyle Of(int fd);
 };
 
+// TERM says that the terminal knows no control sequences, or does not say what it is.
+bool IsDumbTerminal();
+
 class Table {
  public:
   // Without a heading.

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "snapshot/export_chain.h"
 #include "snapshot/export_machine.h"
@@ -12,21 +11,21 @@
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/labels.h"
 
 namespace still::cli {
 namespace {
 
 absl::Status Import(Context& context, snapshot::ImportOptions options, const std::vector<std::string>& labels) {
-  for (const std::string& label : labels) {
-    options.labels.insert(std::pair<std::string, std::string>(absl::StrSplit(label, absl::MaxSplits('=', 1))));
-  }
+  STILL_ASSIGN_OR_RETURN(options.labels, ParseLabels(labels));
+  if (options.path == snapshot::kStandardInput) context.set_input_is_data();
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   options.progress = context.MakeProgress();
   absl::StatusOr<manifestpb::Snapshot> imported = snapshot::ImportFile(*repository, options);
   context.ProgressDone();
   if (!imported.ok()) return imported.status();
   context.Print(ToJson(*imported), [&] {
-    std::cout << "snapshot " << imported->id().substr(0, 12) << " of " << options.path << ": "
+    std::cout << "snapshot " << imported->id().substr(0, 12) << " of " << imported->session() << ": "
               << FormatBytes(imported->images(0).size()) << ", stored " << FormatBytes(imported->drain().bytes_stored())
               << "\n";
   });
@@ -72,9 +71,12 @@ void AddTransferCommands(CLI::App& app, Context& context) {
   auto labels = std::make_shared<std::vector<std::string>>();
   CLI::App* import = context.AddCommand(app, "import", "Store a disk image as a snapshot",
                                         [=](Context& c) { return Import(c, *import_options, *labels); });
-  import->add_option("file", import_options->path, "The disk image")->required()->type_name(kFileType);
+  import->add_option("file", import_options->path, "A disk image, a block device, a pipe, or - for standard input")
+      ->required()
+      ->type_name(kFileType);
   import->add_option("--format", import_options->format, "raw or qcow2")->capture_default_str();
   import->add_option("--name", import_options->name, "Name of the snapshot");
+  import->add_option("--session", import_options->session, "Listed under this name (default: as the file is called)");
   import->add_option("--label", *labels, "key=value; may be repeated");
 
   auto export_options = std::make_shared<snapshot::ExportOptions>();

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "base/absolute_path.h"
 #include "base/file.h"
 #include "base/process.h"
 #include "base/undo.h"
@@ -153,7 +154,8 @@ absl::StatusOr<std::vector<TreeEntry>> ListAsUser(const Context& context, const 
 absl::StatusOr<std::vector<std::string>> CopyAsUser(const Context& context, const ImageReference& image,
                                                     const std::string& path, const std::string& destination) {
   // Links of the host mean nothing inside: it gets a real directory, and perhaps a new name in it.
-  std::filesystem::path target = std::filesystem::absolute(destination);
+  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(destination));
+  std::filesystem::path target = absolute;
   if (!target.has_filename()) target = target.parent_path();
   std::error_code error;
   std::string as;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/file.h"
+#include "base/home_directory.h"
 #include "base/host_identity.h"
 #include "base/log.h"
 #include "base/quantity.h"
@@ -46,18 +47,10 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-// As the command has it (docs/operations.md).
-std::string DefaultState() {
-  if (std::string state = Environment("STILL_STATE"); !state.empty()) return state;
-  if (::geteuid() == 0) return "/var/lib/stillpoint";
-  std::string state = Environment("XDG_STATE_HOME");
-  return JoinPath(state.empty() ? JoinPath(Environment("HOME"), ".local/state") : state, "stillpoint");
-}
-
 void AddOptions(CLI::App& app, Arguments& arguments) {
   app.set_version_flag("--version", "stilld " STILL_VERSION);
   app.set_config("--config", "/etc/stillpoint/stilld.conf", "Any of these options, as NAME=VALUE lines");
-  arguments.state = DefaultState();
+  arguments.state = DefaultStateDirectory();
   arguments.repository = Environment("STILL_REPO");
   arguments.key_file = Environment("STILL_KEY_FILE");
   arguments.passphrase = TakeSecretVariable("STILL_PASSPHRASE");

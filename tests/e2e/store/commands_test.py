@@ -29,7 +29,7 @@ class Repository(unittest.TestCase):
     def store(self, session, name, *labels):
         """Imports take the file's name as their session."""
         path = self.folder / session
-        path.write_bytes(name.encode() + os.urandom(MIB))
+        path.write_bytes(os.urandom(MIB))
         options = [word for label in labels for word in ("--label", label)]
         return self.run_still("import", str(path), "--name", name, *options)["id"]
 
@@ -104,7 +104,7 @@ class TwoHosts(Repository):
 
     def store_there(self, session, name):
         path = self.folder / session
-        path.write_bytes(name.encode() + os.urandom(MIB))
+        path.write_bytes(os.urandom(MIB))
         return self.run_still("import", str(path), "--name", name, **self.other)["id"]
 
     def test_what_is_newest_is_asked_of_this_host(self):

@@ -1,0 +1,61 @@
+#include "tools/still/each_session.h"
+
+#include <algorithm>
+#include <atomic>
+#include <iostream>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "tools/still/choose.h"
+
+namespace still::cli {
+namespace {
+
+absl::StatusOr<std::vector<std::string>> ChooseSessions(const session::SessionRegistry& sessions,
+                                                        const std::vector<std::string>& words, bool beginnings) {
+  STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
+  std::vector<std::string> names;
+  names.reserve(entries.size());
+  for (const session::SessionEntry& entry : entries) names.push_back(entry.name);
+  return ChooseNames("session", words, std::move(names), [&](const std::string& word) -> absl::StatusOr<std::string> {
+    if (beginnings) return sessions.Resolve(word);
+    return word;
+  });
+}
+
+}  // namespace
+
+absl::Status WithEachSession(Context& context, const std::vector<std::string>& words, bool beginnings, size_t at_once,
+                             const OnSession& action) {
+  STILL_ASSIGN_OR_RETURN(std::vector<std::string> names, ChooseSessions(context.sessions(), words, beginnings));
+  std::vector<absl::StatusOr<Done>> results(names.size(), absl::CancelledError("not reached"));
+  std::atomic<size_t> next = 0;
+  auto work = [&] {
+    for (size_t i; (i = next++) < names.size();) results[i] = action(names[i]);
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < std::min(at_once, names.size()); ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+  context.ProgressDone();
+
+  const bool several = words.size() > 1 || IsPattern(words[0]);
+  nlohmann::json list = nlohmann::json::array();
+  std::string sentences;
+  absl::Status error;
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (!results[i].ok()) {
+      error = FirstError(error, several ? Annotate(results[i].status(), names[i]) : results[i].status());
+      continue;
+    }
+    list.push_back(std::move(results[i]->json));
+    absl::StrAppend(&sentences, results[i]->sentence, "\n");
+  }
+  if (several || !list.empty()) {
+    context.Print(several ? list : list[0], [&] { std::cout << sentences; });
+  }
+  return error;
+}
+
+}  // namespace still::cli
