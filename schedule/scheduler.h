@@ -110,7 +110,8 @@ class Scheduler {
   };
   struct Active {
     PairKey pair;
-    absl::Duration deadline;  // Of the monotonic clock.
+    std::optional<absl::Duration> began;  // Of the monotonic clock; nullopt: by an earlier process.
+    absl::Duration deadline;              // Of the same.
     bool stopped = false;
   };
   struct Due {
@@ -125,6 +126,8 @@ class Scheduler {
   void NoticeLevel(Pair& pair, const store::RunRow& run, absl::Time now);
   void Change(Pair& pair, const PairMemory& memory);
   void ClampKnown(Pair& pair, absl::Time now);
+  absl::Time TakenAtTheLatest(const PairMemory& memory, absl::Time point, absl::Time now) const;
+  void NoticeNewest(Pair& pair, const Newest& newest, absl::Time now);
   absl::Status KeepMemories();
   void LookForDropouts(absl::Time now);
   void LookForUnmatched(absl::Time now);
@@ -136,6 +139,7 @@ class Scheduler {
   void FindNext(Pair& pair) const;
   void NoticeDue(Pair& pair, absl::Time now) const;
   absl::Status CloseEnded(absl::Time now);
+  void NoticeBegun(const Active& active, store::RunRow& run, absl::Time now);
   absl::Status Ended(const PairKey& key, const store::RunRow& run, absl::Time now);
   std::vector<Due> FindDue(absl::Time now);
   absl::Status BeginDue(const Due& due, absl::Time now);
@@ -164,6 +168,9 @@ class Scheduler {
   std::set<std::string> busy_;  // Sessions with a run.
   absl::Time last_now_ = absl::InfinitePast();
   absl::Duration last_time_;  // Of the monotonic clock, then.
+  // The clock was set back by so much, last, when it said this.
+  absl::Time set_back_at_ = absl::InfinitePast();
+  absl::Duration set_back_by_;
   absl::Time last_full_turn_ = absl::InfinitePast();
   std::optional<absl::Duration> failing_since_;           // By the monotonic clock.
   absl::Duration loaded_at_ = -absl::InfiniteDuration();  // Of the monotonic clock.

@@ -55,14 +55,15 @@ absl::StatusOr<std::vector<RunRow>> MemoryBook::Running() {
 
 absl::StatusOr<std::vector<store::RunCursor>> MemoryBook::Cursors() {
   STILL_RETURN_IF_ERROR(reads);
-  std::map<std::pair<std::string, std::string>, absl::Time> newest;
-  for (const RunRow& row : rows) {
+  // Each row is looked at once: a year has many, and they are asked about in each of its hours.
+  for (; counted_ < rows.size(); ++counted_) {
+    const RunRow& row = rows[counted_];
     if (row.occurrences == 0) continue;
-    auto [at, added] = newest.try_emplace({row.schedule, row.session}, row.planned_until);
+    auto [at, added] = cursors_.try_emplace({row.schedule, row.session}, row.planned_until);
     at->second = std::max(at->second, row.planned_until);
   }
   std::vector<store::RunCursor> cursors;
-  for (const auto& [key, until] : newest) {
+  for (const auto& [key, until] : cursors_) {
     cursors.push_back({.schedule = key.first, .session = key.second, .planned_until = until});
   }
   return cursors;

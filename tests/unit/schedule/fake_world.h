@@ -48,6 +48,10 @@ class MemoryBook final : public RunBook {
   // What every change, and everything that is asked, ends with.
   absl::Status writes;
   absl::Status reads;
+
+ private:
+  size_t counted_ = 0;  // Rows that cursors_ knows.
+  std::map<std::pair<std::string, std::string>, absl::Time> cursors_;
 };
 
 class FakeHost final : public Host {

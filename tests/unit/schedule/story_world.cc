@@ -21,6 +21,8 @@ void Receiver::Deliver(const Delivery& delivery) {
 void Receiver::Hear(const Event& event) {
   const bool over = event.kind == Event::Kind::kRecovered;
   const auto key = std::make_pair(over ? event.about : EventName(event.kind), event.schedule + "/" + event.session);
+  if (narrate)
+    narrate(absl::StrCat("told: ", EventName(event.kind), " ", key.first, " ", key.second, ": ", event.message));
   if (over) {
     recoveries.emplace_back(key, clock_.true_time);
     open.erase(key);
@@ -130,6 +132,7 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
                                                        : manifestpb::Consistency::CRASH);
   row.snapshot = manifest.id();
   row.consistency = NameOfLevel(manifest.consistency().level());
+  if (narrate) narrate(absl::StrCat("snapshot ", manifest.id(), " of ", row.session, ", ", row.consistency));
   const std::string mine = TrueMachine(row.session);
   repository_.truths[manifest.id()] = {.machine = mine, .taken = run.began, .filesystem = filesystem};
   auto& all = repository_.snapshots;
