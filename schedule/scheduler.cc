@@ -124,12 +124,14 @@ void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, 
   auto [at, added] = pairs_.try_emplace({schedule.name(), state.name});
   Pair& pair = at->second;
   pair.schedule = &schedule;
-  if (added || pair.counted_from != schedule.counted_from) {
+  // The zone is the host's own in most schedules, and somebody may set it.
+  if (added || pair.counted_from != schedule.counted_from || pair.zone != schedule.timing.zone) {
     pair.session = state.name;
     auto known = cursors_.find(at->first);
     pair.cursor = std::max(schedule.counted_from, known == cursors_.end() ? absl::InfinitePast() : known->second);
     pair.cursor = std::min(pair.cursor, now);
     pair.counted_from = schedule.counted_from;
+    pair.zone = schedule.timing.zone;
     pair.seen.reset();
     pair.max_age_of = absl::InfinitePast();
     FindNext(pair);
@@ -152,7 +154,8 @@ void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, 
     Change(pair, memory);
   }
   pair.exists = exists;
-  pair.can_run = exists && state.running;
+  pair.can_run = exists && (state.running || (schedule.captures() && schedule.when_off == WhenOff::kDisk));
+  pair.off = exists && !state.running;
   if (!schedule.captures()) return;
   if (now - pair.max_age_of > kMaxAgeGoodFor || pair.max_age_of > now) {
     pair.max_age = schedule.MaxAge(now);

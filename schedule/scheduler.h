@@ -79,6 +79,8 @@ class Scheduler {
   bool Telling();
   // Every machine of the host, once for each schedule that takes snapshots of it, or once without one.
   std::vector<Cover> Coverage() const;
+  // As of the last look.
+  const std::vector<SessionState>& sessions() const { return sessions_; }
   // When a turn was last done in full; InfinitePast(): never.
   absl::Time last_full_turn() const { return last_full_turn_; }
   // Schedules or sessions have changed: the next step looks at them.
@@ -92,9 +94,10 @@ class Scheduler {
   struct Pair {
     const Schedule* schedule = nullptr;
     std::string session;
-    bool exists = false;             // The session is there.
-    bool can_run = false;            // ... and running.
-    absl::Time cursor;               // Occurrences until then have their row.
+    bool exists = false;   // The session is there.
+    bool can_run = false;  // ... and something can be done to it: it runs, or its disks are read while it is off.
+    bool off = false;      // It is there, and does not run.
+    absl::Time cursor;     // Occurrences until then have their row.
     std::optional<absl::Time> next;  // The first occurrence after it; nullopt: never.
     absl::Time due;
     std::optional<absl::Time> seen;  // The newest occurrence that was due, and when that was noticed.
@@ -107,6 +110,7 @@ class Scheduler {
     absl::Duration max_age;
     absl::Time max_age_of;  // When it was worked out.
     absl::Time counted_from;
+    absl::TimeZone zone;
   };
   struct Active {
     PairKey pair;

@@ -98,7 +98,11 @@ absl::StatusOr<std::vector<SessionState>> FakeHost::Sessions() {
   std::vector<SessionState> sessions;
   for (const auto& [name, running] : machines) {
     auto how = ended.find(name);
-    sessions.push_back({.name = name, .running = running, .ended = how == ended.end() ? "" : how->second});
+    auto why = held.find(name);
+    sessions.push_back({.name = name,
+                        .running = running,
+                        .ended = how == ended.end() ? "" : how->second,
+                        .held = why == held.end() ? "" : why->second});
   }
   for (const auto& [name, why] : unreadable) {
     sessions.push_back({.name = name, .running = true, .unreadable = why, .ended = ""});

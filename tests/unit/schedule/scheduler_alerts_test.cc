@@ -24,6 +24,18 @@ TEST_F(SchedulerAlertsTest, AMachineThatIsNeverOnAtItsHourIsTold) {
   EXPECT_THAT(listener_.events[0].message, HasSubstr("does not run"));
 }
 
+TEST_F(SchedulerAlertsTest, AMachineThatIsOffIsBackedUpFromItsDisksWhereThatIsAskedFor) {
+  host_.machines = {{"off", false}};
+  book_.Add("nightly", "off", "01:00", [](auto& s) { s.set_when_off("disk"); });
+  Begin();
+  Live(absl::Hours(24 * 4));
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded, "off"), SizeIs(4));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale), 0);
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  Live(absl::Hours(24 * 4));
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "off"), 1) << "it may not grow old";
+}
+
 TEST_F(SchedulerAlertsTest, WhatTheChannelDoesNotTakeIsTriedAgainUntilItDoes) {
   host_.machines = {{"web", true}};
   host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
@@ -220,8 +232,31 @@ TEST_F(SchedulerAlertsTest, AMachineThatEndedByItselfIsToldOnce) {
   Live(absl::Hours(24 * 5));
   EXPECT_EQ(listener_.Count(Event::Kind::kEnded, "web"), 1);
   host_.machines["web"] = true;
+  host_.ended.clear();
   Live(absl::Hours(1));
   EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, AMachineThatCrashedIsToldBeforeItsNextRunFails) {
+  host_.machines = {{"web", true}};  // It ought to run.
+  host_.ended = {{"web", "crashed: signal 9"}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Minutes(5));
+  ASSERT_EQ(listener_.Count(Event::Kind::kEnded, "web"), 1);
+  EXPECT_THAT(listener_.events[0].message, HasSubstr("crashed: signal 9"));
+}
+
+TEST_F(SchedulerAlertsTest, AMachineThatIsHeldIsToldUntilItGoesOn) {
+  host_.machines = {{"web", true}};
+  host_.held = {{"web", "the guest is held: disk vda cannot be written: No space left on device"}};
+  Begin();
+  Live(absl::Hours(30));
+  EXPECT_EQ(listener_.Count(Event::Kind::kHeld, "web"), 2) << "each day, and also of one without a schedule";
+  EXPECT_THAT(listener_.events[0].message, HasSubstr("No space left"));
+  host_.held.clear();
+  Live(absl::Hours(1));
+  ASSERT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 1);
 }
 
 TEST_F(SchedulerAlertsTest, WhatIsBelowThePromisedLevelDoesNotCount) {

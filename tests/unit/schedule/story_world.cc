@@ -69,7 +69,19 @@ absl::StatusOr<std::map<std::string, Newest>> StoryHost::NewestGood(const std::s
   if (clock.true_time < repository_down_until) return absl::UnavailableError("the repository does not answer");
   std::map<std::string, snapshot::MachineIdentity> asked;
   for (const std::string& name : sessions) asked[name] = IdentityOf(name);
-  return NewestByLevel(repository_.snapshots, asked);
+  std::vector<store::SnapshotSummary> summaries;
+  for (const manifestpb::Snapshot& one : repository_.snapshots) {
+    summaries.push_back({.id = one.id(),
+                         .session = one.session(),
+                         .session_id = one.session_id(),
+                         .host_id = one.host_id(),
+                         .host = one.host(),
+                         .machine_id = one.machine_id(),
+                         .sequence = static_cast<int64_t>(one.sequence()),
+                         .point_unix_ns = one.point_unix_ns(),
+                         .level = one.consistency().level()});
+  }
+  return NewestByLevel(summaries, asked);
 }
 
 absl::Status StoryHost::Start(const Schedule& schedule, const store::RunRow& run) {
