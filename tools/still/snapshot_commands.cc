@@ -127,7 +127,8 @@ std::string HostText(const Snapshot& snapshot) {
 
 absl::Status List(Context& context, const std::string& session) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, repository->ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots,
+                         session.empty() ? repository->ListSnapshots() : repository->ListSnapshotsOf(session));
   std::set<std::string> hosts;
   for (const Snapshot& snapshot : snapshots) hosts.insert(absl::StrCat(snapshot.host(), "/", snapshot.host_id()));
   const bool several = hosts.size() > 1;
@@ -138,7 +139,6 @@ absl::Status List(Context& context, const std::string& session) {
   Table table(head);
   nlohmann::json list = nlohmann::json::array();
   for (const Snapshot& snapshot : snapshots) {
-    if (!session.empty() && snapshot.session() != session) continue;
     list.push_back(ToJson(snapshot));
     uint64_t size = 0;
     for (const manifestpb::Image& image : snapshot.images()) size += image.size();
