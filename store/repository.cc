@@ -166,6 +166,15 @@ absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::Parse(const std:
 }
 
 absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_view reference) {
+  // What is named in full is one row, however many there are.
+  STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshotByName(reference));
+  if (!row.has_value()) {
+    STILL_ASSIGN_OR_RETURN(row, state_->catalog().FindSnapshot(reference));
+  }
+  if (row.has_value()) {
+    STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> found, Parse({*std::move(row)}));
+    return std::move(found.front());
+  }
   STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> snapshots, ListSnapshots());
   STILL_ASSIGN_OR_RETURN(size_t index,
                          ResolveSnapshot(snapshots, reference, {.now = state_->clock.Now(), .here = state_->here}));

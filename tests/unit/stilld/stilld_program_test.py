@@ -397,7 +397,7 @@ class SetUp(unittest.TestCase):
         return step
 
     def test_a_test_alert_is_sent_when_the_channels_are_new(self):
-        command = ("--notify-command", f'echo "$STILL_EVENT: $STILL_MESSAGE" >>{self.told}')
+        command = ("--notify-command", f"echo $STILL_EVENT: $STILL_MESSAGE >>{self.told}")
         done = self.set_up(*command)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(self.step(done)["changed"])
