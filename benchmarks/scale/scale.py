@@ -68,7 +68,9 @@ def start(host):
 
 
 def measure(host):
-    start(host)[0].terminate()  # What is read for the first time comes from the disk.
+    first, _, _ = start(host)  # What is read for the first time comes from the disk.
+    first.terminate()
+    first.wait(timeout=60)
     process, address, took = start(host)
     seen = {"start-up": took}
 
@@ -95,9 +97,9 @@ def main():
     with Host() as host:
         fill(host, options)
         seen = measure(host)
-    for what, seconds in seen.items():
-        limit = LIMITS.get(what)
-        print(f"{what}: {seconds * 1000:.0f} ms" + (f" of {limit * 1000:.0f}" if limit else ""))
+        for what, seconds in seen.items():
+            limit = LIMITS.get(what)
+            print(f"{what}: {seconds * 1000:.0f} ms" + (f" of {limit * 1000:.0f}" if limit else ""), flush=True)
     if options.json:
         options.json.write_text(json.dumps(seen))
     return 1 if any(seen[what] > limit for what, limit in LIMITS.items()) else 0
