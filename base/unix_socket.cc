@@ -85,6 +85,18 @@ absl::StatusOr<OwnedFd> ConnectUnix(const std::string& path) {
   return fd;
 }
 
+bool IsListening(const std::string& path) {
+  absl::StatusOr<UnixAddress> at = AddressOf(path);
+  if (!at.ok()) return false;
+  OwnedFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.valid()) return false;
+  int result;
+  do {
+    result = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&at->address), at->length);
+  } while (result != 0 && errno == EINTR);
+  return result == 0 || errno == EAGAIN;  // EAGAIN: its queue is full (unix(7)).
+}
+
 absl::Status WaitReadable(int fd, absl::Duration timeout, absl::string_view what) {
   absl::Duration deadline = Clock::Real().Monotonic() + timeout;
   for (;;) {

@@ -17,6 +17,9 @@ namespace still {
 absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, int backlog = 16);
 // UNAVAILABLE when nobody listens. The attempt does not wait: a listening socket accepts at once.
 absl::StatusOr<OwnedFd> ConnectUnix(const std::string& path);
+// Whether somebody listens there, also one that hangs and accepts nobody. Never waits: whoever looks at a thousand sockets
+// must not wait a second for each that hangs.
+bool IsListening(const std::string& path);
 // Waits up to `timeout`, then DEADLINE_EXCEEDED.
 absl::StatusOr<OwnedFd> AcceptWithin(int listening_fd, absl::Duration timeout, absl::string_view what);
 // Waits until `fd` is readable; DEADLINE_EXCEEDED otherwise. absl::InfiniteDuration() waits for ever.

@@ -27,6 +27,7 @@ constexpr std::pair<Event::Kind, absl::string_view> kNames[] = {
     {Event::Kind::kLevel, "level"},         {Event::Kind::kUnreadable, "unreadable"},
     {Event::Kind::kUnusable, "unusable"},   {Event::Kind::kUnmatched, "unmatched"},
     {Event::Kind::kGone, "gone"},           {Event::Kind::kEnded, "ended"},
+    {Event::Kind::kHeld, "held"},           {Event::Kind::kTest, "test"},
 };
 
 std::optional<Event::Kind> KindOfName(absl::string_view text) {

@@ -34,6 +34,8 @@ struct Event {
     kUnmatched,   // A name or pattern of a schedule fits no session.
     kGone,        // A machine that a pattern fitted is there no more.
     kEnded,       // A machine ended, and nobody stopped it.
+    kTest,        // Nothing: somebody wants to see whether alerts arrive. Never raised.
+    kHeld,        // A machine stands still, because its disk cannot be read or written.
   };
   Kind kind = Kind::kFailed;
   std::string about;     // Of a recovery: the name of what is over.

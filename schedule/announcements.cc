@@ -163,15 +163,17 @@ HookAnnouncer::HookAnnouncer(AnnouncerOptions options) : options_(std::move(opti
 
 HookAnnouncer::~HookAnnouncer() = default;
 
-void TellOnce(const AnnouncerOptions& options, const Event& event) {
+std::vector<Announcer::Outcome> TellOnce(const AnnouncerOptions& options, const Event& event) {
   HookAnnouncer announcer(options);
   const std::vector<std::string> channels = announcer.Channels();
   for (const std::string& channel : channels) announcer.Deliver({.key = "", .channel = channel, .event = event});
   // Each has a time limit of its own.
-  for (size_t told = 0; told < channels.size();) {
-    told += announcer.TakeOutcomes().size();
-    if (told < channels.size()) Clock::Real().Sleep(absl::Milliseconds(50));
+  std::vector<Announcer::Outcome> all;
+  while (all.size() < channels.size()) {
+    for (Announcer::Outcome& outcome : announcer.TakeOutcomes()) all.push_back(std::move(outcome));
+    if (all.size() < channels.size()) Clock::Real().Sleep(absl::Milliseconds(50));
   }
+  return all;
 }
 
 std::vector<std::string> HookAnnouncer::Channels() const {

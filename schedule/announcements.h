@@ -30,8 +30,9 @@ std::string EventJson(const Event& event);
 // With its headers, for `sendmail -t`. Nothing that a guest or a program said can add a header.
 std::string EventMail(const Event& event, const std::string& to);
 
-// Tells without a book: for whoever finds that there is none to be had. Waits until every channel took it or failed.
-void TellOnce(const AnnouncerOptions& options, const Event& event);
+// Tells without a book: for whoever finds that there is none to be had. Waits until every channel took it or failed, and
+// gives what came of it.
+std::vector<Announcer::Outcome> TellOnce(const AnnouncerOptions& options, const Event& event);
 
 class HookAnnouncer final : public Announcer {
  public:

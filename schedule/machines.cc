@@ -1,17 +1,43 @@
 #include "schedule/machines.h"
 
 #include <algorithm>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
 
 namespace still::schedule {
 
-std::map<std::string, Newest> NewestByLevel(const std::vector<manifestpb::Snapshot>& snapshots,
+namespace {
+
+using Commit = std::tuple<int64_t, int64_t, std::string>;
+
+Commit CommitOf(const store::SnapshotSummary& one) { return {one.sequence, one.committed_unix_ns, one.id}; }
+
+}  // namespace
+
+std::map<std::string, Newest> NewestByLevel(const std::vector<store::SnapshotSummary>& snapshots,
                                             const std::map<std::string, snapshot::MachineIdentity>& machines) {
+  // Whoever a snapshot may be of is found by what it carries: asking every machine of every snapshot would take minutes.
+  std::unordered_map<std::string, std::vector<const std::string*>> sessions_by;
+  for (const auto& [session, machine] : machines) {
+    if (!machine.machine_id.empty()) sessions_by[machine.machine_id].push_back(&session);
+    if (!machine.session_id.empty()) sessions_by[machine.session_id].push_back(&session);
+    sessions_by[machine.name].push_back(&session);
+  }
+  std::map<std::string, std::map<Level, Commit>> commits;
   std::map<std::string, Newest> newest;
-  for (const manifestpb::Snapshot& one : snapshots) {
-    for (const auto& [session, machine] : machines) {
-      if (!snapshot::IsSnapshotOf(one, machine)) continue;
-      const Level level = std::max(one.consistency().level(), manifestpb::Consistency::CRASH);
-      newest[session][level] = absl::FromUnixNanos(one.point_unix_ns());  // The last of a level stays.
+  for (const store::SnapshotSummary& one : snapshots) {
+    for (const std::string* carried : {&one.machine_id, &one.session_id, &one.session}) {
+      auto found = sessions_by.find(*carried);
+      if (carried->empty() || found == sessions_by.end()) continue;
+      for (const std::string* session : found->second) {
+        if (!snapshot::IsSnapshotOf(one, machines.at(*session))) continue;
+        const Level level = std::max(static_cast<Level>(one.level), manifestpb::Consistency::CRASH);
+        auto [last, first] = commits[*session].try_emplace(level, CommitOf(one));
+        if (!first && CommitOf(one) < last->second) continue;
+        last->second = CommitOf(one);
+        newest[*session][level] = absl::FromUnixNanos(one.point_unix_ns);
+      }
     }
   }
   return newest;

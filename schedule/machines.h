@@ -15,8 +15,8 @@
 
 namespace still::schedule {
 
-// `snapshots`: in the order of commits. By session, of those machines that have a snapshot.
-std::map<std::string, Newest> NewestByLevel(const std::vector<manifestpb::Snapshot>& snapshots,
+// By session, of those machines that have a snapshot. Newest by the order of commits, whatever the order of `snapshots`.
+std::map<std::string, Newest> NewestByLevel(const std::vector<store::SnapshotSummary>& snapshots,
                                             const std::map<std::string, snapshot::MachineIdentity>& machines);
 
 // The ids of the snapshots that the schedule took of this machine, no others, and that its retention does not keep. Never

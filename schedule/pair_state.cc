@@ -45,16 +45,20 @@ std::string EncodePairMemory(const PairMemory& memory) {
     json["retry_at"] = absl::ToUnixSeconds(*memory.retry_at);
     json["retry_planned"] = absl::ToUnixSeconds(memory.retry_planned);
   }
+  for (const auto& [point, taken] : memory.ahead) {
+    json["ahead"].push_back({{"point_ns", absl::ToUnixNanos(point)}, {"taken_ns", absl::ToUnixNanos(taken)}});
+  }
   return json.dump();
 }
 
 std::optional<PairMemory> DecodePairMemory(const std::string& text) {
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return std::nullopt;
-  const auto number = [&](const char* name) {
-    auto at = json.find(name);
-    return at != json.end() && at->is_number_integer() ? at->get<int64_t>() : 0;
+  const auto number_in = [](const nlohmann::json& in, const char* name) {
+    auto at = in.find(name);
+    return at != in.end() && at->is_number_integer() ? at->get<int64_t>() : 0;
   };
+  const auto number = [&](const char* name) { return number_in(json, name); };
   auto level = json.find("level");
   PairMemory memory;
   memory.known = absl::FromUnixSeconds(number("known"));
@@ -67,6 +71,14 @@ std::optional<PairMemory> DecodePairMemory(const std::string& text) {
   if (json.contains("retry_at")) {
     memory.retry_at = absl::FromUnixSeconds(number("retry_at"));
     memory.retry_planned = absl::FromUnixSeconds(number("retry_planned"));
+  }
+  if (auto ahead = json.find("ahead"); ahead != json.end() && ahead->is_array()) {
+    for (const nlohmann::json& one : *ahead) {
+      if (!one.is_object()) continue;
+      const int64_t taken = number_in(one, "taken_ns");
+      memory.ahead[absl::FromUnixNanos(number_in(one, "point_ns"))] =
+          taken == absl::ToUnixNanos(absl::InfinitePast()) ? absl::InfinitePast() : absl::FromUnixNanos(taken);
+    }
   }
   return memory;
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -54,6 +55,9 @@ struct PairMemory {
   std::optional<absl::Time> retry_at;
   absl::Time retry_planned;
   uint32_t attempts = 0;
+  // Snapshots whose point lay in the future when it was looked at, and when they were taken at the latest; InfinitePast():
+  // nobody knows. Once that future has come, their points alone would make the machine fresh.
+  std::map<absl::Time, absl::Time> ahead;
   bool operator==(const PairMemory&) const = default;
 };
 

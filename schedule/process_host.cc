@@ -12,11 +12,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/secret.h"
 #include "proto/grpc_status.h"
 #include "schedule/machines.h"
+#include "session/control/describe_all.h"
 #include "session/session_config.h"
 #include "snapshot/machine.h"
 
@@ -24,7 +26,7 @@ namespace still::schedule {
 namespace {
 
 // A session answers at once or hangs; recovery must get on.
-constexpr std::chrono::seconds kAskTimeout(5);
+constexpr absl::Duration kAskTimeout = absl::Seconds(5);
 constexpr std::chrono::seconds kHealTimeout(30);
 constexpr size_t kLongestPid = 32;
 
@@ -34,18 +36,18 @@ bool Locked(const std::string& path) {
   return file.ok() && ::flock(file->get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
 }
 
-// One that did not end on purpose counts as running: its runs fail, and somebody is told.
+// One that did not end on purpose ought to run: its runs fail, and somebody is told.
 SessionState StateOf(const session::SessionEntry& entry) {
   SessionState state{.name = entry.name, .running = true};
-  if (entry.alive || !entry.end.has_value() || !session::EndedOnPurpose(*entry.end)) return state;
-  state.running = false;
+  if (entry.alive || !entry.end.has_value()) return state;
+  state.running = !session::EndedOnPurpose(*entry.end);
   if (entry.end->kind() != sessionpb::SessionEnd::STOPPED) state.ended = session::DescribeEnd(*entry.end);
   return state;
 }
 
 absl::StatusOr<sessionpb::DescribeResponse> Ask(sessionpb::SessionControl::Stub& control) {
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + kAskTimeout);
+  context.set_deadline(absl::ToChronoTime(Clock::Real().Now() + kAskTimeout));
   sessionpb::DescribeResponse state;
   STILL_RETURN_IF_ERROR(FromGrpc(control.Describe(&context, {}, &state)));
   return state;
@@ -62,10 +64,12 @@ std::string ProcessHost::LockPath(int64_t run) const { return JoinPath(Directory
 
 absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
   STILL_ASSIGN_OR_RETURN(session::SessionRegistry::Listing all, registry_.ListAll());
+  const std::map<std::string, std::string> held = watch_.Held();
   std::vector<SessionState> states;
   for (const session::SessionEntry& entry : all.entries) {
     if (absl::StartsWith(entry.name, session::kDrillPrefix)) continue;
     states.push_back(StateOf(entry));
+    if (auto at = held.find(entry.name); entry.ready && at != held.end()) states.back().held = at->second;
   }
   for (const auto& [name, why] : all.unreadable) {
     if (absl::StartsWith(name, session::kDrillPrefix)) continue;
@@ -84,8 +88,8 @@ absl::StatusOr<std::map<std::string, Newest>> ProcessHost::NewestGood(const std:
         machine.ok() ? *std::move(machine)
                      : snapshot::MachineIdentity{.host = here_, .machine_id = "", .session_id = "", .name = session};
   }
-  STILL_ASSIGN_OR_RETURN(const std::vector<manifestpb::Snapshot> snapshots, repository_->ListSnapshots());
-  return NewestByLevel(snapshots, machines);
+  STILL_ASSIGN_OR_RETURN(auto snapshots, repository_->Summaries());
+  return NewestByLevel(*snapshots, machines);
 }
 
 absl::Status ProcessHost::Start(const Schedule&, const store::RunRow& run) {
@@ -137,12 +141,17 @@ void ProcessHost::Stop(int64_t run) {
 
 absl::StatusOr<int> ProcessHost::HealSessions() {
   STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, registry_.List());
-  int healed = 0;
+  std::vector<std::string> names;
   for (const session::SessionEntry& entry : entries) {
-    if (!entry.ready) continue;
-    absl::StatusOr<bool> status = HealSession(entry.name);
+    if (entry.ready) names.push_back(entry.name);
+  }
+  // All at once: those that hang must not keep the others waiting one after the other.
+  auto states = session::DescribeAll(registry_, names, kAskTimeout);
+  int healed = 0;
+  for (size_t i = 0; i < names.size(); ++i) {
+    absl::StatusOr<bool> status = states[i].ok() ? HealSession(names[i], *states[i]) : states[i].status();
     if (!status.ok()) {
-      LogError("session not healed", {{"session", entry.name}, {"error", status.status().ToString()}});
+      LogError("session not healed", {{"session", names[i]}, {"error", status.status().ToString()}});
     } else if (*status) {
       ++healed;
     }
@@ -151,12 +160,13 @@ absl::StatusOr<int> ProcessHost::HealSessions() {
 }
 
 // First what is paused: an agent whose machine stands still answers nobody.
-absl::StatusOr<bool> ProcessHost::HealSession(const std::string& name) {
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> control, registry_.Connect(name));
-  STILL_ASSIGN_OR_RETURN(sessionpb::DescribeResponse state, Ask(*control));
+absl::StatusOr<bool> ProcessHost::HealSession(const std::string& name, sessionpb::DescribeResponse state) {
   bool paused = state.state() == sessionpb::DescribeResponse::PAUSED;
   // With a capture under way, its own guards see to everything; what holds a guest for its disks lets it go on again.
   if (!state.active_capture().empty() || (paused && !state.disk_trouble().empty())) return false;
+  const bool frozen = state.agent().connected() && state.agent().quiesce_state() == guestpb::FROZEN;
+  if (!paused && !frozen) return false;
+  STILL_ASSIGN_OR_RETURN(std::unique_ptr<sessionpb::SessionControl::Stub> control, registry_.Connect(name));
   if (paused) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kHealTimeout);

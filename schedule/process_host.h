@@ -11,6 +11,7 @@
 
 #include "base/process.h"
 #include "schedule/scheduler.h"
+#include "schedule/session_watch.h"
 #include "session/control/session_registry.h"
 #include "store/repository.h"
 
@@ -26,7 +27,11 @@ class ProcessHost final : public Host {
  public:
   // `repository` must outlive it, or be replaced before it ends.
   ProcessHost(store::Repository& repository, HostIdentity here, ProcessHostOptions options)
-      : repository_(&repository), here_(std::move(here)), options_(std::move(options)), registry_(options_.state) {}
+      : repository_(&repository),
+        here_(std::move(here)),
+        options_(std::move(options)),
+        registry_(options_.state),
+        watch_(registry_) {}
   void UseRepository(store::Repository& repository) { repository_ = &repository; }
   // Workers live on.
   ~ProcessHost() override;
@@ -40,6 +45,8 @@ class ProcessHost final : public Host {
   // Lets sessions go on that are paused or frozen though nobody takes a snapshot of them. Gives how many. What cannot be
   // reached, or healed, is logged.
   absl::StatusOr<int> HealSessions();
+  // How the sessions are, of which only they themselves know.
+  SessionWatch& watch() { return watch_; }
   // Forgets the locks of workers that are gone.
   absl::Status SweepLocks();
 
@@ -47,12 +54,13 @@ class ProcessHost final : public Host {
   std::string LockPath(int64_t run) const;
   std::string Directory() const;
   // True when there was something to heal.
-  absl::StatusOr<bool> HealSession(const std::string& name);
+  absl::StatusOr<bool> HealSession(const std::string& name, sessionpb::DescribeResponse state);
 
   store::Repository* repository_;
   const HostIdentity here_;
   const ProcessHostOptions options_;
   const session::SessionRegistry registry_;
+  SessionWatch watch_;
   std::map<int64_t, ChildProcess> children_;
 };
 

@@ -74,7 +74,7 @@ absl::StatusOr<Timing> MakeTiming(const Definition& definition, absl::TimeZone l
 
 absl::Status CheckRest(const Definition& definition) {
   STILL_RETURN_IF_ERROR(OneOf("require", definition.require(), {"crash", "filesystem", "application"}));
-  STILL_RETURN_IF_ERROR(OneOf("when-off", definition.when_off(), {"tell", "skip"}));
+  STILL_RETURN_IF_ERROR(OneOf("when-off", definition.when_off(), {"tell", "skip", "disk"}));
   const bool promises = !definition.require().empty() || !definition.when_off().empty();
   if (promises && definition.kind() != Definition::KIND_CAPTURE) {
     return absl::InvalidArgumentError(
@@ -133,6 +133,7 @@ absl::StatusOr<Schedule> MakeSchedule(const Definition& definition, absl::TimeZo
   STILL_ASSIGN_OR_RETURN(schedule.time_limit, SpanOr(definition.time_limit(), kDefaultTimeLimit));
   STILL_ASSIGN_OR_RETURN(schedule.verify_period, SpanOr(definition.verify_period(), kDefaultVerifyPeriod));
   if (definition.when_off() == "skip") schedule.when_off = WhenOff::kSkip;
+  if (definition.when_off() == "disk") schedule.when_off = WhenOff::kDisk;
   schedule.counted_from = absl::FromUnixNanos(definition.counted_from_unix_ns());
   return schedule;
 }

@@ -26,6 +26,7 @@ inline constexpr absl::string_view kScheduleLabel = "schedule";
 enum class WhenOff {
   kTell,  // When its newest snapshot is too old, as of one that runs.
   kSkip,  // Nothing, for as long as it stays off.
+  kDisk,  // Its runs read the files of its disks.
 };
 
 struct Schedule {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
+#include "base/host_time_zone.h"
 #include "base/quantity.h"
 #include "proto/grpc_status.h"
 
@@ -39,7 +40,7 @@ absl::StatusOr<schedulepb::Schedule> ScheduleService::Put(schedulepb::Schedule d
   }
   // What would have been due under other rules does not count.
   definition.set_counted_from_unix_ns(absl::ToUnixNanos(Clock::Real().Now()));
-  STILL_ASSIGN_OR_RETURN(Schedule schedule, MakeSchedule(definition, absl::LocalTimeZone()));
+  STILL_ASSIGN_OR_RETURN(Schedule schedule, MakeSchedule(definition, HostTimeZone::Real().Now()));
   STILL_ASSIGN_OR_RETURN(store::ScheduleRow row, ToRow(schedule));
   STILL_RETURN_IF_ERROR(supervisor_.book().PutSchedule(row));
   supervisor_.SchedulesChanged();

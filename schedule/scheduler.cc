@@ -20,6 +20,8 @@ constexpr absl::Duration kMaxAgeGoodFor = absl::Hours(24);
 constexpr absl::Duration kLongestRetry = absl::Hours(2);
 // A snapshot from this little ahead is of now: clocks are set by small steps all the time.
 constexpr absl::Duration kClocksDiffer = absl::Minutes(5);
+// From that little ahead it may be of an hour ago at most: a time zone was taken for another one, and then set right.
+constexpr absl::Duration kClocksAreSet = absl::Hours(14);
 
 bool IsPattern(const std::string& text) { return text.find_first_of("*?") != std::string::npos; }
 
@@ -46,7 +48,7 @@ absl::Status Scheduler::Recover() {
     PairKey key{run.schedule, run.session};
     auto pair = pairs_.find(key);
     absl::Duration limit = pair == pairs_.end() ? absl::Hours(24) : pair->second.schedule->time_limit;
-    running_[run.id] = {.pair = key, .deadline = clock_.Monotonic() + limit};
+    running_[run.id] = {.pair = key, .began = std::nullopt, .deadline = clock_.Monotonic() + limit};
     busy_.insert(run.session);
   }
   if (!running.empty()) LogInfo("runs of an earlier process", {{"count", running.size()}});
@@ -122,12 +124,14 @@ void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, 
   auto [at, added] = pairs_.try_emplace({schedule.name(), state.name});
   Pair& pair = at->second;
   pair.schedule = &schedule;
-  if (added || pair.counted_from != schedule.counted_from) {
+  // The zone is the host's own in most schedules, and somebody may set it.
+  if (added || pair.counted_from != schedule.counted_from || pair.zone != schedule.timing.zone) {
     pair.session = state.name;
     auto known = cursors_.find(at->first);
     pair.cursor = std::max(schedule.counted_from, known == cursors_.end() ? absl::InfinitePast() : known->second);
     pair.cursor = std::min(pair.cursor, now);
     pair.counted_from = schedule.counted_from;
+    pair.zone = schedule.timing.zone;
     pair.seen.reset();
     pair.max_age_of = absl::InfinitePast();
     FindNext(pair);
@@ -150,7 +154,8 @@ void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, 
     Change(pair, memory);
   }
   pair.exists = exists;
-  pair.can_run = exists && state.running;
+  pair.can_run = exists && (state.running || (schedule.captures() && schedule.when_off == WhenOff::kDisk));
+  pair.off = exists && !state.running;
   if (!schedule.captures()) return;
   if (now - pair.max_age_of > kMaxAgeGoodFor || pair.max_age_of > now) {
     pair.max_age = schedule.MaxAge(now);
@@ -179,15 +184,31 @@ absl::Status Scheduler::LookForSnapshots(absl::Time now) {
     if (!pair.schedule->captures() || pair.freshness_known) continue;
     pair.freshness_known = true;
     auto found = newest->find(pair.session);
-    if (found == newest->end()) continue;
-    for (const auto& [level, point] : found->second) {
-      // A point in the future says nothing of how old the snapshot is.
-      if (level < Promised(pair) || point > now + kClocksDiffer || point < pair.freshness.good()) continue;
-      pair.freshness.Good(std::min(point, now));
-      pair.newest_level = level;
-    }
+    NoticeNewest(pair, found == newest->end() ? Newest{} : found->second, now);
   }
   return absl::OkStatus();
+}
+
+void Scheduler::NoticeNewest(Pair& pair, const Newest& newest, absl::Time now) {
+  PairMemory memory = pair.memory;
+  memory.ahead.clear();
+  for (const auto& [level, point] : newest) {
+    const absl::Time taken = TakenAtTheLatest(pair.memory, point, now);
+    if (point > now + kClocksDiffer || pair.memory.ahead.count(point) != 0) memory.ahead[point] = taken;
+    if (level < Promised(pair) || taken < pair.freshness.good()) continue;
+    pair.freshness.Good(taken);
+    pair.newest_level = level;
+  }
+  Change(pair, memory);
+}
+
+// By the point that it carries. One in the future was written while the clock was ahead, and nobody but who saw the clock
+// go back can tell by how much.
+absl::Time Scheduler::TakenAtTheLatest(const PairMemory& memory, absl::Time point, absl::Time now) const {
+  if (auto known = memory.ahead.find(point); known != memory.ahead.end()) return std::min(known->second, now);
+  if (point <= now + kClocksDiffer) return std::min(point, now);
+  if (point <= set_back_at_) return std::min(point - set_back_by_, now);
+  return point <= now + kClocksAreSet ? now : absl::InfinitePast();
 }
 
 void Scheduler::FindNext(Pair& pair) const {
@@ -203,7 +224,13 @@ void Scheduler::NoticeClock(absl::Time now) {
   if (now < last_now_) {
     const absl::Duration by = last_now_ + (time - last_time_) - now;
     LogWarning("the clock was set back", {{"seconds", absl::ToInt64Seconds(by)}});
+    set_back_at_ = now + by;
+    set_back_by_ = by;
+    // What the repository has is looked at anew, and what the clock stamped while it was ahead is remembered as such.
+    const bool look_again = by > kClocksDiffer;
+    if (look_again) Reload();
     for (auto& [key, pair] : pairs_) {
+      if (look_again) pair.freshness_known = false;
       pair.cursor = std::min(pair.cursor, now);
       pair.seen.reset();
       pair.freshness.SetBack(now, by);

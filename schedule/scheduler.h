@@ -79,6 +79,8 @@ class Scheduler {
   bool Telling();
   // Every machine of the host, once for each schedule that takes snapshots of it, or once without one.
   std::vector<Cover> Coverage() const;
+  // As of the last look.
+  const std::vector<SessionState>& sessions() const { return sessions_; }
   // When a turn was last done in full; InfinitePast(): never.
   absl::Time last_full_turn() const { return last_full_turn_; }
   // Schedules or sessions have changed: the next step looks at them.
@@ -92,9 +94,10 @@ class Scheduler {
   struct Pair {
     const Schedule* schedule = nullptr;
     std::string session;
-    bool exists = false;             // The session is there.
-    bool can_run = false;            // ... and running.
-    absl::Time cursor;               // Occurrences until then have their row.
+    bool exists = false;   // The session is there.
+    bool can_run = false;  // ... and something can be done to it: it runs, or its disks are read while it is off.
+    bool off = false;      // It is there, and does not run.
+    absl::Time cursor;     // Occurrences until then have their row.
     std::optional<absl::Time> next;  // The first occurrence after it; nullopt: never.
     absl::Time due;
     std::optional<absl::Time> seen;  // The newest occurrence that was due, and when that was noticed.
@@ -107,10 +110,12 @@ class Scheduler {
     absl::Duration max_age;
     absl::Time max_age_of;  // When it was worked out.
     absl::Time counted_from;
+    absl::TimeZone zone;
   };
   struct Active {
     PairKey pair;
-    absl::Duration deadline;  // Of the monotonic clock.
+    std::optional<absl::Duration> began;  // Of the monotonic clock; nullopt: by an earlier process.
+    absl::Duration deadline;              // Of the same.
     bool stopped = false;
   };
   struct Due {
@@ -125,6 +130,8 @@ class Scheduler {
   void NoticeLevel(Pair& pair, const store::RunRow& run, absl::Time now);
   void Change(Pair& pair, const PairMemory& memory);
   void ClampKnown(Pair& pair, absl::Time now);
+  absl::Time TakenAtTheLatest(const PairMemory& memory, absl::Time point, absl::Time now) const;
+  void NoticeNewest(Pair& pair, const Newest& newest, absl::Time now);
   absl::Status KeepMemories();
   void LookForDropouts(absl::Time now);
   void LookForUnmatched(absl::Time now);
@@ -136,6 +143,7 @@ class Scheduler {
   void FindNext(Pair& pair) const;
   void NoticeDue(Pair& pair, absl::Time now) const;
   absl::Status CloseEnded(absl::Time now);
+  void NoticeBegun(const Active& active, store::RunRow& run, absl::Time now);
   absl::Status Ended(const PairKey& key, const store::RunRow& run, absl::Time now);
   std::vector<Due> FindDue(absl::Time now);
   absl::Status BeginDue(const Due& due, absl::Time now);
@@ -164,6 +172,9 @@ class Scheduler {
   std::set<std::string> busy_;  // Sessions with a run.
   absl::Time last_now_ = absl::InfinitePast();
   absl::Duration last_time_;  // Of the monotonic clock, then.
+  // The clock was set back by so much, last, when it said this.
+  absl::Time set_back_at_ = absl::InfinitePast();
+  absl::Duration set_back_by_;
   absl::Time last_full_turn_ = absl::InfinitePast();
   std::optional<absl::Duration> failing_since_;           // By the monotonic clock.
   absl::Duration loaded_at_ = -absl::InfiniteDuration();  // Of the monotonic clock.

@@ -15,7 +15,7 @@ void Scheduler::LookForStale(absl::Time now) {
     const Schedule& schedule = *pair.schedule;
     if (!schedule.captures() || schedule.definition.paused()) continue;
     const std::string& name = schedule.name();
-    const bool off = pair.exists && !pair.can_run;
+    const bool off = pair.off;
     if (off && schedule.when_off == WhenOff::kSkip) continue;
     if (pair.freshness.Age(now) > pair.max_age) {
       pair.stale = true;
@@ -91,7 +91,7 @@ void Scheduler::LookForDropouts(absl::Time now) {
     } else {
       alerts_.Clear(Kind::kUnreadable, "", session.name, now, absl::StrCat(session.name, " can be read again"));
     }
-    if (named && !session.running && !session.ended.empty()) {
+    if (named && !session.ended.empty()) {
       alerts_.Raise({.kind = Kind::kEnded,
                      .schedule = "",
                      .session = session.name,
@@ -99,6 +99,16 @@ void Scheduler::LookForDropouts(absl::Time now) {
                      .message = absl::StrCat(session.name, " has ended, and nobody stopped it: ", session.ended)});
     } else {
       alerts_.Clear(Kind::kEnded, "", session.name, now, absl::StrCat(session.name, " runs again, or was stopped"));
+    }
+    // Also of one that nothing protects: its guest stands still.
+    if (!session.held.empty()) {
+      alerts_.Raise({.kind = Kind::kHeld,
+                     .schedule = "",
+                     .session = session.name,
+                     .at = now,
+                     .message = absl::StrCat(session.name, ": ", session.held)});
+    } else {
+      alerts_.Clear(Kind::kHeld, "", session.name, now, absl::StrCat(session.name, " goes on"));
     }
   }
   LookForUnmatched(now);
@@ -189,24 +199,31 @@ bool Scheduler::StillWanted(const Event& event) const {
       return memories_.count({event.schedule, event.session}) != 0;
     case Kind::kUnreadable:
     case Kind::kEnded:
+    case Kind::kHeld:
       return std::any_of(sessions_.begin(), sessions_.end(),
                          [&](const SessionState& one) { return one.name == event.session; });
     case Kind::kScheduler:
       return true;
     case Kind::kRecovered:
-      break;  // No alert is of this kind.
+    case Kind::kTest:
+      break;  // No alert is of these kinds.
   }
   return false;
 }
 
 std::vector<Cover> Scheduler::Coverage() const {
+  std::map<absl::string_view, std::vector<std::pair<absl::string_view, const Pair*>>> by_session;
+  for (const auto& [key, pair] : pairs_) {
+    if (!pair.schedule->captures() || pair.schedule->definition.paused()) continue;
+    by_session[pair.session].emplace_back(key.first, &pair);
+  }
   std::vector<Cover> covers;
   for (const SessionState& session : sessions_) {
     const size_t before = covers.size();
-    for (const auto& [key, pair] : pairs_) {
-      if (pair.session != session.name || !pair.schedule->captures() || pair.schedule->definition.paused()) continue;
+    for (const auto& [schedule, known] : by_session[session.name]) {
+      const Pair& pair = *known;
       Cover cover{.session = session,
-                  .schedule = key.first,
+                  .schedule = std::string(schedule),
                   .promised = Promised(pair),
                   .newest_level = pair.newest_level,
                   .max_age = pair.max_age,

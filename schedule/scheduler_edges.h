@@ -36,7 +36,8 @@ struct SessionState {
   std::string name;
   bool running = false;    // Or ought to. Else it was ended: there is nothing new to take a snapshot of.
   std::string unreadable;  // Why nothing is known of it; then it counts as running.
-  std::string ended;       // How it ended, unless somebody stopped it.
+  std::string ended;       // How it ended, unless somebody stopped it; also of one that ought to run.
+  std::string held;        // Why it stands still though it runs: its disk cannot be read or written.
 };
 using Newest = std::map<Level, absl::Time>;
 

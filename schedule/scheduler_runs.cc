@@ -105,7 +105,8 @@ absl::StatusOr<RunRow> Scheduler::Begin(Pair& pair, const RunRow& planned, absl:
   run.started = now;
   STILL_ASSIGN_OR_RETURN(run.id, book_.AddRun(run));
   const PairKey key{run.schedule, run.session};
-  running_[run.id] = {.pair = key, .deadline = clock_.Monotonic() + pair.schedule->time_limit};
+  const absl::Duration began = clock_.Monotonic();
+  running_[run.id] = {.pair = key, .began = began, .deadline = began + pair.schedule->time_limit};
   busy_.insert(run.session);
   absl::Status started = host_.Start(*pair.schedule, run);
   if (!started.ok()) {
@@ -142,6 +143,7 @@ absl::Status Scheduler::CloseEnded(absl::Time now) {
       run->message = active.stopped ? "it took longer than its time limit" : "its process ended before it was done";
       STILL_RETURN_IF_ERROR(book_.UpdateRun(*run));
     }
+    if (run.has_value()) NoticeBegun(active, *run, now);
     entry = running_.erase(entry);
     if (run.has_value()) {
       STILL_RETURN_IF_ERROR(Ended(key, *run, now));
@@ -150,6 +152,16 @@ absl::Status Scheduler::CloseEnded(absl::Time now) {
     }
   }
   return absl::OkStatus();
+}
+
+// The clock may have been set since a run began: what it began at, by the clock as it is now.
+void Scheduler::NoticeBegun(const Active& active, RunRow& run, absl::Time now) {
+  if (!run.started.has_value()) return;
+  if (auto pair = pairs_.find(active.pair); pair != pairs_.end() && *run.started > now) {
+    pair->second.freshness_known = false;  // Its snapshot's point is ahead, and that is to be remembered.
+  }
+  run.started = active.began.has_value() ? now - (clock_.Monotonic() - *active.began)
+                                         : TakenAtTheLatest(PairMemory{}, *run.started, now);
 }
 
 absl::Status Scheduler::Ended(const PairKey& key, const RunRow& run, absl::Time now) {

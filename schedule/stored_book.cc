@@ -14,10 +14,11 @@ constexpr int64_t kMostRunning = 10000;
 
 absl::StatusOr<std::vector<Schedule>> StoredBook::Schedules() {
   STILL_ASSIGN_OR_RETURN(std::vector<store::ScheduleRow> rows, book_.ListSchedules());
+  const absl::TimeZone local = local_.Now();
   std::vector<Schedule> schedules;
   std::map<std::string, std::string> unusable;
   for (const store::ScheduleRow& row : rows) {
-    absl::StatusOr<Schedule> schedule = FromRow(row, local_);
+    absl::StatusOr<Schedule> schedule = FromRow(row, local);
     if (schedule.ok()) {
       schedules.push_back(*std::move(schedule));
     } else {

@@ -7,6 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "base/host_time_zone.h"
 #include "schedule/scheduler.h"
 #include "store/book/book.h"
 #include "store/repository.h"
@@ -15,8 +16,8 @@ namespace still::schedule {
 
 class StoredBook final : public RunBook {
  public:
-  // `book` must outlive it. `local`: the zone of schedules that name none.
-  StoredBook(store::Book& book, absl::TimeZone local) : book_(book), local_(local) {}
+  // Both must outlive it. `local`: the zone of schedules that name none.
+  StoredBook(store::Book& book, HostTimeZone& local) : book_(book), local_(local) {}
 
   // One that cannot be read is left out: the others go on.
   absl::StatusOr<std::vector<Schedule>> Schedules() override ABSL_LOCKS_EXCLUDED(mutex_);
@@ -33,7 +34,7 @@ class StoredBook final : public RunBook {
 
  private:
   store::Book& book_;
-  const absl::TimeZone local_;
+  HostTimeZone& local_;
   mutable absl::Mutex mutex_;
   std::map<std::string, std::string> unusable_ ABSL_GUARDED_BY(mutex_);
 };

@@ -18,6 +18,7 @@ namespace {
 
 // History that nobody asks for after this long; the newest row of each schedule and session stays.
 constexpr absl::Duration kHistoryKept = absl::Hours(24 * 400);
+constexpr absl::Duration kAskSessionsEvery = absl::Seconds(10);
 // A command waits so long for channels that take their time; what was not told by then is tried by whoever comes next.
 constexpr absl::Duration kLongestTelling = absl::Seconds(70);
 constexpr absl::Duration kLookAtTelling = absl::Milliseconds(50);
@@ -40,7 +41,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
   absl::MutexLock lock(&made->mutex_);
   STILL_RETURN_IF_ERROR(made->OpenRepository());
   STILL_ASSIGN_OR_RETURN(made->book_, OpenBook(options.state, options.repository.path, *made->repository_));
-  made->schedules_ = std::make_unique<StoredBook>(*made->book_, absl::LocalTimeZone());
+  made->schedules_ = std::make_unique<StoredBook>(*made->book_, HostTimeZone::Real());
   made->host_ = std::make_unique<ProcessHost>(*made->repository_, options.repository.here, std::move(host));
   made->scheduler_ = std::make_unique<Scheduler>(*made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
                                                  SchedulerOptions{.max_running = options.max_running});
@@ -77,18 +78,31 @@ absl::Status Supervisor::TakeChargeLocked() {
   if (absl::StatusOr<int> healed = host_->HealSessions(); !healed.ok()) {
     LogWarning("sessions not looked at", {{"error", healed.status().ToString()}});
   }
+  host_->watch().Start(kAskSessionsEvery);
   STILL_RETURN_IF_ERROR(scheduler_->Recover());
   STILL_RETURN_IF_ERROR(host_->SweepLocks());
   if (absl::Status swept = snapshot::SweepDrills(*book_, session::SessionRegistry(options_.state)); !swept.ok()) {
     LogWarning("drills that were killed are not swept", {{"error", swept.ToString()}});
   }
-  return book_->TrimRuns(Clock::Real().Now() - kHistoryKept);
+  TrimRuns();
+  return absl::OkStatus();
+}
+
+// What is left too long costs room, and nothing else: the next day takes it too.
+void Supervisor::TrimRuns() {
+  const absl::Duration time = Clock::Real().Monotonic();
+  if (time - trimmed_at_ < options_.trim_every) return;
+  trimmed_at_ = time;
+  if (absl::Status trimmed = book_->TrimRuns(Clock::Real().Now() - kHistoryKept); !trimmed.ok()) {
+    LogWarning("old runs are not removed", {{"error", trimmed.ToString()}});
+  }
 }
 
 absl::StatusOr<schedulepb::CheckReport> Supervisor::LookForTrouble(const std::string& trouble) {
   {
     absl::MutexLock lock(&mutex_);
     scheduler_->Drain();
+    host_->watch().AskOnce();
     STILL_RETURN_IF_ERROR(scheduler_->Recover());
     STILL_RETURN_IF_ERROR(scheduler_->Step().status());
     if (!trouble.empty()) scheduler_->RaiseTrouble(trouble);
@@ -153,6 +167,7 @@ absl::StatusOr<absl::Duration> Supervisor::Step() {
     LogInfo("the repository is opened anew", {{"reason", same.ToString()}});
     STILL_RETURN_IF_ERROR(OpenRepository());
   }
+  if (charge_.valid()) TrimRuns();
   return scheduler_->Step();
 }
 
@@ -194,6 +209,12 @@ void Supervisor::SchedulesChanged() {
   absl::MutexLock lock(&mutex_);
   scheduler_->Reload();
   woken_ = true;
+}
+
+absl::StatusOr<std::vector<SessionState>> Supervisor::KnownSessions() {
+  absl::MutexLock lock(&mutex_);
+  if (!charge_.valid()) return host_->Sessions();
+  return scheduler_->sessions();
 }
 
 absl::StatusOr<std::vector<SessionState>> Supervisor::Sessions() {

@@ -30,6 +30,8 @@ struct SupervisorOptions {
   int max_running = 2;
   AnnouncerOptions announcer;
   std::string worker_program;  // stilld.
+  // History that nobody asks for any more is removed so often.
+  absl::Duration trim_every = absl::Hours(24);
 };
 
 class Supervisor {
@@ -67,6 +69,8 @@ class Supervisor {
   // It may be opened anew at any time: keep what is given for as long as it is used.
   std::shared_ptr<store::Repository> repository() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::vector<SessionState>> Sessions() ABSL_LOCKS_EXCLUDED(mutex_);
+  // As they were when the schedules last looked, a few seconds ago; reads no directory.
+  absl::StatusOr<std::vector<SessionState>> KnownSessions() ABSL_LOCKS_EXCLUDED(mutex_);
   const std::string& state() const { return options_.state; }
   const HostIdentity& here() const { return options_.repository.here; }
   const std::string& repository_path() const { return options_.repository.path; }
@@ -74,6 +78,7 @@ class Supervisor {
  private:
   explicit Supervisor(SupervisorOptions options) : options_(std::move(options)) {}
   absl::Status TakeChargeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TrimRuns() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status OpenRepository() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   schedulepb::CheckReport ReportLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -87,6 +92,7 @@ class Supervisor {
   OwnedFd charge_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ProcessHost> host_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Scheduler> scheduler_ ABSL_GUARDED_BY(mutex_);
+  absl::Duration trimmed_at_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();  // By the monotonic clock.
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

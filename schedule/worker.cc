@@ -25,7 +25,9 @@
 #include "schedule/schedule.h"
 #include "schedule/throttle.h"
 #include "session/control/session_registry.h"
+#include "session/session_config.h"
 #include "snapshot/machine.h"
+#include "snapshot/snapshot_of_disks.h"
 #include "snapshot/take_snapshot.h"
 #include "store/book/book.h"
 
@@ -126,6 +128,7 @@ class RunExecution {
   }
 
   absl::StatusOr<snapshot::TakeOptions> OptionsOfCapture();
+  absl::StatusOr<manifestpb::Snapshot> Take();
   absl::Status Capture();
   absl::Status Retain();
   absl::StatusOr<manifestpb::Snapshot> NewestSnapshot();
@@ -172,10 +175,21 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
   return options;
 }
 
-absl::Status RunExecution::Capture() {
+absl::StatusOr<manifestpb::Snapshot> RunExecution::Take() {
   STILL_ASSIGN_OR_RETURN(snapshot::TakeOptions options, OptionsOfCapture());
-  STILL_ASSIGN_OR_RETURN(manifestpb::Snapshot taken,
-                         snapshot::TakeSnapshot(sessions(), run_.session, *repository_, options));
+  STILL_ASSIGN_OR_RETURN(const session::SessionEntry entry, sessions().Find(run_.session));
+  // Only one that was switched off: what has crashed is to be looked at by somebody, and told.
+  const bool off = !entry.alive && entry.end.has_value() && session::EndedOnPurpose(*entry.end);
+  if (!off || schedule_->when_off != WhenOff::kDisk) {
+    return snapshot::TakeSnapshot(sessions(), run_.session, *repository_, options);
+  }
+  Note("from its disk files: the machine is off");
+  return snapshot::TakeSnapshotOfDisks(sessions(), run_.session, *repository_,
+                                       {.labels = options.labels, .pace = options.pace});
+}
+
+absl::Status RunExecution::Capture() {
+  STILL_ASSIGN_OR_RETURN(const manifestpb::Snapshot taken, Take());
   run_.snapshot = taken.id();
   run_.consistency = absl::AsciiStrToLower(manifestpb::Consistency::Level_Name(taken.consistency().level()));
   run_.bytes_read = taken.drain().bytes_read();

@@ -7,6 +7,30 @@
 #include "session/machine_id.h"
 
 namespace still::snapshot {
+namespace {
+
+// What a snapshot says of whose it is.
+struct Owner {
+  absl::string_view host_id;
+  absl::string_view host;
+  absl::string_view machine_id;
+  absl::string_view session_id;
+  absl::string_view session;
+};
+
+bool IsOwnedBy(const Owner& owner, const MachineIdentity& machine) {
+  if (!owner.machine_id.empty() && !machine.machine_id.empty()) {
+    // A machine that went on elsewhere (restored with its identity) is looked after there.
+    const bool here = owner.host_id == machine.host.id || machine.host.id.empty();
+    return here && owner.machine_id == machine.machine_id;
+  }
+  if (owner.session_id.empty()) return false;  // An import: of a file, whatever its name.
+  if (owner.session_id == machine.session_id) return true;
+  if (!owner.host_id.empty() && owner.host_id != machine.host.id) return false;
+  return owner.session == machine.name && owner.host == machine.host.name;
+}
+
+}  // namespace
 
 MachineIdentity IdentityOf(const HostIdentity& host, const sessionpb::SessionConfig& config) {
   return {
@@ -22,15 +46,21 @@ absl::StatusOr<MachineIdentity> FindMachine(const session::SessionRegistry& sess
 }
 
 bool IsSnapshotOf(const manifestpb::Snapshot& snapshot, const MachineIdentity& machine) {
-  if (!snapshot.machine_id().empty() && !machine.machine_id.empty()) {
-    // A machine that went on elsewhere (restored with its identity) is looked after there.
-    const bool here = snapshot.host_id() == machine.host.id || machine.host.id.empty();
-    return here && snapshot.machine_id() == machine.machine_id;
-  }
-  if (snapshot.session_id().empty()) return false;  // An import: of a file, whatever its name.
-  if (snapshot.session_id() == machine.session_id) return true;
-  if (!snapshot.host_id().empty() && snapshot.host_id() != machine.host.id) return false;
-  return snapshot.session() == machine.name && snapshot.host() == machine.host.name;
+  return IsOwnedBy({.host_id = snapshot.host_id(),
+                    .host = snapshot.host(),
+                    .machine_id = snapshot.machine_id(),
+                    .session_id = snapshot.session_id(),
+                    .session = snapshot.session()},
+                   machine);
+}
+
+bool IsSnapshotOf(const store::SnapshotSummary& snapshot, const MachineIdentity& machine) {
+  return IsOwnedBy({.host_id = snapshot.host_id,
+                    .host = snapshot.host,
+                    .machine_id = snapshot.machine_id,
+                    .session_id = snapshot.session_id,
+                    .session = snapshot.session},
+                   machine);
 }
 
 std::vector<std::string> MachineKeys(const std::vector<manifestpb::Snapshot>& snapshots) {

@@ -11,6 +11,7 @@
 #include "proto/manifest.pb.h"
 #include "proto/session.pb.h"
 #include "session/control/session_registry.h"
+#include "store/catalog/rows.h"
 
 namespace still::snapshot {
 
@@ -27,6 +28,7 @@ absl::StatusOr<MachineIdentity> FindMachine(const session::SessionRegistry& sess
 
 // A snapshot of before there were machine ids is told by its session's id, or by the names of session and host.
 bool IsSnapshotOf(const manifestpb::Snapshot& snapshot, const MachineIdentity& machine);
+bool IsSnapshotOf(const store::SnapshotSummary& snapshot, const MachineIdentity& machine);
 
 // One key for each snapshot; two are equal when both are of one machine. Old snapshots, without ids, go with the newest
 // machine of the same names.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -30,14 +31,19 @@ constexpr absl::Duration kThawHooksPatience = absl::Seconds(3);
 
 using manifestpb::Image;
 
-// The newest earlier snapshot of the same session: what this one is compared with and, by its bitmaps, builds on. `all`:
-// in the order of commits; a clock that was ahead once must not make one the parent of all that follow.
-std::optional<manifestpb::Snapshot> FindParent(const std::vector<manifestpb::Snapshot>& all,
-                                               const std::string& session_id) {
-  auto newest = std::find_if(all.rbegin(), all.rend(),
-                             [&](const manifestpb::Snapshot& snapshot) { return snapshot.session_id() == session_id; });
-  if (newest == all.rend()) return std::nullopt;
-  return *newest;
+// The newest earlier snapshot of the same session: what this one is compared with and, by its bitmaps, builds on. By the
+// order of commits; a clock that was ahead once must not make one the parent of all that follow.
+const store::SnapshotSummary* FindParent(const std::vector<store::SnapshotSummary>& all,
+                                         const std::string& session_id) {
+  const auto commit = [](const store::SnapshotSummary& one) {
+    return std::tie(one.sequence, one.committed_unix_ns, one.id);
+  };
+  const store::SnapshotSummary* newest = nullptr;
+  for (const store::SnapshotSummary& one : all) {
+    if (one.session_id != session_id) continue;
+    if (newest == nullptr || commit(*newest) < commit(one)) newest = &one;
+  }
+  return newest;
 }
 
 const Image* FindImage(const manifestpb::Snapshot& snapshot, const std::string& name) {
@@ -108,14 +114,18 @@ class SnapshotRun {
 // Time bound:       that of the repository; the guest does not wait.
 absl::Status SnapshotRun::Prepare() {
   Show("prepare");
-  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_.ListSnapshots());
-  for (const manifestpb::Snapshot& snapshot : all) {
-    if (!options_.name.empty() && snapshot.name() == options_.name) {
+  STILL_ASSIGN_OR_RETURN(const auto all, repository_.Summaries());
+  for (const store::SnapshotSummary& snapshot : *all) {
+    if (!options_.name.empty() && snapshot.name == options_.name) {
       return absl::AlreadyExistsError(absl::StrCat("snapshot name \"", options_.name, "\" is taken by ",
-                                                   snapshot.id().substr(0, 12), "; choose another"));
+                                                   snapshot.id.substr(0, 12), "; choose another"));
     }
   }
-  parent_ = FindParent(all, session_.config.id());
+  if (const store::SnapshotSummary* parent = FindParent(*all, session_.config.id()); parent != nullptr) {
+    absl::StatusOr<manifestpb::Snapshot> found = repository_.FindSnapshot(parent->id);
+    if (!found.ok() && !absl::IsNotFound(found.status())) return found.status();
+    if (found.ok()) parent_ = *std::move(found);  // Else somebody has just forgotten it.
+  }
   if (parent_.has_value() && absl::FromUnixNanos(parent_->point_unix_ns()) > Clock::Real().Now()) {
     LogWarning("the snapshot before this one has its point in the future: the clock was wrong, or is",
                {{"session", session_.name}, {"snapshot", parent_->id()}});

@@ -67,14 +67,14 @@ std::vector<manifest::Snapshot> ReadManifests(RepositoryState& state, const std:
   return snapshots;
 }
 
-// Adds the rows of those that are not in `rows`, and to `rows`.
+// Adds the rows of those that are not in `rows` (id, name).
 absl::Status PutSnapshotRows(CatalogTransaction& change, const std::vector<manifest::Snapshot>& snapshots,
-                             std::vector<CatalogSnapshot> rows) {
+                             const std::vector<std::pair<std::string, std::string>>& rows) {
   absl::flat_hash_set<std::string> ids;
   absl::flat_hash_set<std::string> names;
-  for (const CatalogSnapshot& row : rows) {
-    ids.insert(row.id);
-    names.insert(row.name);
+  for (const auto& [id, name] : rows) {
+    ids.insert(id);
+    names.insert(name);
   }
   for (const manifest::Snapshot& snapshot : snapshots) {
     if (!ids.insert(snapshot.id()).second) continue;
@@ -170,20 +170,18 @@ absl::Status RepositoryState::SyncCondemned() {
 }
 
 absl::Status RepositoryState::SyncSnapshots() {
-  STILL_ASSIGN_OR_RETURN(std::vector<CatalogSnapshot> rows, catalog_->ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(auto rows, catalog_->ListSnapshotNames());
   absl::flat_hash_set<std::string> gone;
-  for (const CatalogSnapshot& row : rows) gone.insert(row.id);
+  for (const auto& [id, name] : rows) gone.insert(id);
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List("snapshots/"));
   const std::vector<manifest::Snapshot> unknown = ReadManifests(*this, objects_there, gone);
   if (unknown.empty() && gone.empty()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());
   for (const std::string& id : gone) STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
   // Others may have added rows meanwhile; now nobody can. Names of the rows that are gone are free.
-  STILL_ASSIGN_OR_RETURN(rows, catalog_->ListSnapshots());
-  rows.erase(
-      std::remove_if(rows.begin(), rows.end(), [&](const CatalogSnapshot& row) { return gone.contains(row.id); }),
-      rows.end());
-  STILL_RETURN_IF_ERROR(PutSnapshotRows(change, unknown, std::move(rows)));
+  STILL_ASSIGN_OR_RETURN(rows, catalog_->ListSnapshotNames());
+  std::erase_if(rows, [&](const auto& row) { return gone.contains(row.first); });
+  STILL_RETURN_IF_ERROR(PutSnapshotRows(change, unknown, rows));
   return change.Commit();
 }
 

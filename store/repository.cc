@@ -153,6 +153,27 @@ absl::StatusOr<std::unique_ptr<SnapshotWriter>> RepositoryImpl::BeginSnapshot() 
 
 absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() {
   STILL_ASSIGN_OR_RETURN(std::vector<CatalogSnapshot> rows, state_->catalog().ListSnapshots());
+  return Parse(rows);
+}
+
+absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshotsOf(absl::string_view session) {
+  STILL_ASSIGN_OR_RETURN(std::vector<CatalogSnapshot> rows, state_->catalog().ListSnapshotsOf(session));
+  return Parse(rows);
+}
+
+absl::StatusOr<std::shared_ptr<const std::vector<SnapshotSummary>>> RepositoryImpl::Summaries() {
+  absl::MutexLock lock(&summarizing_);
+  // Asked before the rows are read: what comes in between is read again.
+  STILL_ASSIGN_OR_RETURN(const int64_t version, state_->catalog().Version());
+  if (summaries_ == nullptr || version != summarized_) {
+    STILL_ASSIGN_OR_RETURN(std::vector<SnapshotSummary> read, state_->catalog().ListSummaries());
+    summaries_ = std::make_shared<const std::vector<SnapshotSummary>>(std::move(read));
+    summarized_ = version;
+  }
+  return summaries_;
+}
+
+absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::Parse(const std::vector<CatalogSnapshot>& rows) {
   std::vector<manifest::Snapshot> snapshots;
   snapshots.reserve(rows.size());
   for (const CatalogSnapshot& row : rows) {
@@ -169,6 +190,15 @@ absl::StatusOr<std::vector<manifest::Snapshot>> RepositoryImpl::ListSnapshots() 
 }
 
 absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_view reference) {
+  // What is named in full is one row, however many there are.
+  STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshotByName(reference));
+  if (!row.has_value()) {
+    STILL_ASSIGN_OR_RETURN(row, state_->catalog().FindSnapshot(reference));
+  }
+  if (row.has_value()) {
+    STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> found, Parse({*std::move(row)}));
+    return std::move(found.front());
+  }
   STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> snapshots, ListSnapshots());
   STILL_ASSIGN_OR_RETURN(size_t index,
                          ResolveSnapshot(snapshots, reference, {.now = state_->clock.Now(), .here = state_->here}));

@@ -30,6 +30,7 @@
 #include "base/status.h"
 #include "proto/manifest.pb.h"
 #include "store/block/compression.h"
+#include "store/catalog/rows.h"
 #include "store/crypto/key_ring.h"
 #include "store/image/image_reader.h"
 #include "store/image/image_writer.h"
@@ -104,6 +105,11 @@ class Repository {
 
   // In the order of their commits, whatever the clocks said: the newest is the last.
   virtual absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() = 0;
+  // Those of the sessions of this name, in the same order; reads no others.
+  virtual absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshotsOf(absl::string_view session) = 0;
+  // What is asked of all of them again and again: by session, within one in the order of commits. Read anew only when
+  // something has changed; shared with whoever asked before.
+  virtual absl::StatusOr<std::shared_ptr<const std::vector<SnapshotSummary>>> Summaries() = 0;
   // `reference`: a name or its beginning, an id or at least 4 digits of its beginning, "latest", SESSION@latest, or
   // SESSION@AGE: of that session the newest that is at least AGE old ("web@2d"; units s, m, h, d, w; the session's name
   // may be cut, too, or left out). The last three mean this host's (options.here); HOST/latest and HOST/SESSION@AGE those

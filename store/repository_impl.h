@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "store/notes.h"
 #include "store/repository.h"
 #include "store/repository_state.h"
@@ -23,6 +25,8 @@ class RepositoryImpl final : public Repository {
   Compression compression() const override { return state_->config.compression; }
   absl::StatusOr<std::unique_ptr<SnapshotWriter>> BeginSnapshot() override;
   absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshots() override;
+  absl::StatusOr<std::vector<manifest::Snapshot>> ListSnapshotsOf(absl::string_view session) override;
+  absl::StatusOr<std::shared_ptr<const std::vector<SnapshotSummary>>> Summaries() override;
   absl::StatusOr<manifest::Snapshot> FindSnapshot(absl::string_view reference) override;
   absl::StatusOr<std::unique_ptr<ImageReader>> OpenImage(const manifest::Snapshot& snapshot,
                                                          absl::string_view image) override;
@@ -43,6 +47,7 @@ class RepositoryImpl final : public Repository {
   absl::Status RemoveKey(absl::string_view key_id) override;
 
  private:
+  absl::StatusOr<std::vector<manifest::Snapshot>> Parse(const std::vector<CatalogSnapshot>& rows);
   absl::Status SetHold(const std::string& id, const Hold& hold);
   absl::Status RequireEncryption() const;
   NewKeyOptions NewKey(const std::string& label) const {
@@ -52,6 +57,10 @@ class RepositoryImpl final : public Repository {
   const std::unique_ptr<RepositoryState> state_;
   const KeyCost key_cost_;
   std::string id_;
+  absl::Mutex summarizing_;
+  int64_t summarized_ ABSL_GUARDED_BY(summarizing_) = -1;  // Which version of the catalog.
+  // Shared with those who read it while a newer one takes its place.
+  std::shared_ptr<const std::vector<SnapshotSummary>> summaries_ ABSL_GUARDED_BY(summarizing_);
 };
 
 }  // namespace still::store

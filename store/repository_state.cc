@@ -150,6 +150,8 @@ CatalogSnapshot ToRow(const manifest::Snapshot& snapshot) {
                          .sequence = static_cast<int64_t>(std::min(snapshot.sequence(), kMaxSequence)),
                          .host_id = snapshot.host_id(),
                          .machine_id = snapshot.machine_id(),
+                         .host = snapshot.host(),
+                         .level = snapshot.consistency().level(),
                          .kind = snapshot.kind(),
                          .manifest = snapshot.SerializeAsString(),
                          .labels = {snapshot.labels().begin(), snapshot.labels().end()}};
@@ -159,6 +161,7 @@ CatalogSnapshot ToRow(const manifest::Snapshot& snapshot) {
                           .size = image.size(),
                           .root = image.root(),
                           .bitmap = image.bitmap()});
+    row.logical_bytes += image.size();
   }
   std::sort(row.images.begin(), row.images.end(),
             [](const CatalogImage& a, const CatalogImage& b) { return a.name < b.name; });

@@ -140,12 +140,20 @@ absl::StatusOr<size_t> ByBeginning(const Snapshots& snapshots, absl::string_view
   return absl::NotFoundError(absl::StrCat("snapshot ", Quoted(text), ": there is none", DidYouMean(text, names)));
 }
 
+bool AreOfHost(const std::string& host_id, const std::string& host_name, const HostIdentity& host) {
+  if (host.id.empty() && host.name.empty()) return true;
+  if (!host_id.empty() && !host.id.empty()) return host_id == host.id;
+  return host_name.empty() || host_name == host.name;
+}
+
 }  // namespace
 
 bool IsOfHost(const Snapshot& snapshot, const HostIdentity& host) {
-  if (host.id.empty() && host.name.empty()) return true;
-  if (!snapshot.host_id().empty() && !host.id.empty()) return snapshot.host_id() == host.id;
-  return snapshot.host().empty() || snapshot.host() == host.name;
+  return AreOfHost(snapshot.host_id(), snapshot.host(), host);
+}
+
+bool IsOfHost(const SnapshotSummary& snapshot, const HostIdentity& host) {
+  return AreOfHost(snapshot.host_id, snapshot.host, host);
 }
 
 absl::StatusOr<size_t> ResolveSnapshot(const Snapshots& snapshots, absl::string_view reference, const Asker& asker) {

@@ -8,6 +8,7 @@
 #include "base/host_identity.h"
 #include "base/status.h"
 #include "proto/manifest.pb.h"
+#include "store/catalog/rows.h"
 
 namespace still::store {
 
@@ -19,6 +20,7 @@ struct Asker {
 // Whether this host took it. Snapshots of before there were ids are told apart by the host's name, and imports of that
 // time, which have none, are everybody's.
 bool IsOfHost(const stillpoint::manifest::v1::Snapshot& snapshot, const HostIdentity& host);
+bool IsOfHost(const SnapshotSummary& snapshot, const HostIdentity& host);
 
 // `snapshots`: in the order of their commits. The index of the one that is meant. NOT_FOUND suggests a name that is near,
 // or the hosts that have such a one; FAILED_PRECONDITION lists what it could be.

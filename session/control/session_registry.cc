@@ -64,10 +64,7 @@ absl::Status WriteJson(const std::string& path, const Message& message) {
 }
 
 // One that hangs is there too.
-bool IsReady(const std::string& directory) {
-  const absl::Status connected = ConnectUnix(JoinPath(directory, "control.sock")).status();
-  return connected.ok() || absl::IsDeadlineExceeded(connected);
-}
+bool IsReady(const std::string& directory) { return IsListening(JoinPath(directory, "control.sock")); }
 
 // A still-session of before the lock is known by its socket.
 bool IsAlive(const std::string& directory) { return IsSessionLocked(directory) || IsReady(directory); }

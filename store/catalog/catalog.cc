@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "store/catalog/schema.h"
+#include "store/catalog/statements.h"
 #include "store/sqlite/migrate.h"
 #include "store/sqlite/sqlite.h"
 
@@ -58,10 +59,6 @@ CatalogImage ImageFrom(const Statement& row, int first_column) {
           .bitmap = row.Bytes(first_column + 4)};
 }
 
-#define STILL_SNAPSHOT_COLUMNS                                                                                  \
-  "id, ifnull(name, ''), session, session_id, point, committed, kind, manifest, ifnull(sequence, 0), host_id, " \
-  "machine_id"
-
 CatalogSnapshot SnapshotFrom(const Statement& row) {
   CatalogSnapshot snapshot{.id = row.Bytes(0),
                            .name = row.Bytes(1),
@@ -74,6 +71,9 @@ CatalogSnapshot SnapshotFrom(const Statement& row) {
   snapshot.sequence = row.Int(8);
   snapshot.host_id = row.Bytes(9);
   snapshot.machine_id = row.Bytes(10);
+  snapshot.host = row.Bytes(11);
+  snapshot.level = static_cast<int>(row.Int(12));
+  snapshot.logical_bytes = static_cast<uint64_t>(row.Int(13));
   return snapshot;
 }
 
@@ -204,14 +204,57 @@ absl::StatusOr<std::vector<NodePlace>> Catalog::FindNode(absl::string_view id) {
 }
 
 absl::StatusOr<std::vector<CatalogSnapshot>> Catalog::ListSnapshots() {
+  return ListSnapshots("SELECT " STILL_SNAPSHOT_COLUMNS " FROM snapshot ORDER BY sequence, committed, id", "");
+}
+
+absl::StatusOr<std::vector<CatalogSnapshot>> Catalog::ListSnapshotsOf(absl::string_view session) {
+  return ListSnapshots(kSnapshotsOfSession, session);
+}
+
+// `session`: for the statement, if it has a place for it.
+absl::StatusOr<std::vector<CatalogSnapshot>> Catalog::ListSnapshots(const char* sql, absl::string_view session) {
   absl::MutexLock lock(&reading_);
   STILL_ASSIGN_OR_RETURN(ReadTransaction transaction, ReadTransaction::Begin(*reader_));
-  STILL_ASSIGN_OR_RETURN(Statement select, reader_->Prepare("SELECT " STILL_SNAPSHOT_COLUMNS
-                                                            " FROM snapshot ORDER BY sequence, committed, id"));
+  STILL_ASSIGN_OR_RETURN(Statement select, reader_->Prepare(sql));
+  if (!session.empty()) STILL_RETURN_IF_ERROR(select.Bind(session));
   std::vector<CatalogSnapshot> snapshots;
   STILL_RETURN_IF_ERROR(ForEachRow(select, [&] { snapshots.push_back(SnapshotFrom(select)); }));
   for (CatalogSnapshot& snapshot : snapshots) STILL_RETURN_IF_ERROR(FillLabelsAndImages(*reader_, snapshot));
   return snapshots;
+}
+
+absl::StatusOr<std::vector<SnapshotSummary>> Catalog::ListSummaries() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(Statement select, reader_->Prepare(kSummaries));
+  std::vector<SnapshotSummary> summaries;
+  STILL_RETURN_IF_ERROR(ForEachRow(select, [&] {
+    summaries.push_back({.id = select.Bytes(0),
+                         .name = select.Bytes(1),
+                         .session = select.Bytes(2),
+                         .session_id = select.Bytes(3),
+                         .host_id = select.Bytes(4),
+                         .host = select.Bytes(5),
+                         .machine_id = select.Bytes(6),
+                         .sequence = select.Int(7),
+                         .committed_unix_ns = select.Int(8),
+                         .point_unix_ns = select.Int(9),
+                         .level = static_cast<int>(select.Int(10)),
+                         .logical_bytes = static_cast<uint64_t>(select.Int(11))});
+  }));
+  return summaries;
+}
+
+absl::StatusOr<std::vector<std::pair<std::string, std::string>>> Catalog::ListSnapshotNames() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(Statement select, reader_->Prepare(kSnapshotNames));
+  std::vector<std::pair<std::string, std::string>> names;
+  STILL_RETURN_IF_ERROR(ForEachRow(select, [&] { names.emplace_back(select.Bytes(0), select.Bytes(1)); }));
+  return names;
+}
+
+absl::StatusOr<int64_t> Catalog::Version() {
+  absl::MutexLock lock(&reading_);
+  return reader_->QueryInt("PRAGMA data_version");
 }
 
 absl::StatusOr<int64_t> Catalog::NewestSequence() {

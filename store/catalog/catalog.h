@@ -18,6 +18,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -51,7 +52,7 @@ class CatalogTransaction {
   // ALREADY_EXISTS when the id or the name (unless empty) is taken.
   absl::Status PutSnapshot(const CatalogSnapshot& snapshot);
   absl::Status RemoveSnapshot(absl::string_view id);
-  // Sequence, host and machine of a row that has none.
+  // Sequence, host, machine, level and size of a row that has none.
   absl::Status SetSequence(const CatalogSnapshot& snapshot);
   // All packs, nodes and snapshots.
   absl::Status Clear();
@@ -93,9 +94,17 @@ class Catalog {
 
   // In the order of their commits, the first one first: by sequence, whatever the clocks said.
   absl::StatusOr<std::vector<CatalogSnapshot>> ListSnapshots();
+  // Those of the sessions of this name, in the same order.
+  absl::StatusOr<std::vector<CatalogSnapshot>> ListSnapshotsOf(absl::string_view session);
+  // Of all, by session; within one in the order of their commits. Reads no manifest.
+  absl::StatusOr<std::vector<SnapshotSummary>> ListSummaries();
+  // The id and the name of each.
+  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> ListSnapshotNames();
+  // Differs when something was committed since it was asked last, by whomever.
+  absl::StatusOr<int64_t> Version();
   // Of the last commit; 0: there is none.
   absl::StatusOr<int64_t> NewestSequence();
-  // Those of before version 4 of the schema whose sequence and owners nobody has read from the manifest yet.
+  // Those of before version 5 of the schema whose newer columns nobody has read from the manifest yet.
   absl::StatusOr<std::vector<CatalogSnapshot>> ListUnsequenced();
   absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshot(absl::string_view id);
   absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshotByName(absl::string_view name);
@@ -115,6 +124,7 @@ class Catalog {
   friend class CatalogTransaction;
   Catalog(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader);
   static absl::Status SetAside(const std::string& path);
+  absl::StatusOr<std::vector<CatalogSnapshot>> ListSnapshots(const char* sql, absl::string_view session);
   absl::StatusOr<std::optional<CatalogSnapshot>> FindOneSnapshot(const char* sql, absl::string_view key);
 
   const std::string path_;

@@ -51,10 +51,29 @@ struct CatalogSnapshot {
   int64_t sequence = 0;  // Of its commit; 0: from before they were counted.
   std::string host_id;
   std::string machine_id;
-  int kind = 0;          // manifest.proto, Snapshot.Kind.
-  std::string manifest;  // The serialized message.
+  std::string host;            // Its name.
+  int level = 0;               // manifest.proto, Consistency.Level.
+  uint64_t logical_bytes = 0;  // Of all images, as the guest sees them.
+  int kind = 0;                // manifest.proto, Snapshot.Kind.
+  std::string manifest;        // The serialized message.
   std::map<std::string, std::string> labels;
   std::vector<CatalogImage> images;  // Sorted by name.
+};
+
+// What can be known of a snapshot without its manifest.
+struct SnapshotSummary {
+  std::string id;
+  std::string name;
+  std::string session;
+  std::string session_id;
+  std::string host_id;
+  std::string host;
+  std::string machine_id;
+  int64_t sequence = 0;
+  int64_t committed_unix_ns = 0;
+  int64_t point_unix_ns = 0;
+  int level = 0;
+  uint64_t logical_bytes = 0;
 };
 
 struct CatalogSession {

@@ -59,12 +59,14 @@ absl::Status CatalogTransaction::PutSnapshot(const CatalogSnapshot& snapshot) {
   STILL_ASSIGN_OR_RETURN(
       Statement insert,
       db.Prepare("INSERT INTO snapshot (id, name, session, session_id, point, committed, kind, manifest, sequence, "
-                 "host_id, machine_id) VALUES (?, nullif(?, ''), ?, ?, ?, ?, ?, ?, ?, ?, ?)"));
+                 "host_id, machine_id, host, level, logical) "
+                 "VALUES (?, nullif(?, ''), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"));
   STILL_RETURN_IF_ERROR(insert.Bind(absl::string_view(snapshot.id), absl::string_view(snapshot.name),
                                     absl::string_view(snapshot.session), absl::string_view(snapshot.session_id),
                                     snapshot.point_unix_ns, snapshot.committed_unix_ns, int64_t{snapshot.kind},
                                     Blob(snapshot.manifest), snapshot.sequence, absl::string_view(snapshot.host_id),
-                                    absl::string_view(snapshot.machine_id)));
+                                    absl::string_view(snapshot.machine_id), absl::string_view(snapshot.host),
+                                    int64_t{snapshot.level}, static_cast<int64_t>(snapshot.logical_bytes)));
   absl::Status status = insert.Run();
   if (absl::IsAlreadyExists(status)) {
     return absl::AlreadyExistsError(
@@ -99,9 +101,12 @@ absl::Status CatalogTransaction::RemoveSnapshot(absl::string_view id) {
 absl::Status CatalogTransaction::SetSequence(const CatalogSnapshot& snapshot) {
   STILL_ASSIGN_OR_RETURN(
       Statement update,
-      catalog_->writer_->Prepare("UPDATE snapshot SET sequence = ?, host_id = ?, machine_id = ? WHERE id = ?"));
+      catalog_->writer_->Prepare("UPDATE snapshot SET sequence = ?, host_id = ?, machine_id = ?, host = ?, level = ?, "
+                                 "logical = ? WHERE id = ?"));
   STILL_RETURN_IF_ERROR(update.Bind(snapshot.sequence, absl::string_view(snapshot.host_id),
-                                    absl::string_view(snapshot.machine_id), absl::string_view(snapshot.id)));
+                                    absl::string_view(snapshot.machine_id), absl::string_view(snapshot.host),
+                                    int64_t{snapshot.level}, static_cast<int64_t>(snapshot.logical_bytes),
+                                    absl::string_view(snapshot.id)));
   return update.Run();
 }
 

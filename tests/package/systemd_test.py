@@ -123,6 +123,7 @@ class Systemd(unittest.TestCase):
         self.passphrase = steps["passphrase"]
         self.assertTrue(all(step["changed"] for step in steps["steps"]), steps)
         self.assertIn("encrypted", steps["steps"][0]["detail"])
+        self.assertIn("test", self.run_("cat /var/lib/stillpoint/told").split(), "the test alert has arrived")
         again = self.still(command)
         self.assertFalse(any(step["changed"] for step in again["steps"]), again)
         self.assertNotIn("passphrase", again)

@@ -58,7 +58,9 @@ constexpr TextOption kTextOptions[] = {
      [](Schedule& s, const std::string& v) { s.set_max_age(v); }},
     {"--require", "Promised level: crash, filesystem, application (default: what the first run of a session reaches)",
      [](Schedule& s, const std::string& v) { s.set_require(v); }},
-    {"--when-off", "A session that is off: tell when its newest snapshot is too old, or skip it (default tell)",
+    {"--when-off",
+     "A session that is off: tell when its newest snapshot is too old, skip it, or back up its disk files (default "
+     "tell)",
      [](Schedule& s, const std::string& v) { s.set_when_off(v); }},
     {"--verify-period", "Kind verify: everything is read once in this time (default 30d)",
      [](Schedule& s, const std::string& v) { s.set_verify_period(v); }},

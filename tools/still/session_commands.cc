@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <utility>
 
@@ -18,6 +19,7 @@
 #include "base/random.h"
 #include "base/undo.h"
 #include "proto/grpc_status.h"
+#include "session/control/describe_all.h"
 #include "session/control/session_autostart.h"
 #include "session/session_config.h"
 #include "snapshot/rollback_journal.h"
@@ -139,6 +141,9 @@ absl::Status Run(Context& context, const RunArguments& arguments) {
   return absl::OkStatus();
 }
 
+// A session answers at once or hangs.
+constexpr absl::Duration kAnswerWithin = absl::Seconds(5);
+
 std::string StateName(const session::SessionEntry& entry, const sessionpb::DescribeResponse* description) {
   if (entry.ready && description != nullptr) {
     return LazyDiskState(*description)
@@ -160,18 +165,25 @@ absl::Status Ps(Context& context, const std::vector<std::string>& words) {
   Table table({"NAME", "STATE", "HYPERVISOR", "MEMORY", "CPUS", "AGENT", "FROM"});
   nlohmann::json list = nlohmann::json::array();
   std::vector<std::string> troubles;
+  // All at once, so that those that hang do not add up.
+  std::vector<std::string> ready;
+  for (const session::SessionEntry& entry : entries) {
+    if (entry.ready) ready.push_back(entry.name);
+  }
+  auto answers = session::DescribeAll(sessions, ready, kAnswerWithin);
+  std::map<std::string, absl::StatusOr<sessionpb::DescribeResponse>> descriptions;
+  for (size_t i = 0; i < ready.size(); ++i) descriptions.emplace(ready[i], std::move(answers[i]));
   for (const session::SessionEntry& entry : entries) {
     if (!FitsOneOf(words, entry.name)) continue;
     sessionpb::DescribeResponse description;
     absl::Status described = absl::UnavailableError("not running");
-    if (entry.ready) {
-      grpc::ClientContext call;
-      call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
-      if (auto stub = sessions.Connect(entry.name); stub.ok()) {
-        described = FromGrpc((*stub)->Describe(&call, {}, &description));
-      }
-      if (!described.ok())
+    if (auto answer = descriptions.find(entry.name); answer != descriptions.end()) {
+      described = answer->second.status();
+      if (described.ok()) {
+        description = *std::move(answer->second);
+      } else {
         troubles.push_back(absl::StrCat(entry.name, ": ", Printable(std::string(described.message()))));
+      }
     }
     const std::string state = StateName(entry, described.ok() ? &description : nullptr);
     const std::string reboots =

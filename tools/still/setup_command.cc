@@ -1,6 +1,7 @@
 // setup: from the installed package to the first nightly schedule.
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "base/file.h"
 #include "base/process.h"
 #include "base/random.h"
+#include "schedule/announcements.h"
 #include "schedule/supervisor.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
@@ -46,6 +48,7 @@ struct SetupArguments {
   std::string schedule = "nightly";
   bool no_schedule = false;
   bool no_units = false;
+  bool test_alert = false;
 };
 
 absl::StatusOr<std::string> RunTool(std::vector<std::string> argv) {
@@ -66,7 +69,7 @@ class Setup {
     STILL_RETURN_IF_ERROR(WriteFiles());
     STILL_RETURN_IF_ERROR(StartUnits());
     STILL_RETURN_IF_ERROR(AddSchedule());
-    return absl::OkStatus();
+    return SendTestAlert();
   }
   // Also of what was done before an error.
   void Print() const;
@@ -78,6 +81,7 @@ class Setup {
   absl::Status WriteFiles();
   absl::Status StartUnits();
   absl::Status AddSchedule();
+  absl::Status SendTestAlert();
   absl::Status Note(absl::StatusOr<SetupStep> step);
 
   Context& context_;
@@ -216,6 +220,37 @@ absl::Status Setup::AddSchedule() {
   return Note(std::move(step));
 }
 
+// A channel that nobody has tried is one that fails on the worst day of the year.
+absl::Status Setup::SendTestAlert() {
+  const schedule::AnnouncerOptions channels{.command = arguments_.notify_command, .webhook = arguments_.webhook};
+  SetupStep step{.what = "test alert", .changed = false};
+  if (channels.command.empty() && channels.webhook.empty()) {
+    step.detail = "not sent: no --webhook or --notify-command was given; without any, alerts are in the journal only";
+    return Note(std::move(step));
+  }
+  const bool new_channels = std::any_of(
+      steps_.begin(), steps_.end(), [](const SetupStep& done) { return done.what == "configuration" && done.changed; });
+  if (!new_channels && !arguments_.test_alert) {
+    step.detail = "not sent: the channels are as they were (--test-alert sends one)";
+    return Note(std::move(step));
+  }
+  const std::vector<schedule::Announcer::Outcome> outcomes = schedule::TellOnce(
+      channels, {.kind = schedule::Event::Kind::kTest,
+                 .at = Clock::Real().Now(),
+                 .message = "this is a test: `still setup` wants to know whether alerts of this host arrive"});
+  std::vector<std::string> failed;
+  std::vector<std::string> taken;
+  for (const auto& outcome : outcomes) (outcome.delivered ? taken : failed).push_back(outcome.channel);
+  if (!failed.empty()) {
+    return absl::UnavailableError(
+        absl::StrCat("everything is set up, but the test alert was not taken by: ", absl::StrJoin(failed, ", "),
+                     "; mend the channel, and try it with `still setup --test-alert` and the same options"));
+  }
+  step.changed = true;
+  step.detail = absl::StrCat("taken by ", absl::StrJoin(taken, ", "), "; look whether you see it");
+  return Note(std::move(step));
+}
+
 void Setup::Print() const {
   nlohmann::json json = {{"steps", nlohmann::json::array()}};
   for (const SetupStep& step : steps_) {
@@ -261,6 +296,7 @@ void AddSetupCommand(CLI::App& app, Context& context) {
   setup->add_option("--schedule", arguments->schedule, "Name of the schedule")->capture_default_str();
   setup->add_flag("--no-schedule", arguments->no_schedule, "Add none");
   setup->add_flag("--no-units", arguments->no_units, "Write the files, and start nothing");
+  setup->add_flag("--test-alert", arguments->test_alert, "Send a test alert, also when the channels are as they were");
   schedule->AddTo(*setup);
 }
 

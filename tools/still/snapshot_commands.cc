@@ -129,7 +129,9 @@ struct ListArguments {
 absl::Status List(Context& context, const ListArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(const LabelFilter labels, LabelFilter::Parse(arguments.labels));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, repository->ListSnapshots());
+  const bool one = arguments.sessions.size() == 1 && !IsPattern(arguments.sessions[0]);
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots,
+                         one ? repository->ListSnapshotsOf(arguments.sessions[0]) : repository->ListSnapshots());
   std::set<std::string> hosts;
   for (const Snapshot& snapshot : snapshots) hosts.insert(absl::StrCat(snapshot.host(), "/", snapshot.host_id()));
   const bool several = hosts.size() > 1;

@@ -12,28 +12,36 @@ namespace {
 constexpr int64_t kMostRuns = 2000;
 constexpr int64_t kMostDrills = 200;
 constexpr int64_t kMostOfOne = 20;
+constexpr absl::Duration kCountAgainAfter = absl::Minutes(1);
 
 }  // namespace
 
 uint64_t Figures::logical_bytes() const {
   uint64_t bytes = 0;
-  for (const manifestpb::Snapshot& snapshot : snapshots) {
-    for (const manifestpb::Image& image : snapshot.images()) bytes += image.size();
-  }
+  for (const store::SnapshotSummary& snapshot : *snapshots) bytes += snapshot.logical_bytes;
   return bytes;
 }
 
-bool Figures::IsOurs(const manifestpb::Snapshot& snapshot) const { return store::IsOfHost(snapshot, here); }
+bool Figures::IsOurs(const store::SnapshotSummary& snapshot) const { return store::IsOfHost(snapshot, here); }
 
-absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor) {
+absl::StatusOr<store::RepositoryStats> CountedStats::Of(store::Repository& repository) {
+  absl::MutexLock lock(&mutex_);
+  const absl::Duration time = Clock::Real().Monotonic();
+  if (time - counted_at_ < kCountAgainAfter) return stats_;
+  STILL_ASSIGN_OR_RETURN(stats_, repository.Stats());
+  counted_at_ = time;
+  return stats_;
+}
+
+absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor, CountedStats& stats) {
   Figures figures;
   figures.now = Clock::Real().Now();
   figures.repository = supervisor.repository_path();
   const std::shared_ptr<store::Repository> repository = supervisor.repository();
   figures.here = supervisor.here();
-  STILL_ASSIGN_OR_RETURN(figures.sessions, supervisor.Sessions());
+  STILL_ASSIGN_OR_RETURN(figures.sessions, supervisor.KnownSessions());
   STILL_ASSIGN_OR_RETURN(figures.schedules, supervisor.schedules().Schedules());
-  STILL_ASSIGN_OR_RETURN(figures.snapshots, repository->ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(figures.snapshots, repository->Summaries());
   STILL_ASSIGN_OR_RETURN(figures.runs, supervisor.book().ListRuns({.limit = kMostRuns}));
   // What runs rarely must not fall out of the newest rows: its last verdict counts until there is another.
   std::set<int64_t> known;
@@ -46,7 +54,7 @@ absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor) {
     }
   }
   STILL_ASSIGN_OR_RETURN(figures.drills, supervisor.book().ListDrills(kMostDrills));
-  STILL_ASSIGN_OR_RETURN(figures.stats, repository->Stats());
+  STILL_ASSIGN_OR_RETURN(figures.stats, stats.Of(*repository));
   STILL_ASSIGN_OR_RETURN(auto remembered, supervisor.book().Remembered());
   for (const auto& [key, alert] : schedule::ParseAlerts(remembered)) {
     if (alert.over.has_value() || alert.quiet) continue;

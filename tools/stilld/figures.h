@@ -1,15 +1,16 @@
 // Figures: everything that metrics and the status page show, read at one time.
 #pragma once
 
-#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/host_identity.h"
 #include "base/status.h"
 #include "proto/aliases.h"
-#include "proto/manifest.pb.h"
 #include "schedule/supervisor.h"
 #include "store/book/drill_record.h"
 #include "store/repository.h"
@@ -22,7 +23,9 @@ struct Figures {
   std::vector<schedule::SessionState> sessions;
   std::vector<schedule::Schedule> schedules;
   HostIdentity here;
-  std::vector<manifestpb::Snapshot> snapshots;  // Of all hosts, in the order of commits.
+  // Of all hosts: by session, within one in the order of commits. Shared with the repository, which keeps them.
+  std::shared_ptr<const std::vector<store::SnapshotSummary>> snapshots =
+      std::make_shared<const std::vector<store::SnapshotSummary>>();
   std::vector<store::RunRow> runs;         // Newest first; the newest two thousand, and the last of what runs rarely.
   std::vector<store::DrillRecord> drills;  // Newest first.
   struct Alert {
@@ -40,9 +43,20 @@ struct Figures {
   // Of all images of all snapshots, as their guests see them.
   uint64_t logical_bytes() const;
   // Whether it is of a machine of this host: others have machines of the same names.
-  bool IsOurs(const manifestpb::Snapshot& snapshot) const;
+  bool IsOurs(const store::SnapshotSummary& snapshot) const;
 };
 
-absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor);
+// What is counted anew at most each minute, because it goes through all of the repository.
+class CountedStats {
+ public:
+  absl::StatusOr<store::RepositoryStats> Of(store::Repository& repository) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  absl::Mutex mutex_;
+  absl::Duration counted_at_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();  // By the monotonic clock.
+  store::RepositoryStats stats_ ABSL_GUARDED_BY(mutex_);
+};
+
+absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor, CountedStats& stats);
 
 }  // namespace still::daemon

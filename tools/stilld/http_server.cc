@@ -86,7 +86,7 @@ int HttpServer::Answer(mg_connection* connection) {
   }
   const absl::string_view path = request->local_uri == nullptr ? "" : request->local_uri;
   if (path != "/" && path != "/metrics") return Send(connection, 404, "Not Found", "text/plain", "/ or /metrics\n");
-  absl::StatusOr<Figures> figures = GatherFigures(supervisor_);
+  absl::StatusOr<Figures> figures = GatherFigures(supervisor_, stats_);
   if (!figures.ok()) {
     LogWarning("figures cannot be read", {{"error", figures.status().ToString()}});
     return Send(connection, 503, "Service Unavailable", "text/plain", absl::StrCat(figures.status().message(), "\n"));

@@ -33,6 +33,7 @@ class HttpServer {
   schedule::Supervisor& supervisor_;
   std::string address_;
   mg_context* context_ = nullptr;
+  CountedStats stats_;
   absl::Mutex mutex_;
   Metrics metrics_ ABSL_GUARDED_BY(mutex_);
 };

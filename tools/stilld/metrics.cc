@@ -51,8 +51,8 @@ void PutSessions(Registry& registry, const Figures& figures) {
     running.Add({{"session", session.name}}).Set(session.running ? 1 : 0);
   }
   std::map<std::string, int64_t> newest;
-  for (const manifestpb::Snapshot& snapshot : figures.snapshots) {
-    if (figures.IsOurs(snapshot)) newest[snapshot.session()] = snapshot.point_unix_ns();
+  for (const store::SnapshotSummary& snapshot : *figures.snapshots) {  // By session, the newest last.
+    if (figures.IsOurs(snapshot)) newest.insert_or_assign(newest.end(), snapshot.session, snapshot.point_unix_ns);
   }
   Family<Gauge>& times =
       GaugeFamily(registry, "newest_snapshot_timestamp_seconds", "The point of the newest snapshot of a session");

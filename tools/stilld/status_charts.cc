@@ -8,13 +8,13 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/host_time_zone.h"
 #include "tools/stilld/status_page.h"
 
 namespace still::daemon {
 namespace {
 
-using manifestpb::Consistency;
-using manifestpb::Snapshot;
+using store::SnapshotSummary;
 
 constexpr double kWidth = 960;
 constexpr double kLeft = 150;  // For names.
@@ -23,21 +23,13 @@ constexpr absl::Duration kLongestTimeline = absl::Hours(24 * 30);
 constexpr size_t kMostRows = 200;
 constexpr size_t kMostBars = 60;
 
-std::string LevelOf(const Snapshot& snapshot) {
-  switch (snapshot.consistency().level()) {
-    case Consistency::APPLICATION:
-      return "application";
-    case Consistency::FILESYSTEM:
-      return "filesystem";
-    case Consistency::CRASH:
-      return "crash";
-    default:
-      return "unknown";
-  }
+std::string LevelOf(const SnapshotSummary& snapshot) {
+  const std::string name = schedule::NameOfLevel(static_cast<schedule::Level>(snapshot.level));
+  return name.empty() ? "unknown" : name;
 }
 
 std::string LocalTime(absl::Time time, const char* format) {
-  return absl::FormatTime(format, time, absl::LocalTimeZone());
+  return absl::FormatTime(format, time, HostTimeZone::Real().Now());
 }
 
 std::string Milliseconds(uint64_t microseconds) {
@@ -61,12 +53,12 @@ std::string TimeAxis(absl::Time from, absl::Time until, double bottom) {
 }  // namespace
 
 std::string TimelineSvg(const Figures& figures) {
-  std::map<std::string, std::vector<const Snapshot*>> rows;
+  std::map<std::string, std::vector<const SnapshotSummary*>> rows;
   absl::Time oldest = figures.now - absl::Minutes(10);
-  for (const Snapshot& snapshot : figures.snapshots) {
-    absl::Time point = absl::FromUnixNanos(snapshot.point_unix_ns());
+  for (const SnapshotSummary& snapshot : *figures.snapshots) {
+    absl::Time point = absl::FromUnixNanos(snapshot.point_unix_ns);
     if (figures.now - point > kLongestTimeline || !figures.IsOurs(snapshot)) continue;
-    rows[snapshot.session()].push_back(&snapshot);
+    rows[snapshot.session].push_back(&snapshot);
     oldest = std::min(oldest, point);
   }
   for (const schedule::SessionState& session : figures.sessions) rows[session.name];
@@ -82,14 +74,14 @@ std::string TimelineSvg(const Figures& figures) {
   for (const auto& [session, snapshots] : rows) {
     if (++shown > kMostRows) break;
     absl::StrAppendFormat(&svg, "<text x=4 y=%.1f>%s</text>", y + 4, EscapeHtml(session.substr(0, 20)));
-    for (const Snapshot* snapshot : snapshots) {
-      absl::Time point = absl::FromUnixNanos(snapshot->point_unix_ns());
+    for (const SnapshotSummary* snapshot : snapshots) {
+      absl::Time point = absl::FromUnixNanos(snapshot->point_unix_ns);
       const std::string level = LevelOf(*snapshot);
       absl::StrAppendFormat(
           &svg, "<circle class=%s cx=%.1f cy=%.1f r=5><title>%s</title></circle>", level,
           kLeft + absl::ToDoubleSeconds(point - oldest) * scale, y,
-          EscapeHtml(absl::StrCat(snapshot->session(), ", ", LocalTime(point, "%Y-%m-%d %H:%M:%S"), ", ", level, ", ",
-                                  snapshot->name().empty() ? snapshot->id().substr(0, 12) : snapshot->name())));
+          EscapeHtml(absl::StrCat(snapshot->session, ", ", LocalTime(point, "%Y-%m-%d %H:%M:%S"), ", ", level, ", ",
+                                  snapshot->name.empty() ? snapshot->id.substr(0, 12) : snapshot->name)));
     }
     y += kRow;
   }

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/host_time_zone.h"
 #include "base/quantity.h"
 
 namespace still::daemon {
@@ -55,7 +56,7 @@ std::string Bytes(double bytes) {
 
 std::string When(std::optional<absl::Time> time) {
   if (!time.has_value()) return "-";
-  return absl::FormatTime("%Y-%m-%d %H:%M:%S", *time, absl::LocalTimeZone());
+  return absl::FormatTime("%Y-%m-%d %H:%M:%S", *time, HostTimeZone::Real().Now());
 }
 
 std::string Ago(absl::Time time, absl::Time now) {
@@ -93,15 +94,20 @@ std::string Alerts(const Figures& figures) {
   return html;
 }
 
+std::string LevelText(int level) {
+  const std::string name = schedule::NameOfLevel(static_cast<schedule::Level>(level));
+  return name.empty() ? "-" : name;
+}
+
 std::string Sessions(const Figures& figures) {
   struct Known {
     uint64_t snapshots = 0;
-    const manifestpb::Snapshot* newest = nullptr;
+    const store::SnapshotSummary* newest = nullptr;
   };
   std::map<std::string, Known> known;
-  for (const manifestpb::Snapshot& snapshot : figures.snapshots) {
+  for (const store::SnapshotSummary& snapshot : *figures.snapshots) {
     if (!figures.IsOurs(snapshot)) continue;
-    Known& of = known[snapshot.session()];
+    Known& of = known[snapshot.session];
     ++of.snapshots;
     of.newest = &snapshot;  // The last that was committed.
   }
@@ -115,12 +121,41 @@ std::string Sessions(const Figures& figures) {
       absl::StrAppend(&html, "<td class=fair>none<td>-<td>-<td>0");
       continue;
     }
-    absl::Time point = absl::FromUnixNanos(of.newest->point_unix_ns());
-    absl::StrAppend(&html, "<td>", When(point), "<td>", Ago(point, figures.now), "<td>",
-                    absl::AsciiStrToLower(manifestpb::Consistency::Level_Name(of.newest->consistency().level())),
+    absl::Time point = absl::FromUnixNanos(of.newest->point_unix_ns);
+    absl::StrAppend(&html, "<td>", When(point), "<td>", Ago(point, figures.now), "<td>", LevelText(of.newest->level),
                     "<td>", of.snapshots);
   }
   return absl::StrCat(html, "</table>");
+}
+
+std::string ProtectionOf(const schedulepb::CheckReport::Cover& cover) {
+  if (cover.schedule().empty()) return "<span class=bad>nothing</span>";
+  return absl::StrCat("<span class=", cover.stale() ? "bad" : "good", ">", EscapeHtml(cover.schedule()), "</span>",
+                      cover.level().empty() ? "" : absl::StrCat(", ", EscapeHtml(cover.level())),
+                      cover.stale() ? ", too old" : "");
+}
+
+// What protects each machine of this host, and which are protected by nothing.
+std::string Protection(const Figures& figures) {
+  size_t unprotected = 0;
+  std::string rows;
+  for (const auto& cover : figures.report.machines()) {
+    if (cover.schedule().empty()) ++unprotected;
+    std::string newest = "-";
+    if (cover.newest_unix_ns() != 0) {
+      newest = absl::StrCat(Ago(absl::FromUnixNanos(cover.newest_unix_ns()), figures.now), ", ",
+                            EscapeHtml(cover.newest_level()));
+    }
+    absl::StrAppend(&rows, "<tr><td>", EscapeHtml(cover.session()), "<td>", ProtectionOf(cover), "<td>", newest, "<td>",
+                    cover.schedule().empty() ? "-" : ShortDuration(absl::Seconds(cover.max_age_s())));
+  }
+  const std::string verdict =
+      unprotected == 0 ? "<p id=unprotected class=good>Every machine has a schedule.</p>"
+                       : absl::StrCat("<p id=unprotected class=bad>", unprotected,
+                                      unprotected == 1 ? " machine is" : " machines are", " protected by nothing.</p>");
+  return absl::StrCat(verdict,
+                      "<table id=protection><tr><th>Machine<th>Protected by<th>Newest good snapshot<th>At most", rows,
+                      "</table>");
 }
 
 std::string Timing(const schedule::Schedule& schedule) {
@@ -157,7 +192,7 @@ std::string Schedules(const Figures& figures) {
 std::string Repository(const Figures& figures) {
   const auto stored = static_cast<double>(figures.stats.stored_bytes);
   const auto logical = static_cast<double>(figures.logical_bytes());
-  return absl::StrCat("<div id=repository class=cards>", Card("snapshots", absl::StrCat(figures.snapshots.size())),
+  return absl::StrCat("<div id=repository class=cards>", Card("snapshots", absl::StrCat(figures.snapshots->size())),
                       Card("stored", Bytes(stored)), Card("as guests see it", Bytes(logical)),
                       Card("times smaller", stored > 0 ? absl::StrFormat("%.1f", logical / stored) : "-"),
                       Card("packs", absl::StrCat(figures.stats.packs)), "</div>");
@@ -209,7 +244,8 @@ std::string RenderStatusPage(const Figures& figures) {
       "content=\"width=device-width, initial-scale=1\"><meta http-equiv=refresh content=30><title>Stillpoint on ",
       EscapeHtml(host), "</title><style>", kStyle, "</style></head><body><h1>Stillpoint on ", EscapeHtml(host),
       "</h1><p class=faint>", EscapeHtml(figures.repository), ", as of ", When(figures.now), "</p>", Alerts(figures),
-      "<h2>Sessions</h2><section>", Sessions(figures), "</section><h2>Snapshots</h2>", Legend(), TimelineSvg(figures),
+      "<h2>Sessions</h2><section>", Sessions(figures), "</section><h2>Protection</h2><section>", Protection(figures),
+      "</section><h2>Snapshots</h2>", Legend(), TimelineSvg(figures),
       "<h2>Windows</h2><p class=faint>What guests noticed: pale, how long their writers waited (freeze); strong, how "
       "long the machine stood still (pause).</p>",
       WindowsSvg(figures), "<h2>Schedules</h2><section>", Schedules(figures), "</section><h2>Repository</h2>",

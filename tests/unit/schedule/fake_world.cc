@@ -55,14 +55,15 @@ absl::StatusOr<std::vector<RunRow>> MemoryBook::Running() {
 
 absl::StatusOr<std::vector<store::RunCursor>> MemoryBook::Cursors() {
   STILL_RETURN_IF_ERROR(reads);
-  std::map<std::pair<std::string, std::string>, absl::Time> newest;
-  for (const RunRow& row : rows) {
+  // Each row is looked at once: a year has many, and they are asked about in each of its hours.
+  for (; counted_ < rows.size(); ++counted_) {
+    const RunRow& row = rows[counted_];
     if (row.occurrences == 0) continue;
-    auto [at, added] = newest.try_emplace({row.schedule, row.session}, row.planned_until);
+    auto [at, added] = cursors_.try_emplace({row.schedule, row.session}, row.planned_until);
     at->second = std::max(at->second, row.planned_until);
   }
   std::vector<store::RunCursor> cursors;
-  for (const auto& [key, until] : newest) {
+  for (const auto& [key, until] : cursors_) {
     cursors.push_back({.schedule = key.first, .session = key.second, .planned_until = until});
   }
   return cursors;
@@ -97,7 +98,11 @@ absl::StatusOr<std::vector<SessionState>> FakeHost::Sessions() {
   std::vector<SessionState> sessions;
   for (const auto& [name, running] : machines) {
     auto how = ended.find(name);
-    sessions.push_back({.name = name, .running = running, .ended = how == ended.end() ? "" : how->second});
+    auto why = held.find(name);
+    sessions.push_back({.name = name,
+                        .running = running,
+                        .ended = how == ended.end() ? "" : how->second,
+                        .held = why == held.end() ? "" : why->second});
   }
   for (const auto& [name, why] : unreadable) {
     sessions.push_back({.name = name, .running = true, .unreadable = why, .ended = ""});

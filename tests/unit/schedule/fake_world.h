@@ -48,6 +48,10 @@ class MemoryBook final : public RunBook {
   // What every change, and everything that is asked, ends with.
   absl::Status writes;
   absl::Status reads;
+
+ private:
+  size_t counted_ = 0;  // Rows that cursors_ knows.
+  std::map<std::pair<std::string, std::string>, absl::Time> cursors_;
 };
 
 class FakeHost final : public Host {
@@ -76,6 +80,7 @@ class FakeHost final : public Host {
   };
   std::map<std::string, bool> machines;           // Whether it runs.
   std::map<std::string, std::string> unreadable;  // Beside them: why.
+  std::map<std::string, std::string> held;        // Of those that run: why they stand still.
   std::map<std::string, std::string> ended;       // Of those that do not run: how, when nobody stopped them.
   std::map<int64_t, Run> active;
   std::map<std::pair<std::string, std::string>, std::vector<Taken>> kept;   // By session, schedule.

@@ -1,4 +1,6 @@
 // Scheduler: who is told what, and what drops out; one scenario each.
+#include <algorithm>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "schedule/scheduler.h"
@@ -20,6 +22,18 @@ TEST_F(SchedulerAlertsTest, AMachineThatIsNeverOnAtItsHourIsTold) {
   Live(absl::Hours(24 * 4));
   EXPECT_GE(listener_.Count(Event::Kind::kStale, "off"), 1);
   EXPECT_THAT(listener_.events[0].message, HasSubstr("does not run"));
+}
+
+TEST_F(SchedulerAlertsTest, AMachineThatIsOffIsBackedUpFromItsDisksWhereThatIsAskedFor) {
+  host_.machines = {{"off", false}};
+  book_.Add("nightly", "off", "01:00", [](auto& s) { s.set_when_off("disk"); });
+  Begin();
+  Live(absl::Hours(24 * 4));
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded, "off"), SizeIs(4));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale), 0);
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  Live(absl::Hours(24 * 4));
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "off"), 1) << "it may not grow old";
 }
 
 TEST_F(SchedulerAlertsTest, WhatTheChannelDoesNotTakeIsTriedAgainUntilItDoes) {
@@ -51,6 +65,72 @@ TEST_F(SchedulerAlertsTest, AClockThatComesBackMakesNobodyFresh) {
   clock_.skew = absl::ZeroDuration();
   Live(absl::Hours(3));
   EXPECT_EQ(listener_.stale.size(), 1u) << "its newest snapshot is as old as it was";
+}
+
+// The clock was ahead for a day, and right again after that; now what it said then has come.
+class SchedulerFutureTest : public SchedulerTest {
+ protected:
+  void LiveUntilItComes(bool with_a_restart) {
+    host_.machines = {{"web", true}};
+    book_.Add("nightly", "web", "01:00");
+    clock_.skew = absl::Hours(24 * 300);
+    Begin();
+    Live(absl::Hours(26));
+    host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+    if (with_a_restart) Crash(true);
+    clock_.skew = absl::ZeroDuration();
+    if (with_a_restart) Begin();
+    Live(absl::Hours(24 * 4));
+    ASSERT_EQ(listener_.stale.size(), 1u);
+    Crash(true);
+    Sleep(absl::Hours(24 * 296));
+    Begin();
+    Live(absl::Hours(2));
+  }
+  bool CalledFresh() const {
+    return std::any_of(listener_.events.begin(), listener_.events.end(), [](const Event& event) {
+      return event.kind == Event::Kind::kRecovered && event.about == "stale";
+    });
+  }
+};
+
+TEST_F(SchedulerFutureTest, ASnapshotIsAsOldAsItWasForWhoeverSawTheClockGoBack) {
+  LiveUntilItComes(/*with_a_restart=*/false);
+  EXPECT_FALSE(CalledFresh());
+}
+
+TEST_F(SchedulerFutureTest, ASnapshotIsAsOldAsItWasForWhoeverFoundItInTheFuture) {
+  LiveUntilItComes(/*with_a_restart=*/true);
+  EXPECT_FALSE(CalledFresh());
+}
+
+TEST_F(SchedulerAlertsTest, ARunThatTheHostSleptThroughIsAsOldAsItsBeginning) {
+  host_.machines = {{"web", true}};
+  host_.duration = [](const auto&) { return absl::Minutes(10); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_retries(0); });
+  clock_.skew = absl::Hours(24 * 300);
+  Begin();
+  Live(absl::Minutes(62));
+  ASSERT_EQ(scheduler_->running(), 1u);
+  Sleep(absl::Hours(24 * 3));
+  host_.Pass();
+  clock_.skew = absl::ZeroDuration();
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  Live(absl::Hours(1));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, AClockThatWasALittleAheadAlarmsNobody) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  clock_.skew = absl::Hours(1);
+  Begin();
+  Live(absl::Hours(24 * 4 + 1));
+  Crash(true);
+  clock_.skew = -absl::Hours(1);
+  Begin();
+  Live(absl::Minutes(30));  // Its snapshot is of half an hour from now.
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale), 0);
 }
 
 TEST_F(SchedulerAlertsTest, EachChannelIsToldOnItsOwn) {
@@ -152,8 +232,31 @@ TEST_F(SchedulerAlertsTest, AMachineThatEndedByItselfIsToldOnce) {
   Live(absl::Hours(24 * 5));
   EXPECT_EQ(listener_.Count(Event::Kind::kEnded, "web"), 1);
   host_.machines["web"] = true;
+  host_.ended.clear();
   Live(absl::Hours(1));
   EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, AMachineThatCrashedIsToldBeforeItsNextRunFails) {
+  host_.machines = {{"web", true}};  // It ought to run.
+  host_.ended = {{"web", "crashed: signal 9"}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Minutes(5));
+  ASSERT_EQ(listener_.Count(Event::Kind::kEnded, "web"), 1);
+  EXPECT_THAT(listener_.events[0].message, HasSubstr("crashed: signal 9"));
+}
+
+TEST_F(SchedulerAlertsTest, AMachineThatIsHeldIsToldUntilItGoesOn) {
+  host_.machines = {{"web", true}};
+  host_.held = {{"web", "the guest is held: disk vda cannot be written: No space left on device"}};
+  Begin();
+  Live(absl::Hours(30));
+  EXPECT_EQ(listener_.Count(Event::Kind::kHeld, "web"), 2) << "each day, and also of one without a schedule";
+  EXPECT_THAT(listener_.events[0].message, HasSubstr("No space left"));
+  host_.held.clear();
+  Live(absl::Hours(1));
+  ASSERT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 1);
 }
 
 TEST_F(SchedulerAlertsTest, WhatIsBelowThePromisedLevelDoesNotCount) {

@@ -182,6 +182,20 @@ TEST_F(SchedulerTest, ADeadMansAlertComesAlsoWhenNothingRuns) {
   EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 1);
 }
 
+TEST_F(SchedulerTest, AnotherTimeZoneCountsFromTheNextLook) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Minutes(30));
+  absl::StatusOr<Schedule> there = MakeSchedule(book_.schedules[0].definition, absl::FixedTimeZone(10 * 3600));
+  ASSERT_TRUE(there.ok()) << there.status();
+  book_.schedules[0] = *there;
+  Live(absl::Hours(20));
+  auto rows = Rows(RunOutcome::kSucceeded);
+  ASSERT_THAT(rows, SizeIs(1)) << "at one o'clock there, and not here";
+  EXPECT_EQ(rows[0].planned, FakeClock().true_time + absl::Hours(15));
+}
+
 TEST_F(SchedulerTest, AClockThatIsSetBackHoldsNothingUp) {
   host_.machines = {{"web", true}};
   book_.Add("hourly", "web", "hourly");

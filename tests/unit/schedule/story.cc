@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "tests/unit/schedule/story_world.h"
 
 namespace still::schedule {
@@ -47,6 +48,9 @@ class Story {
   void JudgeMachine(const StoryHost& host, const Plan& plan, const std::string& name, const Machine& machine);
   void JudgeRecoveries(StoryHost& host);
   absl::Time NewestTruth(const StoryHost& host, const Plan& plan, const std::string& name) const;
+  std::string When(const StoryHost& host) const;
+  // `about`: for whoever reads the story.
+  void Happened(const StoryHost& host, const std::string& what, const std::string& about = "");
   void Wrong(const StoryHost& host, const std::string& what);
 
   const StoryOptions options_;
@@ -97,7 +101,7 @@ void Story::LookFromOutside(StoryHost& host) {
 }
 
 void Story::TroubleMachine(StoryHost& host) {
-  Machine& machine = std::next(host.machines.begin(), static_cast<long>(random_() % host.machines.size()))->second;
+  auto& [name, machine] = *std::next(host.machines.begin(), static_cast<long>(random_() % host.machines.size()));
   switch (random_() % 7) {
     case 0:  // Switched off, by somebody or by itself, or on.
     case 1:
@@ -105,7 +109,7 @@ void Story::TroubleMachine(StoryHost& host) {
       machine.on = !machine.on;
       machine.ended = random_() % 2 == 0 ? "powered off" : "";
       if (machine.on) machine.obliged_from = now_;
-      ++end_.happened[machine.on ? "switched on" : "stopped"];
+      Happened(host, machine.on ? "switched on" : "stopped", name);
       break;
     case 2:  // It vanishes, or comes back.
       machine.there = !machine.there;
@@ -113,23 +117,24 @@ void Story::TroubleMachine(StoryHost& host) {
       machine.unreadable = "";
       machine.changed = now_;
       if (machine.there) machine.obliged_from = now_;
-      ++end_.happened[machine.there ? "came back" : "vanished"];
+      Happened(host, machine.there ? "came back" : "vanished", name);
       break;
     case 3:
       machine.unreadable = machine.unreadable.empty() ? "session.json is damaged" : "";
-      ++end_.happened["unreadable"];
+      Happened(host, "unreadable", name);
       break;
     case 4:
       machine.silent = !machine.silent;
-      ++end_.happened["silent guest"];
+      Happened(host, "silent guest", name);
       break;
     case 5:
       machine.lame = !machine.lame;
-      ++end_.happened["level drops"];
+      Happened(host, "level drops", name);
       break;
     default:  // Everything is mended.
       machine.silent = machine.lame = false;
       machine.unreadable = "";
+      Happened(host, "mended", name);
   }
 }
 
@@ -141,14 +146,15 @@ void Story::Trouble(StoryHost& host) {
       host.scheduler.reset();
       if (random_() % 2 == 0) host.active.clear();
       host.back_at = now_ + (random_() % 6 == 0 ? Some(24, 120) : Some(0, 2));
-      ++end_.happened["crash of stilld"];
+      Happened(host, "crash of stilld", absl::FormatDuration(host.back_at - now_));
       break;
     case 2:  // The clock is set, now and then to another year.
       host.clock.skew = random_() % 8 == 0 ? absl::Hours(24 * 300) : Some(0, 4) - absl::Hours(2);
-      ++end_.happened["clock step"];
+      Happened(host, "clock step", absl::FormatDuration(host.clock.skew));
       break;
     case 3:
       host.clock.skew = absl::ZeroDuration();
+      Happened(host, "clock set right");
       break;
     case 4:  // The host is off, or asleep.
       host.asleep_until = now_ + Some(1, 60);
@@ -160,20 +166,20 @@ void Story::Trouble(StoryHost& host) {
       } else {
         for (auto& [id, run] : host.active) run.ends += host.asleep_until - now_;
       }
-      ++end_.happened["host off"];
+      Happened(host, "host off", absl::FormatDuration(host.asleep_until - now_));
       break;
     case 5:
       host.repository_down_until = now_ + Some(1, 90);
-      ++end_.happened["repository down"];
+      Happened(host, "repository down", absl::FormatDuration(host.repository_down_until - now_));
       break;
     case 6:
       host.receiver.down_until = now_ + Some(1, 60);
       host.channel_up_since = host.receiver.down_until;
-      ++end_.happened["channel down"];
+      Happened(host, "channel down", absl::FormatDuration(host.receiver.down_until - now_));
       break;
     case 7:
       host.book_broken_until = now_ + Some(1, 72);
-      ++end_.happened["book broken"];
+      Happened(host, "book broken", absl::FormatDuration(host.book_broken_until - now_));
       break;
     case 8:
       if (host.book.unusable.empty()) {
@@ -181,12 +187,12 @@ void Story::Trouble(StoryHost& host) {
       } else {
         host.book.unusable.clear();
       }
-      ++end_.happened["unusable schedule"];
+      Happened(host, "unusable schedule");
       break;
     case 9:  // Somebody edits, and changes nothing.
       for (Schedule& schedule : host.book.schedules) schedule.counted_from = host.clock.Now();
       if (host.scheduler != nullptr) host.scheduler->Reload();
-      ++end_.happened["edit"];
+      Happened(host, "edit");
       break;
     default:
       TroubleMachine(host);
@@ -202,9 +208,20 @@ absl::Time Story::NewestTruth(const StoryHost& host, const Plan& plan, const std
   return newest;
 }
 
+std::string Story::When(const StoryHost& host) const {
+  const absl::Duration since = now_ - FakeClock().true_time;
+  const absl::Duration in_day = since % absl::Hours(24);
+  return absl::StrFormat("day %d %02d:%02d, host %d: ", since / absl::Hours(24), absl::ToInt64Hours(in_day),
+                         absl::ToInt64Minutes(in_day) % 60, host.number);
+}
+
+void Story::Happened(const StoryHost& host, const std::string& what, const std::string& about) {
+  ++end_.happened[what];
+  if (options_.narrate) options_.narrate(absl::StrCat(When(host), what, about.empty() ? "" : " ", about));
+}
+
 void Story::Wrong(const StoryHost& host, const std::string& what) {
-  const auto day = absl::ToInt64Hours(now_ - FakeClock().true_time) / 24;
-  end_.wrong.push_back(absl::StrCat("day ", day, ", host ", host.number, ": ", what));
+  end_.wrong.push_back(absl::StrCat(When(host), what));
 }
 
 void Story::JudgeMachine(const StoryHost& host, const Plan& plan, const std::string& name, const Machine& machine) {
@@ -263,6 +280,10 @@ StoryEnd Story::Live() {
   const absl::Time until = now_ + absl::Hours(24 * options_.days);
   absl::Time next_look = now_ + kLook;
   for (auto& host : hosts_) {
+    if (options_.narrate) {
+      host->narrate = [this, &host = *host](const std::string& what) { options_.narrate(When(host) + what); };
+      host->receiver.narrate = host->narrate;
+    }
     host->next_trouble = now_ + Some(24, 72);
     host->next_look_from_outside = now_ + absl::Hours(1);
     StartDaemon(*host);

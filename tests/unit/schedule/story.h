@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -21,6 +22,8 @@ struct StoryOptions {
   bool messages_are_queued = true;          // Else what a channel does not take counts as told.
   bool hosts_have_ids = true;               // Else they are told apart by nothing.
   bool somebody_looks_from_outside = true;  // Else nothing is noticed while stilld is dead.
+  // Hears each thing that happens, for whoever wants to know how a year came to be wrong.
+  std::function<void(const std::string&)> narrate;
 };
 
 struct StoryEnd {

@@ -1,5 +1,6 @@
 // Years of three hosts on one repository (story.h). Here a few of them, by a seed that is printed; `tools/dev simulate` lives
-// through any number. STILL_FIRST_YEAR and STILL_YEARS choose which: each is replayed by its number.
+// through any number. STILL_FIRST_YEAR and STILL_YEARS choose which: each is replayed by its number, and STILL_NARRATE=1
+// prints what happens in it.
 #include "tests/unit/schedule/story.h"
 
 #include <stdlib.h>
@@ -22,11 +23,15 @@ uint64_t Setting(const char* name, uint64_t otherwise) {
   return text != nullptr && absl::SimpleAtoi(text, &number) ? number : otherwise;
 }
 
+bool Narrated() { return Setting("STILL_NARRATE", 0) != 0; }
+
 class StoryTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    SetLogSink([](absl::string_view) {});
-  }  // Years are full of warnings.
+    SetLogSink([](absl::string_view line) {  // Years are full of warnings.
+      if (Narrated()) std::cout << line << "\n";
+    });
+  }
   void TearDown() override { SetLogSink(nullptr); }
   // Whether the oracle sees that something is left out, in one of a few years.
   static bool Seen(StoryOptions options) {
@@ -42,7 +47,9 @@ TEST_F(StoryTest, EveryMachineHasAYoungGoodSnapshotOrSomebodyHasBeenTold) {
   const uint64_t years = Setting("STILL_YEARS", 12);
   StoryEnd all;
   for (uint64_t year = first; year < first + years; ++year) {
-    StoryEnd end = LiveAYear({.seed = year});
+    StoryOptions options{.seed = year};
+    if (Narrated()) options.narrate = [](const std::string& what) { std::cout << what << "\n"; };
+    StoryEnd end = LiveAYear(options);
     EXPECT_TRUE(end.wrong.empty()) << "STILL_FIRST_YEAR=" << year
                                    << " STILL_YEARS=1: " << absl::StrJoin(end.wrong, "; ");
     all.looked += end.looked;

@@ -21,6 +21,8 @@ void Receiver::Deliver(const Delivery& delivery) {
 void Receiver::Hear(const Event& event) {
   const bool over = event.kind == Event::Kind::kRecovered;
   const auto key = std::make_pair(over ? event.about : EventName(event.kind), event.schedule + "/" + event.session);
+  if (narrate)
+    narrate(absl::StrCat("told: ", EventName(event.kind), " ", key.first, " ", key.second, ": ", event.message));
   if (over) {
     recoveries.emplace_back(key, clock_.true_time);
     open.erase(key);
@@ -67,7 +69,19 @@ absl::StatusOr<std::map<std::string, Newest>> StoryHost::NewestGood(const std::s
   if (clock.true_time < repository_down_until) return absl::UnavailableError("the repository does not answer");
   std::map<std::string, snapshot::MachineIdentity> asked;
   for (const std::string& name : sessions) asked[name] = IdentityOf(name);
-  return NewestByLevel(repository_.snapshots, asked);
+  std::vector<store::SnapshotSummary> summaries;
+  for (const manifestpb::Snapshot& one : repository_.snapshots) {
+    summaries.push_back({.id = one.id(),
+                         .session = one.session(),
+                         .session_id = one.session_id(),
+                         .host_id = one.host_id(),
+                         .host = one.host(),
+                         .machine_id = one.machine_id(),
+                         .sequence = static_cast<int64_t>(one.sequence()),
+                         .point_unix_ns = one.point_unix_ns(),
+                         .level = one.consistency().level()});
+  }
+  return NewestByLevel(summaries, asked);
 }
 
 absl::Status StoryHost::Start(const Schedule& schedule, const store::RunRow& run) {
@@ -130,6 +144,7 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
                                                        : manifestpb::Consistency::CRASH);
   row.snapshot = manifest.id();
   row.consistency = NameOfLevel(manifest.consistency().level());
+  if (narrate) narrate(absl::StrCat("snapshot ", manifest.id(), " of ", row.session, ", ", row.consistency));
   const std::string mine = TrueMachine(row.session);
   repository_.truths[manifest.id()] = {.machine = mine, .taken = run.began, .filesystem = filesystem};
   auto& all = repository_.snapshots;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -57,6 +58,7 @@ class Receiver final : public Announcer {
   // For how long whoever is called while all is well was not called; zero where nobody is.
   absl::Duration Silence() const { return has_ping_ ? clock_.true_time - pinged : absl::ZeroDuration(); }
 
+  std::function<void(const std::string&)> narrate;
   absl::Time down_until = absl::InfinitePast();
   absl::Time pinged = absl::InfinitePast();
   std::map<std::pair<std::string, std::string>, absl::Time> open;
@@ -110,6 +112,7 @@ class StoryHost final : public Host {
     absl::Time began;
     const Schedule schedule;
   };
+  std::function<void(const std::string&)> narrate;
   const int number;
   FakeClock clock;  // A copy of its own: each host has its own wrong time. The true time is the story's.
   MemoryBook book;

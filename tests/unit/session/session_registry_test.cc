@@ -129,6 +129,10 @@ TEST_F(SessionRegistryTest, ASessionThatAcceptsNobodyIsThere) {
   for (; next.ok(); next = ConnectUnix(path)) queue.push_back(*std::move(next));
   EXPECT_TRUE(absl::IsDeadlineExceeded(next.status())) << next.status();
   EXPECT_TRUE(sessions.Find("db")->ready);
+  // Not even for a second: a host may have many that hang.
+  EXPECT_TRUE(IsListening(path));
+  hangs->Reset();
+  EXPECT_FALSE(IsListening(path));
 }
 
 // A session that starts, or hangs while it does, has no socket: what counts is the process.

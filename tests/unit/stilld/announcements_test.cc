@@ -3,7 +3,9 @@
 
 #include <stdlib.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -52,6 +54,19 @@ class AnnouncementsTest : public ::testing::Test {
     return path;
   }
 };
+
+TEST_F(AnnouncementsTest, WhoeverTellsOnceLearnsWhatCameOfItOnEachChannel) {
+  const auto arrived = [](const AnnouncerOptions& options) {
+    std::map<std::string, bool> by_channel;
+    for (const Announcer::Outcome& outcome : TellOnce(options, Stale()))
+      by_channel[outcome.channel] = outcome.delivered;
+    return by_channel;
+  };
+  using Arrived = std::map<std::string, bool>;
+  EXPECT_EQ(arrived({.command = "exit 0", .mail_to = "root", .sendmail = Script("exit 1")}),
+            (Arrived{{"command", true}, {"mail", false}}));
+  EXPECT_EQ(arrived({}), (Arrived{{"journal", true}}));
+}
 
 TEST_F(AnnouncementsTest, ACommandGetsTheEventAndItsEndSaysWhetherItArrived) {
   const std::string out = JoinPath(dir_, "out");

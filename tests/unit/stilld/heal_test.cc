@@ -4,13 +4,17 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "base/clock.h"
 #include "base/file.h"
+#include "base/unix_socket.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "schedule/process_host.h"
@@ -125,6 +129,76 @@ TEST_F(HealTest, WhatWasLeftPausedAndFrozenGoesOnAndIsThawedThen) {
   EXPECT_EQ(Heal(), 1);
   EXPECT_THAT(session_.calls(), ElementsAre("Resume", "Thaw"));
   EXPECT_EQ(Heal(), 0);
+}
+
+// Each would take the five seconds that a session may take to answer; one after the other they would take minutes.
+TEST_F(HealTest, ThoseThatHangKeepNobodyWaiting) {
+  constexpr int kHanging = 40;
+  std::vector<OwnedFd> hanging;
+  const session::SessionRegistry sessions(root_);
+  for (int i = 0; i < kHanging; ++i) {
+    absl::StatusOr<session::SessionPlace> place = sessions.Create(absl::StrCat("hung-", i));
+    ASSERT_TRUE(place.ok()) << place.status();
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "session.json"), "{}").ok());
+    // It accepts, as the kernel does for every listener, and says nothing.
+    absl::StatusOr<OwnedFd> socket = ListenUnix(JoinPath(place->directory, "control.sock"));
+    ASSERT_TRUE(socket.ok()) << socket.status();
+    hanging.push_back(*std::move(socket));
+  }
+  Freeze();
+  const absl::Duration begin = Clock::Real().Monotonic();
+  EXPECT_EQ(Heal(), 1);
+  EXPECT_LT(Clock::Real().Monotonic() - begin, kHanging * absl::Seconds(5) / 3);
+}
+
+// Each end in words; and whether its runs are to fail, or there is nothing new to take.
+TEST_F(HealTest, HowAMachineEndedDecidesWhetherItOughtToRun) {
+  struct End {
+    const char* json;
+    bool ought_to_run;
+    const char* told;
+  };
+  const std::map<std::string, End> ends = {
+      {"a-stopped", {R"({"kind": "STOPPED"})", false, ""}},
+      {"b-off", {R"({"kind": "POWERED_OFF"})", false, "powered off"}},
+      {"c-limit", {R"({"kind": "TIMED_OUT"})", false, "timed out"}},
+      {"d-crashed", {R"({"kind": "CRASHED", "error": "signal 9"})", true, "crashed: signal 9"}},
+      {"e-killed", {R"({"kind": "KILLED"})", true, "killed"}},
+      {"f-host", {R"({"kind": "HOST_RESTARTED"})", true, "ended with its host"}},
+  };
+  const session::SessionRegistry sessions(root_);
+  for (const auto& [name, end] : ends) {
+    absl::StatusOr<session::SessionPlace> place = sessions.Create(name);
+    ASSERT_TRUE(place.ok()) << place.status();
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "session.json"), "{}").ok());
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(place->directory, "end.json"), end.json).ok());
+  }
+  ProcessHost host(*repository_, HostIdentity(), {.state = root_, .command = {"false"}});
+  absl::StatusOr<std::vector<SessionState>> states = host.Sessions();
+  ASSERT_TRUE(states.ok()) << states.status();
+  ASSERT_EQ(states->size(), ends.size() + 1);
+  for (const SessionState& state : *states) {
+    if (state.name == "web") continue;  // It runs.
+    EXPECT_EQ(state.running, ends.at(state.name).ought_to_run) << state.name;
+    EXPECT_EQ(state.ended, ends.at(state.name).told) << state.name;
+  }
+}
+
+TEST_F(HealTest, AMachineThatIsHeldSaysWhyAndOneThatHangsHoldsUpNobody) {
+  Pause();
+  session_.Set([](sessionpb::DescribeResponse& state) { state.set_disk_trouble("disk vda cannot be written"); });
+  ProcessHost host(*repository_, HostIdentity(), {.state = root_, .command = {"false"}});
+  EXPECT_EQ(host.Sessions()->front().held, "") << "nobody has asked yet";
+  host.watch().AskOnce();
+  EXPECT_EQ(host.Sessions()->front().held, "disk vda cannot be written");
+  server_->Shutdown(std::chrono::system_clock::now());
+  server_.reset();
+  absl::StatusOr<OwnedFd> hangs = ListenUnix(JoinPath(root_, "sessions/web/control.sock"));
+  ASSERT_TRUE(hangs.ok()) << hangs.status();
+  host.watch().AskOnce();
+  EXPECT_EQ(host.Sessions()->front().held, "disk vda cannot be written") << "as far as is known";
+  hangs->Reset();
+  EXPECT_EQ(host.Sessions()->front().held, "") << "it is gone";
 }
 
 TEST_F(HealTest, WhatWasLeftFrozenIsThawed) {

@@ -17,11 +17,8 @@ Figures SomeFigures() {
   figures.now = absl::FromUnixSeconds(1'700'000'000);
   figures.sessions = {{.name = "web", .running = true}};
   figures.stats.stored_bytes = 1000;
-  manifestpb::Snapshot snapshot;
-  snapshot.set_session("web");
-  snapshot.set_point_unix_ns(1'699'999'000'000'000'000);
-  snapshot.add_images()->set_size(4000);
-  figures.snapshots.push_back(snapshot);
+  figures.snapshots = std::make_shared<const std::vector<store::SnapshotSummary>>(std::vector<store::SnapshotSummary>{
+      {.session = "web", .point_unix_ns = 1'699'999'000'000'000'000, .logical_bytes = 4000}});
   return figures;
 }
 

@@ -28,18 +28,35 @@ TEST(StatusPageTest, ASchedulerThatDoesNotWorkIsNotWell) {
   EXPECT_THAT(RenderStatusPage(figures), HasSubstr("not worked on"));
 }
 
+TEST(StatusPageTest, MachinesThatNothingProtectsAreShown) {
+  Figures figures;
+  figures.now = absl::FromUnixSeconds(1'700'000'000);
+  figures.report.set_turned_unix_ns(absl::ToUnixNanos(figures.now));
+  schedulepb::CheckReport::Cover& web = *figures.report.add_machines();
+  web.set_session("web");
+  web.set_schedule("nightly");
+  web.set_level("filesystem");
+  web.set_newest_unix_ns(absl::ToUnixNanos(figures.now - absl::Hours(3)));
+  web.set_newest_level("filesystem");
+  EXPECT_THAT(RenderStatusPage(figures), HasSubstr("Every machine has a schedule"));
+  figures.report.add_machines()->set_session("forgotten");
+  const std::string page = RenderStatusPage(figures);
+  EXPECT_THAT(page, HasSubstr("1 machine is protected by nothing"));
+  EXPECT_THAT(page, HasSubstr("<td>forgotten<td><span class=bad>nothing"));
+  EXPECT_THAT(page, HasSubstr("<td>web<td><span class=good>nightly</span>, filesystem<td>3h, filesystem"));
+}
+
 TEST(StatusPageTest, NothingThatIsShownCanBecomeMarkup) {
   const std::string evil = "<script>alert('1')</script>\"&\n";
   Figures figures;
   figures.now = absl::FromUnixSeconds(1'700'000'000);
   figures.repository = evil;
   figures.sessions = {{.name = evil, .running = true}};
-  manifestpb::Snapshot snapshot;
-  snapshot.set_session(evil);
-  snapshot.set_name(evil);
-  snapshot.set_point_unix_ns(1'699'999'000'000'000'000);
-  figures.snapshots.push_back(snapshot);
+  figures.snapshots = std::make_shared<const std::vector<store::SnapshotSummary>>(
+      std::vector<store::SnapshotSummary>{{.name = evil, .session = evil, .point_unix_ns = 1'699'999'000'000'000'000}});
   figures.report.set_turned_unix_ns(absl::ToUnixNanos(figures.now));
+  figures.report.add_machines()->set_session(evil);
+  figures.report.add_machines()->set_schedule(evil);
   figures.alerts = {
       {.kind = evil, .schedule = evil, .session = evil, .message = evil, .since = figures.now, .told = true}};
   store::RunRow run{.schedule = evil, .kind = "capture", .session = evil};
@@ -56,13 +73,11 @@ TEST(StatusPageTest, NothingThatIsShownCanBecomeMarkup) {
 TEST(StatusPageTest, LabelsAndWindowsAreDrawn) {
   Figures figures;
   figures.now = absl::FromUnixSeconds(1'700'000'000);
+  std::vector<store::SnapshotSummary> snapshots;
   for (auto level : {manifestpb::Consistency::CRASH, manifestpb::Consistency::APPLICATION}) {
-    manifestpb::Snapshot snapshot;
-    snapshot.set_session("web");
-    snapshot.set_point_unix_ns(1'699'990'000'000'000'000);
-    snapshot.mutable_consistency()->set_level(level);
-    figures.snapshots.push_back(snapshot);
+    snapshots.push_back({.session = "web", .point_unix_ns = 1'699'990'000'000'000'000, .level = level});
   }
+  figures.snapshots = std::make_shared<const std::vector<store::SnapshotSummary>>(std::move(snapshots));
   EXPECT_THAT(TimelineSvg(figures), HasSubstr("circle class=crash"));
   EXPECT_THAT(TimelineSvg(figures), HasSubstr("circle class=application"));
   store::RunRow run{.kind = "capture", .session = "web"};

@@ -342,5 +342,84 @@ class Pages(StilldTest):
             shutil.copy(picture, pathlib.Path(keep))
 
 
+class Hanging(StilldTest):
+    """Sessions that accept and never answer hold up nobody."""
+
+    def hang(self, name):
+        directory = self.host.state / "sessions" / name
+        directory.mkdir(parents=True)
+        (directory / "session.json").write_text(json.dumps({"name": name}))
+        handle = os.open(directory, os.O_PATH)
+        self.addCleanup(os.close, handle)
+        hanging = socket.socket(socket.AF_UNIX)
+        self.addCleanup(hanging.close)
+        hanging.bind(f"/proc/self/fd/{handle}/control.sock")  # However long the path is.
+        hanging.listen()
+
+    def test_commands_and_the_daemon_go_on(self):
+        count = 8
+        for number in range(count):
+            self.hang(f"hung-{number}")
+        begin = time.monotonic()
+        sessions = self.host.json("ps")
+        self.assertEqual([session["status"] for session in sessions], ["not answering"] * count)
+        self.assertLess(time.monotonic() - begin, count * 5 * 0.75, "they were waited for one after the other")
+        self.host.still("schedule", "add", "nightly", "--session", "*", "--on", "02:00")
+        daemon = self.daemon("--http", "127.0.0.1:0")
+        begin = time.monotonic()
+        covered = self.host.json("schedule", "coverage")
+        self.assertEqual({machine["session"] for machine in covered["machines"]}, {f"hung-{i}" for i in range(count)})
+        self.assertIn("hung-3", daemon.get("/"))
+        self.assertIn('stillpoint_session_running{session="hung-3"} 1', daemon.get("/metrics"))
+        self.assertLess(time.monotonic() - begin, count * 5 * 0.75)
+        self.assertEqual(daemon.end(), 0)
+
+
+@unittest.skipUnless(os.geteuid() == 0 and shutil.which("unshare"), "it takes a mount namespace of its own")
+class SetUp(unittest.TestCase):
+    """`still setup` writes to /etc: here to one that nobody else sees."""
+
+    def setUp(self):
+        self.host = Host()
+        self.addCleanup(self.host.close)
+        self.etc = self.host.directory / "etc"
+        self.etc.mkdir()
+        self.told = self.host.directory / "told"
+
+    def set_up(self, *arguments):
+        script = 'mount --bind "$0" /etc && exec "$@"'
+        return subprocess.run(["unshare", "--mount", "sh", "-c", script, self.etc, BUILD / "bin/still", "--json", "setup",
+                               "--no-encryption", "--no-units", *arguments], env=self.host.environment,
+                              capture_output=True, text=True, timeout=120, check=False)
+
+    def step(self, done):
+        [step] = [one for one in json.loads(done.stdout)["steps"] if one["what"] == "test alert"]
+        return step
+
+    def test_a_test_alert_is_sent_when_the_channels_are_new(self):
+        command = ("--notify-command", f"echo $STILL_EVENT: $STILL_MESSAGE >>{self.told}")
+        done = self.set_up(*command)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue(self.step(done)["changed"])
+        self.assertRegex(self.told.read_text(), "^test: this is a test")
+        again = self.set_up(*command)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertFalse(self.step(again)["changed"])
+        self.assertEqual(len(self.told.read_text().splitlines()), 1, "nothing is sent when nothing is new")
+        self.set_up(*command, "--test-alert")
+        self.assertEqual(len(self.told.read_text().splitlines()), 2)
+
+    def test_a_channel_that_takes_nothing_is_told_at_once(self):
+        done = self.set_up("--notify-command", "exit 1")
+        self.assertEqual(done.returncode, 6, done.stdout + done.stderr)
+        self.assertIn("test alert was not taken by: command", done.stderr)
+        self.assertTrue(json.loads(done.stdout)["steps"], "the rest is done all the same")
+
+    def test_without_a_channel_it_says_where_alerts_go(self):
+        done = self.set_up()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("journal", self.step(done)["detail"])
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)

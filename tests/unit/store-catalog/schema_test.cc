@@ -129,9 +129,9 @@ TEST_P(GoldenCatalogTest, OpensWithEverythingInIt) {
   EXPECT_EQ(snapshots[1].point_unix_ns, 1700000000000000000);
   EXPECT_EQ(snapshots[1].manifest, std::string("\x0a\x00\xff", 3));
   EXPECT_EQ(snapshots[1].labels.at("keep"), "for ever");
-  EXPECT_EQ(snapshots[1].sequence, GetParam() < 4 ? 0 : 2);
+  EXPECT_EQ(snapshots[1].sequence, GetParam() < 5 ? 0 : 2);
   EXPECT_EQ(snapshots[1].host_id, GetParam() < 4 ? "" : "0123456789abcdef0123456789abcdef");
-  EXPECT_THAT(*(*catalog)->ListUnsequenced(), SizeIs(GetParam() < 4 ? 2 : 0));
+  EXPECT_THAT(*(*catalog)->ListUnsequenced(), SizeIs(GetParam() < 5 ? 2 : 0));
   ASSERT_THAT(snapshots[1].images, SizeIs(1));
   EXPECT_EQ(snapshots[1].images[0].size, 4294967296u);
   EXPECT_EQ(snapshots[1].images[0].bitmap, "still-1");
