@@ -38,7 +38,13 @@ int GivenFd(const char* path) {
   return given == nullptr ? -1 : ParseNumber(given);
 }
 
-int Duplicate(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 3); }
+// From its beginning, as a file that is opened. (All duplicates have one place together: who reads a kernel does it with one
+// descriptor after the other, disks are read at places, and memory is mapped.)
+int Duplicate(int fd) {
+  const int duplicate = ::fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  if (duplicate >= 0) ::lseek(duplicate, 0, SEEK_SET);
+  return duplicate;
+}
 
 int Open(const char* path, int flags, mode_t mode) {
   const int given = GivenFd(path);
@@ -50,7 +56,6 @@ FILE* OpenStream(const char* path, const char* mode) {
   if (given >= 0) {
     const int fd = Duplicate(given);
     if (fd < 0) return nullptr;
-    ::lseek(fd, 0, SEEK_SET);  // Its place is that of whoever read it before.
     return ::fdopen(fd, mode);
   }
   using Fopen = FILE* (*)(const char*, const char*);

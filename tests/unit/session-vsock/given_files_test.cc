@@ -46,6 +46,10 @@ TEST(DISABLED_GivenFiles, AsTheHypervisorSeesThem) {
     EXPECT_STREQ(line, "given\n");
     ::fclose(stream);
   }
+  char first = 0;
+  OwnedFd again(::open(name.c_str(), O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(::read(again.get(), &first, 1), 1);
+  EXPECT_EQ(first, 'g') << "also when a stream has read it before";
   // It was given for reading: asking for more gets no more.
   EXPECT_LT(::write(opened.get(), "x", 1), 0);
   EXPECT_EQ(errno, EBADF);
