@@ -93,13 +93,15 @@ class Machine:
         shutil.rmtree(self.directory)
 
     def boot(self):
-        # The layers are mounted in a namespace that ends with the machine.
+        # The layers are mounted in a namespace that ends with the machine, and all its processes are in one of their own: a
+        # killed systemd-nspawn leaves its machine running.
         mounts = (f"mount -t overlay overlay -o lowerdir={self.base},upperdir={self.directory}/upper,"
                   f"workdir={self.directory}/work {self.root}")
         binds = " ".join(f"--bind-ro={source}:{target}" for source, target in self.bind.items())
         log = open(self.directory / "console.log", "ab")
         self.nspawn = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--kill-child", "--fork", "sh", "-c",
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--mount-proc", "--propagation", "private",
+             "--kill-child", "--fork", "sh", "-c",
              f"{mounts} && exec systemd-nspawn -q -D {self.root} --register=no --keep-unit -b --console=passive {binds}"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         log.close()
