@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,8 +52,11 @@ class FakeGuest : public Freezer, public Disks {
   DiskReport Describe(const DiskFacts& facts) override;
   std::optional<uint64_t> Writes(const DeviceId& device) override {
     absl::MutexLock lock(&mutex_);
+    if (uncounted.contains(device)) return std::nullopt;
     return writes_[device];
   }
+  // A line of the mount table.
+  void AddMount(const std::string& line) { mountinfo_ += line; }
   void CountWrite(const DeviceId& device) {
     absl::MutexLock lock(&mutex_);
     ++writes_[device];
@@ -102,6 +106,9 @@ class FakeGuest : public Freezer, public Disks {
   int pinned = 0;
   std::vector<bool> quiet_changes;
   OpenForWriting open;
+  std::set<DeviceId> watched;                                         // By every report, besides what is CLEAN.
+  std::set<DeviceId> uncounted;                                       // The kernel does not count the writes to them.
+  std::set<int> unreachable;                                          // Mounts that are gone.
   std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
   std::function<void(const std::string& mount_point)> before_freeze;  // On the freezing thread, without locks.
 
@@ -111,7 +118,7 @@ class FakeGuest : public Freezer, public Disks {
   int Thaw(const std::string& mount_point);
 
   TempDir directory_;
-  const std::string mountinfo_;
+  std::string mountinfo_;
   absl::Mutex mutex_;
   std::map<std::string, FakeSuperblock> superblocks_;
   std::vector<std::string> calls_;
@@ -138,7 +145,8 @@ class FakeHandle : public FileSystemHandle {
   const std::string mount_point_;
 };
 
-inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int, const std::string& mount_point) {
+inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int mount_id, const std::string& mount_point) {
+  if (unreachable.contains(mount_id)) return absl::NotFoundError(mount_point);
   return std::make_unique<FakeHandle>(*this, mount_point);
 }
 
@@ -146,6 +154,7 @@ inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
   DiskReport report;
   pb::Disk& disk = report.disks.emplace_back();
   disk.set_name("vda");
+  for (const DeviceId& device : watched) report.watched[device].insert("vda");
   for (const MountEntry& mount : facts.survey.mounts) {
     pb::DiskUse use;
     use.set_name(mount.mount_point);

@@ -390,6 +390,32 @@ TEST_F(FreezeControllerTest, WhatCannotFreezeIsCleanOnlyIfNobodyWritesToIt) {
   EXPECT_THAT(state_of_a("w").detail(), HasSubstr("vi (7)"));
 }
 
+TEST_F(FreezeControllerTest, WhatIsNotCountedIsNotCovered) {
+  const DeviceId counted{254, 80};
+  const DeviceId uncounted{254, 96};
+  guest_.watched = {counted, uncounted};
+  guest_.uncounted = {uncounted};
+  auto frozen = Quiesce(QuiesceOf("t"));
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  std::vector<std::string> bare;
+  for (const pb::DiskUse& use : frozen->disks(0).uses()) {
+    if (use.state() == pb::DiskUse::NOT_COVERED) bare.push_back(use.device());
+  }
+  EXPECT_THAT(bare, ElementsAre("254:96"));
+}
+
+TEST_F(FreezeControllerTest, ALeaseThatEndsInTheLastFreezeIsNotFollowedByALookAtTheDisks) {
+  int count = 0;
+  int surveys = 0;
+  guest_.before_freeze = [&](const std::string&) {
+    if (++count == 4) guest_.Advance(absl::Seconds(5));
+    surveys = guest_.surveys;
+  };
+  EXPECT_EQ(Quiesce(QuiesceOf("t")).status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(guest_.surveys, surveys);
+  ExpectThawed();
+}
+
 TEST_F(FreezeControllerTest, AWriteBackThatDoesNotEndGivesUpAndIsNotAskedAgain) {
   absl::Notification go_on;
   guest_.on_sync = [&](const std::string& mount_point) {
