@@ -17,13 +17,6 @@
 
 namespace still::agent {
 
-// One superblock as the kernel sees it.
-struct FakeSuperblock {
-  int freezes = 0;
-  int freeze_error = 0;          // Instead of freezing.
-  std::vector<int> thaw_errors;  // Of the next thaws, instead of thawing.
-};
-
 // The guest: freezer, hooks, clock, timer, marker and the controller over them.
 class FakeGuest : public Freezer, public Disks {
  public:
@@ -55,7 +48,6 @@ class FakeGuest : public Freezer, public Disks {
     if (uncounted.contains(device)) return std::nullopt;
     return writes_[device];
   }
-  // A line of the mount table.
   void AddMount(const std::string& line) { mountinfo_ += line; }
   void CountWrite(const DeviceId& device) {
     absl::MutexLock lock(&mutex_);
@@ -106,9 +98,8 @@ class FakeGuest : public Freezer, public Disks {
   int pinned = 0;
   std::vector<bool> quiet_changes;
   OpenForWriting open;
-  std::set<DeviceId> watched;                                         // By every report, besides what is CLEAN.
-  std::set<DeviceId> uncounted;                                       // The kernel does not count the writes to them.
-  std::set<int> unreachable;                                          // Mounts that are gone.
+  std::set<DeviceId> watched, uncounted;  // Besides what is CLEAN; whose writes the kernel does not count.
+  std::set<int> unreachable;              // Mounts that are gone.
   std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
   std::function<void(const std::string& mount_point)> before_freeze;  // On the freezing thread, without locks.
 
@@ -145,8 +136,8 @@ class FakeHandle : public FileSystemHandle {
   const std::string mount_point_;
 };
 
-inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int mount_id, const std::string& mount_point) {
-  if (unreachable.contains(mount_id)) return absl::NotFoundError(mount_point);
+inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int id, const std::string& mount_point) {
+  if (unreachable.contains(id)) return absl::NotFoundError(mount_point);
   return std::make_unique<FakeHandle>(*this, mount_point);
 }
 
