@@ -206,7 +206,9 @@ class Looker {
       use->set_fs_type(mount.fs_type);
       use->set_detail(detail);
     }
-    if (state == pb::DiskUse::CLEAN) report_.watched[device].insert(disk.name());
+    // What is mounted read-only can be mounted for writing before the pause.
+    const bool may_change = state == pb::DiskUse::READ_ONLY && mount.device == device;
+    if (state == pb::DiskUse::CLEAN || may_change) report_.watched[device].insert(disk.name());
     for (const Swap& swap : swaps_) {
       if (swap.superblock != superblock) continue;
       pb::DiskUse* use = Add(pb::DiskUse::SWAP, pb::DiskUse::VOLATILE, name, disk);

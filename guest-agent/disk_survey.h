@@ -32,7 +32,8 @@ struct DiskFacts {
 struct DiskReport {
   std::vector<pb::Disk> disks;
   std::string unknown;
-  // Devices that nothing must write to before the thaw, because they are CLEAN or unused, and the disks that they are on.
+  // Devices that nothing must write to before the thaw, because they are CLEAN, READ_ONLY or unused, and the disks that
+  // they are on.
   std::map<DeviceId, std::set<std::string>> watched;
 };
 

@@ -51,6 +51,18 @@ void AddSkipped(const FrozenFileSystem& fs, pb::SkippedMount::Reason reason, pb:
   skipped.set_reason(reason);
 }
 
+// Nothing would tell of a write to it before the thaw.
+void AddUncounted(const DeviceId& device, const std::set<std::string>& names, std::vector<pb::Disk>& disks) {
+  for (pb::Disk& disk : disks) {
+    if (!names.contains(disk.name())) continue;
+    pb::DiskUse& use = *disk.add_uses();
+    use.set_kind(pb::DiskUse::UNKNOWN);
+    use.set_state(pb::DiskUse::NOT_COVERED);
+    use.set_device(device.ToString());
+    use.set_detail("a write to it is under way, or the kernel does not count them");
+  }
+}
+
 }  // namespace
 
 absl::Status FreezeController::CheckCancelled(const Run& run) {
@@ -171,7 +183,7 @@ absl::Status FreezeController::FreezeOpened(std::vector<FrozenFileSystem> opened
     run.held.push_back(std::move(fs));
   }
   run.response.set_freeze_us(Microseconds(parts_.clock.Monotonic() - start));
-  return absl::OkStatus();
+  return CheckCancelled(run);  // The last freeze may have hung until the lease was over: nothing delays its thaw.
 }
 
 void FreezeController::LookAtDisks(const OpenForWriting& open, const Unfrozen& unfrozen, Run& run) {
@@ -190,7 +202,11 @@ void FreezeController::LookAtDisks(const OpenForWriting& open, const Unfrozen& u
     auto counted = writes.find(device);
     std::optional<uint64_t> count =
         counted != writes.end() ? std::optional(counted->second) : parts_.disks.Writes(device);
-    if (count) watched.push_back({device, disks, *count});
+    if (count) {
+      watched.push_back({device, disks, *count});
+    } else {
+      AddUncounted(device, disks, report.disks);
+    }
   }
   for (pb::Disk& disk : report.disks) *run.response.add_disks() = std::move(disk);
   run.response.set_disks_unknown(report.unknown);

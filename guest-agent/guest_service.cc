@@ -137,7 +137,11 @@ grpc::Status GuestService::Quiesce(grpc::ServerContext* context, const pb::Quies
                      .on_cancel = [this, request] { controller_.Abandon(request->token()); }});
     result = controller_.Quiesce(*request, context->peer());
   }
-  if (result.ok()) BoundSkipped(*result);
+  if (result.ok()) {
+    // In this order: what is no UTF-8 grows fourfold when it is made valid.
+    MakeTextsValid(*result);
+    BoundSkipped(*result);
+  }
   return Answer(std::move(result), response);
 }
 

@@ -17,8 +17,9 @@ absl::StatusOr<std::vector<FrozenFileSystem>> OpenEverything(Freezer& freezer) {
   return OpenPlanned(freezer, plan, unused);
 }
 
-std::vector<FrozenFileSystem> OpenMarked(Freezer& freezer, const MarkedFreeze& marked) {
+absl::StatusOr<std::vector<FrozenFileSystem>> OpenMarked(Freezer& freezer, const MarkedFreeze& marked) {
   std::vector<FrozenFileSystem> opened;
+  bool all_reached = true;
   // A mount of another namespace is reached through a process that lives in it now.
   absl::StatusOr<MountSurvey> survey = freezer.Survey();
   std::map<int, std::string> paths;
@@ -29,12 +30,16 @@ std::vector<FrozenFileSystem> OpenMarked(Freezer& freezer, const MarkedFreeze& m
     auto path = paths.find(mount.mount_id);
     auto handle = freezer.Open(mount.mount_id, path == paths.end() ? mount.mount_point : path->second);
     if (!handle.ok()) {
-      // Unmounted since, so nobody waits for it; or covered, which the operator must see.
-      LogError("cannot reach a frozen mount", {{"error", handle.status().ToString()}});
+      LogError("cannot reach a frozen mount, thawing everything", {{"error", handle.status().ToString()}});
+      all_reached = false;
       continue;
     }
     opened.push_back({*std::move(handle), {}, mount, {}});
   }
+  if (all_reached) return opened;
+  // Unmounted, or gone with its namespace: the file system may have another mount, and is frozen in all of them.
+  STILL_ASSIGN_OR_RETURN(std::vector<FrozenFileSystem> everything, OpenEverything(freezer));
+  for (FrozenFileSystem& fs : everything) opened.push_back(std::move(fs));
   return opened;
 }
 
@@ -65,7 +70,7 @@ absl::StatusOr<std::optional<RecoveredFreeze>> ThawAfterAgentDeath(Freezer& free
   std::vector<FrozenFileSystem> opened;
   if (absl::StatusOr<MarkedFreeze> marked = marker.Read(); marked.ok()) {
     recovered.token = marked->token;
-    opened = OpenMarked(freezer, *marked);
+    STILL_ASSIGN_OR_RETURN(opened, OpenMarked(freezer, *marked));
   } else {
     LogWarning("freeze marker unreadable, thawing everything", {{"error", marked.status().ToString()}});
     STILL_ASSIGN_OR_RETURN(opened, OpenEverything(freezer));

@@ -283,8 +283,7 @@ void Session::StopWith(End& end, GuestLink* link, Clock& clock, absl::Duration g
   }
   if (grace > absl::ZeroDuration() && link != nullptr && !AwaitEnd(end, absl::ZeroDuration()).has_value()) {
     absl::Duration deadline = clock.Monotonic() + grace;
-    absl::StatusOr<std::shared_ptr<GuestClient>> client = link->Client(std::min(grace, kAgentCallTimeout));
-    absl::Status asked = client.ok() ? (*client)->Shutdown(kAgentCallTimeout) : client.status();
+    absl::Status asked = link->PowerOff(grace, [&end](absl::Duration wait) { return AwaitEnd(end, wait).has_value(); });
     if (asked.ok()) {
       AwaitEnd(end, std::max(absl::ZeroDuration(), deadline - clock.Monotonic()));
     } else {

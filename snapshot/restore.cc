@@ -11,7 +11,9 @@
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/undo.h"
+#include "session/control/session_process.h"
 #include "session/session_config.h"
 #include "snapshot/restore_plan.h"
 #include "snapshot/rollback_journal.h"
@@ -64,7 +66,9 @@ class RestoreRun {
   absl::Status ClaimNames() {
     for (const std::string& name : options_.sessions) {
       STILL_ASSIGN_OR_RETURN(session::SessionPlace place, sessions_.Create(name));
-      undo_.Push("remove a new session's directory", [path = place.directory] { return RemoveTree(path); });
+      undo_.Push("remove a new session's directory", [this, path = place.directory] {
+        return still_used_.contains(path) ? absl::OkStatus() : RemoveTree(path);
+      });
       places_.push_back(std::move(place));
     }
     absl::MutexLock lock(&steps_mutex_);
@@ -91,6 +95,8 @@ class RestoreRun {
   }
 
   absl::StatusOr<std::vector<RestoredSession>> LaunchAll();
+  // In order, or else by force: its directory goes next.
+  absl::Status EndSession(const RestoredSession& session);
   absl::StatusOr<RestoredSession> LaunchOne(size_t index) {
     session::LaunchOptions launch{.ram_fd = memory_.fd.get(),
                                   .disk_secret_fd = disk_secret_.get(),
@@ -123,6 +129,7 @@ class RestoreRun {
   MemoryImage memory_;
   OwnedFd disk_secret_;                            // Of lazy restores; invalid when their server needs none.
   std::vector<sessionpb::SessionConfig> configs_;  // In the order of options_.sessions.
+  std::set<std::string> still_used_;               // Directories of sessions that could not be ended.
   UndoStack undo_;
 };
 
@@ -153,9 +160,22 @@ absl::StatusOr<std::vector<RestoredSession>> RestoreRun::LaunchAll() {
   if (error.ok()) return restored;
   // All or none: whoever asked for N has no use for a part of them.
   for (const RestoredSession& session : restored) {
-    error = FirstError(error, sessions_.End(session.name, kUndoTimeout));
+    absl::Status ended = EndSession(session);
+    if (ended.ok()) continue;
+    still_used_.insert(session.directory);
+    error = absl::Status(error.code(),
+                         absl::StrCat(error.message(), "; session ", session.name, " could not be ended and is kept (",
+                                      ended.message(), "); try: still stop ", session.name));
   }
   return error;
+}
+
+absl::Status RestoreRun::EndSession(const RestoredSession& session) {
+  absl::Status ended = sessions_.End(session.name, kUndoTimeout);
+  if (ended.ok()) return ended;
+  LogWarning("session did not end when asked", {{"session", session.name}, {"error", ended.ToString()}});
+  ended = session::EndSessionProcess(session.directory);
+  return absl::IsNotFound(ended) ? absl::OkStatus() : ended;
 }
 
 }  // namespace

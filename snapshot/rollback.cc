@@ -87,8 +87,13 @@ absl::StatusOr<RolledBack> RollbackRun::Run() {
   options_.progress({.stage = "stop"});
   stopped_at_ = Clock::Real().Monotonic();
   STILL_RETURN_IF_ERROR(Annotate(sessions_.End(options_.session, kStopTimeout), "stop the session"));
-  // Nobody may take the directory for that of a session that has ended.
-  if (absl::StatusOr<OwnedFd> lock = session::LockSession(directory_); lock.ok()) lock_ = *std::move(lock);
+  // Nobody may take the directory for that of a session that has ended. Who has done so already keeps it.
+  absl::StatusOr<OwnedFd> lock = session::LockSession(directory_);
+  if (absl::IsFailedPrecondition(lock.status())) {
+    return Annotate(lock.status(), "the session was stopped, and is somebody else's now");
+  }
+  if (!lock.ok()) return ComeBack(lock.status());
+  lock_ = *std::move(lock);
   absl::StatusOr<RestoredSession> restored = Replace();
   if (restored.ok()) LogIfError(journal_.Started());
   if (!restored.ok()) return ComeBack(restored.status());

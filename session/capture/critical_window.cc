@@ -200,13 +200,15 @@ absl::Status CriticalWindow::SaveState() {
 absl::Status CriticalWindow::Thaw() {
   if (frozen_ == nullptr) return absl::OkStatus();
   absl::StatusOr<guestpb::ThawResponse> thaw = frozen_->Thaw(kThawTimeout);
-  // A guest that was reset after the point has nothing to thaw, and what is pinned was frozen.
-  if (!thaw.ok() && !absl::IsAborted(thaw.status())) return thaw.status();
+  // A guest that was reset after the point has nothing to thaw, and what is pinned was frozen. That it was, the hypervisor
+  // says: a guest can answer anything.
+  const bool reset = absl::IsAborted(thaw.status()) && frozen_->GuestRestarted();
+  if (!thaw.ok() && !reset) return thaw.status();
   report_.windows.set_freeze_us(Micros(clock_.Monotonic() - freeze_started_));
   if (thaw.ok()) {
     ReportThaw(*thaw);
   } else {
-    report_.consistency.set_thaw_cause("guest reset");
+    ReportReset();
   }
   frozen_.reset();
   return RequireProof();
@@ -282,10 +284,16 @@ void CriticalWindow::ReportThaw(const guestpb::ThawResponse& thaw) {
   ReportThawHooks(thaw);
   if (out.level() < manifestpb::Consistency::FILESYSTEM) return;
   NoteWritten(thaw.written(), options_.disks, frozen_->report(), out);
-  for (const manifestpb::Consistency::DiskProof& proof : out.disks()) {
-    if (!proof.covered()) Downgrade(absl::StrCat("disk ", proof.name(), ": ", proof.reason()));
-  }
+  DowngradeUncovered();
   if (std::string why = WhyNotFrozenAtPause(thaw); !why.empty()) Downgrade(std::move(why));
+}
+
+void CriticalWindow::ReportReset() {
+  manifestpb::Consistency& out = report_.consistency;
+  out.set_thaw_cause("guest reset");
+  if (out.level() < manifestpb::Consistency::FILESYSTEM) return;
+  NoteUntold(options_.disks, frozen_->report(), out);
+  DowngradeUncovered();
 }
 
 std::string CriticalWindow::WhyNotFrozenAtPause(const guestpb::ThawResponse& thaw) const {
@@ -322,6 +330,12 @@ void CriticalWindow::ReportThawHooks(const guestpb::ThawResponse& thaw) {
 void CriticalWindow::Downgrade(std::string reason) {
   report_.consistency.set_level(manifestpb::Consistency::CRASH);
   report_.consistency.add_downgrades(std::move(reason));
+}
+
+void CriticalWindow::DowngradeUncovered() {
+  for (const manifestpb::Consistency::DiskProof& proof : report_.consistency.disks()) {
+    if (!proof.covered()) Downgrade(absl::StrCat("disk ", proof.name(), ": ", proof.reason()));
+  }
 }
 
 absl::Status CriticalWindow::RequireOrDowngrade(const absl::Status& status, absl::string_view what) {

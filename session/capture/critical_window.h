@@ -61,7 +61,7 @@ class FreezeGuard {
   virtual bool GuestRestarted() const { return false; }
   // The guest's CLOCK_BOOTTIME at a moment of the call; zero: the agent does not tell.
   virtual absl::StatusOr<absl::Duration> Recheck(absl::Duration margin) = 0;
-  // ABORTED: the guest was reset.
+  // ABORTED with GuestRestarted(): the guest was reset.
   virtual absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout) = 0;
 };
 using Freezer = std::function<absl::StatusOr<std::unique_ptr<FreezeGuard>>(const FreezeOptions&)>;
@@ -93,11 +93,13 @@ class CriticalWindow {
 
   void ReportFreeze(const guestpb::QuiesceResponse& report);
   void ReportThaw(const guestpb::ThawResponse& thaw);
+  void ReportReset();
   void ReportDisks(const guestpb::QuiesceResponse& report);
   void ReportThawHooks(const guestpb::ThawResponse& thaw);
   // Empty: every file system that was frozen was so at the pause. Else why that is not proven.
   std::string WhyNotFrozenAtPause(const guestpb::ThawResponse& thaw) const;
   void Downgrade(std::string reason);
+  void DowngradeUncovered();
   // With quiesce=require: FAILED_PRECONDITION when the level is less than FILESYSTEM.
   absl::Status RequireProof() const;
   absl::Status RequireOrDowngrade(const absl::Status& status, absl::string_view what);

@@ -1,6 +1,7 @@
 #include "session/capture/disk_proof.h"
 
 #include "absl/algorithm/container.h"
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "session/capture/report_words.h"
 
@@ -63,6 +64,25 @@ std::vector<const guestpb::Disk*> Candidates(const manifestpb::Disk& captured, c
   return candidates;
 }
 
+// Covered only as long as nothing writes to it, which the agent tells at the thaw.
+bool IsProvisional(const guestpb::Disk& disk) {
+  if (disk.read_only()) return false;
+  return disk.uses().empty() || absl::c_any_of(disk.uses(), [](const guestpb::DiskUse& use) {
+           return use.state() == guestpb::DiskUse::CLEAN || use.state() == guestpb::DiskUse::READ_ONLY;
+         });
+}
+
+// Calls `of` with each disk of the capture that needs a proof and has one, and what it may be in the guest.
+void ForEachCovered(
+    const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured, const guestpb::QuiesceResponse& report,
+    Consistency& consistency,
+    absl::FunctionRef<void(const std::vector<const guestpb::Disk*>& candidates, Consistency::DiskProof& proof)> of) {
+  for (int i = 0; i < consistency.disks_size() && i < captured.size(); ++i) {
+    Consistency::DiskProof& proof = *consistency.mutable_disks(i);
+    if (proof.covered() && !captured.Get(i).read_only()) of(Candidates(captured.Get(i), report), proof);
+  }
+}
+
 std::string WhyNone(const guestpb::QuiesceResponse& report) {
   if (!report.disks().empty() || !report.disks_unknown().empty()) return "the guest's agent does not show this disk";
   return "the guest's agent is too old to tell what writes to it; install this version's (still agent install)";
@@ -101,16 +121,22 @@ std::vector<Consistency::DiskProof> ProveDisks(const google::protobuf::RepeatedP
 void NoteWritten(const google::protobuf::RepeatedPtrField<std::string>& written,
                  const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured,
                  const guestpb::QuiesceResponse& report, Consistency& consistency) {
-  for (int i = 0; i < consistency.disks_size() && i < captured.size(); ++i) {
-    Consistency::DiskProof& proof = *consistency.mutable_disks(i);
-    if (!proof.covered() || captured.Get(i).read_only()) continue;
-    const std::vector<const guestpb::Disk*> candidates = Candidates(captured.Get(i), report);
+  ForEachCovered(captured, report, consistency, [&](const auto& candidates, Consistency::DiskProof& proof) {
     bool hit = absl::c_any_of(
         candidates, [&](const guestpb::Disk* disk) { return absl::c_find(written, disk->name()) != written.end(); });
-    if (!hit) continue;
+    if (!hit) return;
     proof.set_covered(false);
-    proof.set_reason("a part of it that was clean or unused was written to between the freeze and the thaw");
-  }
+    proof.set_reason("a part of it that was clean, read-only or unused was written to between the freeze and the thaw");
+  });
+}
+
+void NoteUntold(const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured,
+                const guestpb::QuiesceResponse& report, Consistency& consistency) {
+  ForEachCovered(captured, report, consistency, [](const auto& candidates, Consistency::DiskProof& proof) {
+    if (absl::c_none_of(candidates, [](const guestpb::Disk* disk) { return IsProvisional(*disk); })) return;
+    proof.set_covered(false);
+    proof.set_reason("the guest was reset before it told whether what was clean or unused has stayed so");
+  });
 }
 
 }  // namespace still::session

@@ -22,4 +22,9 @@ void NoteWritten(const google::protobuf::RepeatedPtrField<std::string>& written,
                  const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured,
                  const guestpb::QuiesceResponse& report, manifestpb::Consistency& consistency);
 
+// Instead, when the guest was reset before it could tell: disks are not covered any more whose cover the thaw's report
+// would have had to confirm.
+void NoteUntold(const google::protobuf::RepeatedPtrField<manifestpb::Disk>& captured,
+                const guestpb::QuiesceResponse& report, manifestpb::Consistency& consistency);
+
 }  // namespace still::session

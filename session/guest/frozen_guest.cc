@@ -17,6 +17,7 @@ constexpr absl::Duration kPresyncLimit = absl::Seconds(30);
 constexpr absl::Duration kHooksLimit = absl::Seconds(60);
 constexpr absl::Duration kQuiesceMargin = absl::Seconds(5);
 constexpr absl::Duration kLookAgain = absl::Seconds(1);  // Whether the guest was reset while we wait for its agent.
+constexpr absl::Duration kTryAgain = absl::Milliseconds(20);  // A connection that is refused is so at once.
 constexpr absl::Duration kRenewTimeout = absl::Seconds(2);
 // A thaw over the connection that froze: one that was lost in silence must not cost the time for another.
 constexpr absl::Duration kFirstThawTimeout = absl::Seconds(10);
@@ -60,7 +61,7 @@ FrozenGuest::FrozenGuest(FrozenGuest&& other) noexcept
       report_(std::move(other.report_)) {}
 
 FrozenGuest::~FrozenGuest() {
-  if (link_ == nullptr || GuestRestarted()) return;
+  if (link_ == nullptr || GuestRestarted() || link_->ended()) return;
   absl::StatusOr<guestpb::ThawResponse> thaw = Thaw(kGuardThawTimeout);
   if (thaw.ok()) {
     LogWarning("a frozen guest was thawed by its guard", {{"file_systems", thaw->thawed()}});
@@ -92,6 +93,8 @@ absl::StatusOr<guestpb::ThawResponse> FrozenGuest::Thaw(absl::Duration timeout) 
   absl::StatusOr<guestpb::ThawResponse> response = client_->Thaw(request, std::min(timeout, kFirstThawTimeout));
   while (absl::IsUnavailable(response.status()) || absl::IsDeadlineExceeded(response.status())) {
     if (GuestRestarted()) return absl::AbortedError("the guest was reset, which ended its freeze");
+    if (link_->ended()) return absl::UnavailableError("the session has ended");
+    Clock::Real().Sleep(kTryAgain);
     absl::Duration left = deadline - Clock::Real().Monotonic();
     if (left <= absl::ZeroDuration()) break;
     absl::StatusOr<std::shared_ptr<GuestClient>> client = link_->Client(std::min(left, kLookAgain));

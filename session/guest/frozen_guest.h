@@ -45,7 +45,8 @@ class FrozenGuest {
   absl::StatusOr<absl::Duration> Recheck(absl::Duration margin);
   // Thaws, in one round trip. The answer says whether it was this call that did it: only cause REQUESTED, by token, with
   // as many file systems as were frozen proves that the freeze held from the beginning to the end. Tries again over a
-  // new connection until `timeout`. ABORTED: the guest was reset.
+  // new connection until `timeout`. ABORTED with GuestRestarted(): the guest was reset.
+  // UNAVAILABLE: nobody answered, or the session has ended.
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration timeout);
 
  private:

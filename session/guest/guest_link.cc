@@ -17,6 +17,8 @@ namespace {
 constexpr absl::Duration kInitTimeout = absl::Seconds(10);
 // A live agent answers a Ping in milliseconds, also while frozen; one that does not is as good as gone.
 constexpr absl::Duration kPingTimeout = absl::Seconds(2);
+constexpr absl::Duration kPowerOffTimeout = absl::Seconds(10);
+constexpr absl::Duration kAskAgain = absl::Milliseconds(200);
 // Of handshakes, with those that were given up and whose threads are about to end.
 constexpr size_t kMaxThreads = 4 * GuestLink::kMaxHandshakes;
 
@@ -35,6 +37,22 @@ void GuestLink::Shutdown() {
   absl::MutexLock lock(&mutex_);
   shut_down_ = true;
   client_.reset();
+}
+
+bool GuestLink::ended() const {
+  absl::MutexLock lock(&mutex_);
+  return shut_down_;
+}
+
+absl::Status GuestLink::PowerOff(absl::Duration timeout, const std::function<bool(absl::Duration)>& vm_ended) {
+  const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
+  for (;;) {
+    const absl::Duration left = deadline - Clock::Real().Monotonic();
+    STILL_ASSIGN_OR_RETURN(std::shared_ptr<GuestClient> client, Client(std::min(left, kPowerOffTimeout)));
+    absl::Status asked = client->Shutdown(kPowerOffTimeout);
+    if (!absl::IsFailedPrecondition(asked) || Clock::Real().Monotonic() + kAskAgain >= deadline) return asked;
+    if (vm_ended(kAskAgain)) return absl::OkStatus();
+  }
 }
 
 void GuestLink::AcceptLoop() {

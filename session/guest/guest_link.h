@@ -9,6 +9,7 @@
 //     oldest is given up.
 #pragma once
 
+#include <functional>
 #include <list>
 #include <memory>
 #include <thread>
@@ -40,6 +41,11 @@ class GuestLink {
   absl::StatusOr<std::shared_ptr<GuestClient>> Client(absl::Duration timeout);
   // Accepts no more; waiting and later Client() calls fail. Clients that are held stay usable. Idempotent.
   void Shutdown();
+  // Whether Shutdown() was called: no agent answers any more.
+  bool ended() const;
+  // Asks the agent to power its guest off. One that holds a freeze refuses (FAILED_PRECONDITION) and is asked again, until
+  // `timeout` or until `vm_ended`, which waits up to the time that it is given, says that the VM has ended.
+  absl::Status PowerOff(absl::Duration timeout, const std::function<bool(absl::Duration)>& vm_ended);
   // The guest was reset: its agent is gone, and with it what it had frozen. Ends its connection, so that nobody waits for
   // an answer. Returns at once.
   void GuestRestarted();

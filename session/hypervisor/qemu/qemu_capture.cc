@@ -177,6 +177,7 @@ absl::StatusOr<PausedVm> QemuCapture::Pause() {
   resets_at_pause_ = machine_->guest->resets;
   while (NextEvent(absl::ZeroDuration()).ok()) {
   }
+  resumed_at_ = absl::InfinitePast();  // What resumed the VM until now did so before this pause.
   return paused;
 }
 
@@ -277,7 +278,9 @@ absl::Status QemuCapture::AwaitWriteProtection() {
     if (!next.ok() && !(silent && protecting)) return budget_.Explain(Annotate(next, "write-protect the memory"));
     if (migration_ == Migration::kFailed) return Annotate(MigrationError(), "write-protect the memory");
     protecting = protecting || migration_ != Migration::kStarting;
-    if (silent) STILL_RETURN_IF_ERROR(Annotate(ContinueIfProtected(), "write-protect the memory"));
+    if (silent) {
+      STILL_RETURN_IF_ERROR(budget_.Explain(Annotate(ContinueIfProtected(), "write-protect the memory")));
+    }
   }
   return absl::OkStatus();
 }
@@ -293,10 +296,12 @@ absl::Status QemuCapture::ContinueIfProtected() {
   const bool pages = NumberAt(ram, "normal") > 0 || NumberAt(ram, "duplicate") > 0;
   if (!pages) return absl::OkStatus();
   commands_.push_back("query-status");
-  STILL_ASSIGN_OR_RETURN(bool paused, QueryPaused(qmp()));
+  STILL_ASSIGN_OR_RETURN(left, budget_.Left());
+  STILL_ASSIGN_OR_RETURN(bool paused, QueryPaused(qmp(), left));
   if (!paused) return absl::OkStatus();  // It went on by itself: RESUME is on its way.
   commands_.push_back("cont");
-  return ResumeVcpus(qmp());
+  STILL_ASSIGN_OR_RETURN(left, budget_.Left());
+  return ResumeVcpus(qmp(), left);
 }
 
 absl::StatusOr<std::vector<PinnedDiskExport>> QemuCapture::ExportDisks() {

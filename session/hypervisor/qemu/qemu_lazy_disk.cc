@@ -50,7 +50,7 @@ absl::StatusOr<std::vector<LazyDiskState>> QemuLazyDisks::QueryLocked() {
   // Jobs first: one that ends in between is then seen as neither running nor lacking anything.
   STILL_ASSIGN_OR_RETURN(json jobs, qmp.Execute("query-block-jobs", json::object(), kCommandDeadline));
   STILL_ASSIGN_OR_RETURN(json nodes, qmp.Execute("query-named-block-nodes", {{"flat", true}}, kCommandDeadline));
-  const bool wake = !machine_->capture_active && resting_.exchange(false);
+  const bool wake = !machine_->capture_active && std::exchange(resting_, false);
   for (const Disk& disk : disks_) {
     const json* node = FindBy(nodes, "node-name", disk.overlay);
     if (node == nullptr) return absl::InternalError(absl::StrCat("disk ", disk.name, " has no block node"));
@@ -58,7 +58,7 @@ absl::StatusOr<std::vector<LazyDiskState>> QemuLazyDisks::QueryLocked() {
     if (const json* job = FindBy(jobs, "device", JobId(disk))) {
       state.hydrating = true;
       state.hydrated = NumberAt(*job, "offset");
-      if (wake) STILL_RETURN_IF_ERROR(qmp.Run("block-job-resume", {{"device", JobId(disk)}}, kCommandDeadline));
+      if (wake) STILL_RETURN_IF_ERROR(Wake(disk));
     } else if (Member(*node, "backing_file").is_null()) {
       state.complete = true;
       state.hydrated = state.size;
@@ -71,6 +71,14 @@ absl::StatusOr<std::vector<LazyDiskState>> QemuLazyDisks::QueryLocked() {
     states.push_back(std::move(state));
   }
   return states;
+}
+
+absl::Status QemuLazyDisks::Wake(const Disk& disk) {
+  absl::Status resumed = machine_->qmp->Run("block-job-resume", {{"device", JobId(disk)}}, kCommandDeadline);
+  // It has ended since, or never rested; the others wait for their turn.
+  if (resumed.ok() || absl::IsNotFound(resumed) || absl::IsFailedPrecondition(resumed)) return absl::OkStatus();
+  resting_ = true;  // The next look tries again.
+  return resumed;
 }
 
 absl::Status QemuLazyDisks::Hydrate(uint64_t bytes_per_second) {
@@ -92,6 +100,7 @@ absl::Status QemuLazyDisks::Hydrate(uint64_t bytes_per_second) {
 }
 
 void QemuLazyDisks::Rest() {
+  absl::MutexLock lock(&mutex_);
   resting_ = true;
   for (const Disk& disk : disks_) {
     // Most often there is no such job; and one that cannot rest only makes the pause a little longer.

@@ -4,7 +4,6 @@
 // again when they go on: the guest never sees it. While a capture is under way the jobs rest, so that the pause waits for no server.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,7 +29,7 @@ class QemuLazyDisks : public LazyDisks {
   bool empty() const { return disks_.empty(); }
   absl::StatusOr<std::vector<LazyDiskState>> Query() override;
   absl::Status Hydrate(uint64_t bytes_per_second) override;
-  // For a capture: the jobs rest until Query() finds that it is over.
+  // For a capture that is under way: the jobs rest until Query() finds that it is over.
   void Rest();
 
  private:
@@ -40,12 +39,14 @@ class QemuLazyDisks : public LazyDisks {
     std::string overlay;  // Block node.
   };
   static std::string JobId(const Disk& disk);
+  // Its job goes on, if it has one that rests.
+  absl::Status Wake(const Disk& disk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::vector<LazyDiskState>> QueryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::shared_ptr<QemuMachine> machine_;  // Shared with the Vm and its captures.
   const std::vector<Disk> disks_;
   absl::Mutex mutex_;  // Held over a look at the disks and what follows from it.
-  std::atomic<bool> resting_ = false;
+  bool resting_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace still::session

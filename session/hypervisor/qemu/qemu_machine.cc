@@ -12,8 +12,8 @@ constexpr absl::Duration kResumeRetry = absl::Milliseconds(2);
 
 }  // namespace
 
-absl::StatusOr<bool> QueryPaused(QmpClient& qmp) {
-  STILL_ASSIGN_OR_RETURN(json status, qmp.Execute("query-status", json::object(), kCommandDeadline));
+absl::StatusOr<bool> QueryPaused(QmpClient& qmp, absl::Duration deadline) {
+  STILL_ASSIGN_OR_RETURN(json status, qmp.Execute("query-status", json::object(), deadline));
   const json& running = Member(status, "running");
   if (!running.is_boolean()) return absl::InternalError("query-status: the answer has no run state");
   return !running.get<bool>();

@@ -51,7 +51,7 @@ struct QemuMachine {
   std::shared_ptr<MemoryRelay> earlier_stream;
 };
 
-absl::StatusOr<bool> QueryPaused(QmpClient& qmp);
+absl::StatusOr<bool> QueryPaused(QmpClient& qmp, absl::Duration deadline = kCommandDeadline);
 PinPool PinPoolOf(const QemuMachine& machine);
 
 // `cont`, repeated while QEMU says that a migration "is not finalized yet" (the thread of the last one is still to be

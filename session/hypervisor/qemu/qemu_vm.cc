@@ -86,8 +86,11 @@ class QemuVm : public Vm {
     if (standstill.has_value() && standstill->kind == Standstill::Kind::kHeld) {
       return absl::UnavailableError("the guest is held because a disk cannot be read or written; see `still ps`");
     }
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<VmCapture> capture,
+                           PrepareQemuCapture(machine_, options, std::move(memory_sink)));
+    // Not before: a look at the disks wakes what rests while no capture is under way.
     if (!lazy_disks_.empty()) lazy_disks_.Rest();
-    return PrepareQemuCapture(machine_, options, std::move(memory_sink));
+    return capture;
   }
 
   void Kill() override {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,13 +16,6 @@
 #include "tests/unit/guest-agent/requests.h"
 
 namespace still::agent {
-
-// One superblock as the kernel sees it.
-struct FakeSuperblock {
-  int freezes = 0;
-  int freeze_error = 0;          // Instead of freezing.
-  std::vector<int> thaw_errors;  // Of the next thaws, instead of thawing.
-};
 
 // The guest: freezer, hooks, clock, timer, marker and the controller over them.
 class FakeGuest : public Freezer, public Disks {
@@ -51,8 +45,10 @@ class FakeGuest : public Freezer, public Disks {
   DiskReport Describe(const DiskFacts& facts) override;
   std::optional<uint64_t> Writes(const DeviceId& device) override {
     absl::MutexLock lock(&mutex_);
+    if (uncounted.contains(device)) return std::nullopt;
     return writes_[device];
   }
+  void AddMount(const std::string& line) { mountinfo_ += line; }
   void CountWrite(const DeviceId& device) {
     absl::MutexLock lock(&mutex_);
     ++writes_[device];
@@ -102,6 +98,8 @@ class FakeGuest : public Freezer, public Disks {
   int pinned = 0;
   std::vector<bool> quiet_changes;
   OpenForWriting open;
+  std::set<DeviceId> watched, uncounted;  // Besides what is CLEAN; whose writes the kernel does not count.
+  std::set<int> unreachable;              // Mounts that are gone.
   std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
   std::function<void(const std::string& mount_point)> before_freeze;  // On the freezing thread, without locks.
 
@@ -111,7 +109,7 @@ class FakeGuest : public Freezer, public Disks {
   int Thaw(const std::string& mount_point);
 
   TempDir directory_;
-  const std::string mountinfo_;
+  std::string mountinfo_;
   absl::Mutex mutex_;
   std::map<std::string, FakeSuperblock> superblocks_;
   std::vector<std::string> calls_;
@@ -138,7 +136,8 @@ class FakeHandle : public FileSystemHandle {
   const std::string mount_point_;
 };
 
-inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int, const std::string& mount_point) {
+inline absl::StatusOr<std::unique_ptr<FileSystemHandle>> FakeGuest::Open(int id, const std::string& mount_point) {
+  if (unreachable.contains(id)) return absl::NotFoundError(mount_point);
   return std::make_unique<FakeHandle>(*this, mount_point);
 }
 
@@ -146,6 +145,7 @@ inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
   DiskReport report;
   pb::Disk& disk = report.disks.emplace_back();
   disk.set_name("vda");
+  for (const DeviceId& device : watched) report.watched[device].insert("vda");
   for (const MountEntry& mount : facts.survey.mounts) {
     pb::DiskUse use;
     use.set_name(mount.mount_point);

@@ -1,4 +1,4 @@
-// A clock that stands still until it is moved, its timer, hooks that are lambdas, and what tests of real processes
+// A clock that stands still until it is moved, its timer, hooks that are lambdas, a superblock, and what tests of real processes
 // need.
 #pragma once
 
@@ -96,6 +96,13 @@ class FakeTimer : public LeaseTimer {
   std::function<void()> callback_;
   absl::Mutex mutex_;
   absl::Duration deadline_ = absl::InfiniteDuration();
+};
+
+// One superblock as the kernel sees it.
+struct FakeSuperblock {
+  int freezes = 0;
+  int freeze_error = 0;          // Instead of freezing.
+  std::vector<int> thaw_errors;  // Of the next thaws, instead of thawing.
 };
 
 class FakeHooks : public Hooks {

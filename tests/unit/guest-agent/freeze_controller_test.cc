@@ -362,34 +362,6 @@ TEST_F(FreezeControllerTest, AThawTellsWhoAskedAndWhen) {
   EXPECT_TRUE(controller().Thaw(ThawOf("u"))->by_token());
 }
 
-TEST_F(FreezeControllerTest, WhatCannotFreezeIsCleanOnlyIfNobodyWritesToIt) {
-  const DeviceId device{254, 16};  // /a
-  guest_.superblock("/a").freeze_error = EOPNOTSUPP;
-  auto state_of_a = [&](const std::string& token) {
-    auto frozen = Quiesce(QuiesceOf(token));
-    EXPECT_TRUE(frozen.ok());
-    for (const pb::DiskUse& use : frozen->disks(0).uses()) {
-      if (use.name() == "/a") return use;
-    }
-    return pb::DiskUse();
-  };
-  EXPECT_EQ(state_of_a("t").state(), pb::DiskUse::CLEAN);
-  EXPECT_EQ(controller().Thaw(ThawOf("t"))->written_size(), 0);
-  // Written to while it was taken for clean.
-  EXPECT_EQ(state_of_a("u").state(), pb::DiskUse::CLEAN);
-  guest_.CountWrite(device);
-  EXPECT_THAT(controller().Thaw(ThawOf("u"))->written(), ElementsAre("vda"));
-  // A second write-back that finds something: somebody is writing.
-  guest_.on_sync = [&](const std::string& mount_point) {
-    if (mount_point == "/a") guest_.CountWrite(device);
-  };
-  EXPECT_THAT(state_of_a("v").detail(), HasSubstr("being written to"));
-  ASSERT_TRUE(controller().Thaw(ThawOf("v")).ok());
-  guest_.on_sync = nullptr;
-  guest_.open.file_systems[device] = "vi (7)";
-  EXPECT_THAT(state_of_a("w").detail(), HasSubstr("vi (7)"));
-}
-
 TEST_F(FreezeControllerTest, AWriteBackThatDoesNotEndGivesUpAndIsNotAskedAgain) {
   absl::Notification go_on;
   guest_.on_sync = [&](const std::string& mount_point) {

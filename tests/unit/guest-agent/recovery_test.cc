@@ -60,6 +60,19 @@ TEST_F(RecoveryTest, ADamagedMarkerMeansEverything) {
   EXPECT_EQ(guest_.frozen_now(), 0);
 }
 
+// The namespace that it was frozen through is gone; another still has it mounted.
+TEST_F(RecoveryTest, AMountThatIsGoneMeansEverything) {
+  guest_.superblock("/a").freezes = 1;
+  guest_.superblock("/c").freezes = 1;
+  guest_.unreachable = {77};
+  ASSERT_TRUE(marker_.Write({"token", {{1, "/c", true}, {77, "/gone/a", true}}}).ok());
+  auto recovered = Recover();
+  ASSERT_TRUE(recovered.ok()) << recovered.status();
+  EXPECT_EQ((*recovered)->thaw.thawed(), 2u);
+  EXPECT_EQ(guest_.frozen_now(), 0);
+  EXPECT_FALSE(marker_.Exists());
+}
+
 TEST_F(RecoveryTest, TheMarkerStaysUntilEverythingIsThawed) {
   guest_.superblock("/a").freezes = 1;
   guest_.superblock("/a").thaw_errors = {EIO};

@@ -174,6 +174,22 @@ TEST_F(ServiceTest, WhileFrozenOnlyTheCallsAboutTheFreezeAreServed) {
   EXPECT_TRUE(Exec({"true"}).status.ok());
 }
 
+// Any user of the guest can make such mounts (FUSE), and must not spoil the answer for the rest.
+TEST_F(ServiceTest, ManyMountsWhosePathsAreNoTextLeaveTheAnswerShortEnough) {
+  std::string path = "/";
+  for (int i = 0; i < 900; ++i) path += '\xff';
+  for (int i = 0; i < 1200; ++i) {
+    guest_.AddMount(absl::StrCat(90001000 + i, " 90000021 0:", 1000 + i, " / ", path, i, " rw - fuse f rw\n"));
+  }
+  ConnectAndInit();
+  grpc::ClientContext context;
+  pb::QuiesceResponse frozen;
+  grpc::Status status = stub_->Quiesce(&context, QuiesceOf("t"), &frozen);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_LT(frozen.ByteSizeLong(), 2u << 20);
+  EXPECT_THAT(frozen.skipped(frozen.skipped_size() - 1).detail(), HasSubstr("more"));
+}
+
 TEST_F(ServiceTest, AFrozenGuestAdoptsItsIdentityAndRunsOn) {
   ConnectAndInit();
   EXPECT_THAT(init_.features(), ::testing::ElementsAre("identity", "disks"));

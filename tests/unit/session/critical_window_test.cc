@@ -35,6 +35,7 @@ struct World {
   bool paused = false;
   bool frozen = false;
   bool restarted = false;
+  bool agent_says_aborted = false;                // To the thaw, without a reset.
   std::string fail_at;                            // The call that fails.
   std::string reset_at;                           // The call during which the guest is reset.
   absl::Duration pause_delay;                     // Between recheck and pause.
@@ -107,6 +108,7 @@ class ScriptedFreeze final : public FreezeGuard {
   absl::StatusOr<guestpb::ThawResponse> Thaw(absl::Duration) override {
     EXPECT_FALSE(world_.paused) << "a thaw cannot run in a paused guest";
     if (world_.restarted) return absl::AbortedError("the guest was reset");
+    if (world_.agent_says_aborted) return absl::AbortedError("thaw: given up");
     STILL_RETURN_IF_ERROR(world_.Do("thaw"));
     world_.frozen = false;
     return world_.thaw;
@@ -261,6 +263,28 @@ TEST_F(CriticalWindowTest, AResetAfterThePointTakesNothingFromIt) {
     EXPECT_EQ(report->consistency.level(), manifestpb::Consistency::FILESYSTEM);
     EXPECT_EQ(report->consistency.thaw_cause(), call == std::string("save") ? "guest reset" : "requested");
   }
+}
+
+TEST_F(CriticalWindowTest, AResetAfterThePointLeavesUnprovenWhatTheThawWouldHaveTold) {
+  using Level = manifestpb::Consistency;
+  world_.reset_at = "save";
+  for (auto state : {guestpb::DiskUse::CLEAN, guestpb::DiskUse::READ_ONLY}) {
+    world_.restarted = false;
+    world_.freeze.mutable_disks(0)->mutable_uses()->DeleteSubrange(1, world_.freeze.disks(0).uses_size() - 1);
+    AddUse("vdx2", guestpb::DiskUse::FILE_SYSTEM, state);
+    EXPECT_THAT(Label(), ::testing::Pair(Level::CRASH, HasSubstr("disk vda: the guest was reset before it told")));
+  }
+  world_.restarted = false;
+  world_.freeze.mutable_disks(0)->clear_uses();  // Unused.
+  EXPECT_EQ(Label().first, Level::CRASH);
+  world_.restarted = false;
+  world_.freeze.mutable_disks(0)->set_read_only(true);
+  EXPECT_EQ(Label().first, Level::FILESYSTEM);
+}
+
+TEST_F(CriticalWindowTest, AGuestThatOnlySaysAbortedWasNotReset) {
+  world_.agent_says_aborted = true;
+  EXPECT_TRUE(absl::IsAborted(Run(sessionpb::QUIESCE_TRY).status()));
 }
 
 TEST_F(CriticalWindowTest, AMountThatSomebodyThawedEarlyLowersTheLabel) {

@@ -45,5 +45,24 @@ TEST(FrozenGuest, AThawWhoseConnectionIsLostIsAskedForAgainByTheSameToken) {
   EXPECT_EQ(asked[0].requester(), "capture");
 }
 
+// A hypervisor that dies in the window: there is nobody to thaw, now or later.
+TEST(FrozenGuest, ASessionThatHasEndedIsNotAskedAgain) {
+  still::testing::FakeAgent agent;
+  int asked = 0;
+  agent.thaw = [&](const guestpb::ThawRequest&, guestpb::ThawResponse*) {
+    ++asked;
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "reset");
+  };
+  GuestLink link(agent.MakeVsock(), {.session = "web"});
+  {
+    absl::StatusOr<FrozenGuest> frozen = FrozenGuest::Freeze(link, {});
+    ASSERT_TRUE(frozen.ok()) << frozen.status();
+    link.Shutdown();
+    EXPECT_EQ(frozen->Thaw(absl::Hours(10)).status(), absl::UnavailableError("the session has ended"));
+    EXPECT_EQ(asked, 1);
+  }
+  EXPECT_EQ(asked, 1) << "the guard asks no more";
+}
+
 }  // namespace
 }  // namespace still::session

@@ -125,5 +125,24 @@ TEST_F(GuestLinkTest, WhoWasTurnedAwayIsNamedWhereAnAgentIsMissed) {
   EXPECT_EQ(link_->refused(), "") << "past";
 }
 
+TEST_F(GuestLinkTest, AFrozenGuestIsAskedAgainToPowerOff) {
+  int asked = 0;
+  first_.lie = [&](const std::string& call, google::protobuf::Message&) {
+    if (call != "Shutdown" || ++asked > 2) return grpc::Status::OK;
+    return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "refused while the guest is frozen");
+  };
+  vsock_->Push(first_.Dial());
+  int waits = 0;
+  auto runs_on = [&waits](absl::Duration) { return ++waits > 100; };
+  absl::Status status = link_->PowerOff(kLinkPatience, runs_on);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(asked, 3);
+  EXPECT_EQ(waits, 2);
+  // Not once the VM has ended.
+  asked = 0;
+  EXPECT_TRUE(link_->PowerOff(kLinkPatience, [](absl::Duration) { return true; }).ok());
+  EXPECT_EQ(asked, 1);
+}
+
 }  // namespace
 }  // namespace still::session
