@@ -34,6 +34,11 @@ absl::StatusOr<Statement> Book::Select(const char* sql) {
   return reader_->Prepare(sql);
 }
 
+absl::Status Book::CheckNotReplaced() {
+  absl::MutexLock lock(&reading_);
+  return reader_->CheckNotReplaced();
+}
+
 absl::Status Book::Remember(absl::string_view key, absl::string_view value) {
   absl::MutexLock lock(&writing_);
   if (value.empty()) {

@@ -73,6 +73,8 @@ class Book {
   absl::Status Remember(absl::string_view key, absl::string_view value);  // Empty: forget it.
   absl::StatusOr<std::map<std::string, std::string>> Remembered();
 
+  // FAILED_PRECONDITION: another file, or none, is where this one was. Only opening it anew helps.
+  absl::Status CheckNotReplaced();
   // OK, or DATA_LOSS with what SQLite finds wrong. Reads the whole file.
   absl::Status Check();
 
