@@ -3,22 +3,49 @@
 #include <fcntl.h>
 #include <grpcpp/create_channel_posix.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
+#include <fstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/host_identity.h"
+#include "base/log.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
 #include "session/control/session_registry.h"
 
 namespace still::cli {
+
+schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration) {
+  schedule::AnnouncerOptions options = schedule::AnnouncerOptions::FromEnvironment();
+  const std::pair<const char*, std::string*> channels[] = {{"notify-command", &options.command},
+                                                           {"webhook", &options.webhook},
+                                                           {"mail-to", &options.mail_to},
+                                                           {"ping", &options.ping}};
+  std::ifstream file(configuration);
+  if (!file) return options;
+  std::vector<CLI::ConfigItem> items;
+  try {
+    items = CLI::ConfigINI().from_config(file);  // As stilld reads it.
+  } catch (const CLI::Error& error) {
+    LogWarning("the channels of stilld are not read", {{"file", configuration}, {"error", error.what()}});
+  }
+  for (const CLI::ConfigItem& item : items) {
+    for (const auto& [name, value] : channels) {
+      if (item.name == name && value->empty() && !item.inputs.empty()) *value = item.inputs.front();
+    }
+  }
+  return options;
+}
+
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context) {
   schedule::SupervisorOptions options{.state = context.state_directory(),
                                       .repository = {.path = context.repository_path()}};
   STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
   STILL_ASSIGN_OR_RETURN(options.repository.here, ReadHostIdentity(context.state_directory()));
-  options.announcer = schedule::AnnouncerOptions::FromEnvironment();
+  options.announcer = ConfiguredChannels();
   STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
   return schedule::Supervisor::Open(options);
 }

@@ -48,6 +48,10 @@ class ScheduleClient {
   std::unique_ptr<ScheduleControl::Stub> stub_;
 };
 
+// Who is told by commands: those whom stilld tells (its configuration file, if that can be read), and over them the
+// environment's.
+schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration = "/etc/stillpoint/stilld.conf");
+
 // The schedules of this host by ourselves, whether a daemon runs or not.
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context);
 

@@ -104,7 +104,7 @@ TEST_F(HostFilesTest, ARepositoryElsewhereMayBeWrittenByTheUnits) {
   const HostFiles files(places_);
   EXPECT_TRUE(Changed(files.AllowWriting("/srv/two words")));
   EXPECT_FALSE(Changed(files.AllowWriting("/srv/two words")));
-  EXPECT_THAT(Read("units/still-check.service.d/repository.conf"), HasSubstr("ReadWritePaths=\"/srv/two words\"\n"));
+  EXPECT_THAT(Read("units/still-check.service.d/repository.conf"), HasSubstr("ReadWritePaths=\"-/srv/two words\"\n"));
   EXPECT_EQ(files.AllowWriting("/srv/100%").status().code(), absl::StatusCode::kInvalidArgument);
 }
 
