@@ -247,15 +247,14 @@ void Scheduler::Change(Pair& pair, const PairMemory& memory) {
 }
 
 absl::Status Scheduler::KeepMemories() {
-  absl::Status first;
-  for (auto key = unsaved_.begin(); key != unsaved_.end();) {
-    auto memory = memories_.find(*key);
-    absl::Status kept = book_.Remember(PairMemoryKey(key->first, key->second),
-                                       memory == memories_.end() ? "" : EncodePairMemory(memory->second));
-    first.Update(kept);
-    key = kept.ok() ? unsaved_.erase(key) : std::next(key);
+  std::map<std::string, std::string> values;
+  for (const PairKey& key : unsaved_) {
+    auto memory = memories_.find(key);
+    values[PairMemoryKey(key.first, key.second)] = memory == memories_.end() ? "" : EncodePairMemory(memory->second);
   }
-  return first;
+  STILL_RETURN_IF_ERROR(book_.RememberAll(values));
+  unsaved_.clear();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<BegunRuns> Scheduler::RunNow(const std::string& schedule, const std::vector<std::string>& sessions) {

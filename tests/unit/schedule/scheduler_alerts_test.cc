@@ -248,7 +248,9 @@ TEST_F(SchedulerAlertsTest, APatternThatFitsNothingIsToldAlsoByProcessesThatAreS
     EXPECT_FALSE(scheduler_->Telling());
     Crash(true);
     Sleep(absl::Minutes(1));
-    if (minute == 30) EXPECT_THAT(listener_.events, IsEmpty());
+    if (minute == 30) {
+      EXPECT_THAT(listener_.events, IsEmpty());
+    }
   }
   EXPECT_EQ(listener_.Count(Event::Kind::kUnmatched, "wbe-*"), 1);
 }
