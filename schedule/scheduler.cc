@@ -204,9 +204,16 @@ absl::Status Scheduler::LookForSnapshots(absl::Time now) {
     if (!pair.schedule->captures() || pair.freshness_known) continue;
     pair.freshness_known = true;
     auto found = newest->find(pair.session);
-    pair.freshness.ForgetGood();
-    pair.newest_level = manifestpb::Consistency::LEVEL_UNSPECIFIED;
-    NoticeNewest(pair, found == newest->end() ? Newest{} : found->second, now);
+    const Newest there = found == newest->end() ? Newest{} : found->second;
+    // One that carries a future point hides those after it: then what we have seen ourselves is all that is known of them.
+    const bool hides = std::any_of(there.begin(), there.end(), [&memory = pair.memory, now](const auto& entry) {
+      return entry.second > now + kClocksDiffer || memory.ahead.count(entry.second) != 0;
+    });
+    if (!hides) {
+      pair.freshness.ForgetGood();
+      pair.newest_level = manifestpb::Consistency::LEVEL_UNSPECIFIED;
+    }
+    NoticeNewest(pair, there, now);
   }
   return absl::OkStatus();
 }

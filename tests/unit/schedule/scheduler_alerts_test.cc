@@ -322,6 +322,7 @@ TEST_F(SchedulerAlertsTest, AMachineThatMayBeOffIsNotRepeated) {
   Live(absl::Hours(72));
   ASSERT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
   host_.machines["web"] = false;
+  scheduler_->Reload();
   Live(absl::Hours(24 * 5));
   EXPECT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
   EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 0) << "nothing is better";
