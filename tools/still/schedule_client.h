@@ -55,4 +55,9 @@ schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration =
 // The schedules of this host by ourselves, whether a daemon runs or not.
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context);
 
+// Supervisor::LookForTrouble() by ourselves. When the repository or the book hangs, that is told, and the process ends.
+absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble);
+// Neither book nor repository can be had: it is told without them, each time. Gives `why`.
+absl::Status TellWithoutBook(const absl::Status& why);
+
 }  // namespace still::cli

@@ -1,13 +1,8 @@
 // schedule add, list, show, edit, rm, run-now, pause, resume, history, preview, run-due, check.
-#include <unistd.h>
-
 #include <algorithm>
-#include <chrono>
-#include <future>
 #include <iostream>
 #include <memory>
 #include <set>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -30,8 +25,6 @@ using Rows = std::vector<std::vector<std::string>>;
 
 // A run begun by hand is looked at this often.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
-// A look of our own takes seconds; one at a hard NFS mount whose server is gone never ends.
-constexpr std::chrono::minutes kLongestLook(2);
 // stilld takes a turn every few seconds.
 constexpr absl::Duration kLongestTurn = absl::Minutes(5);
 
@@ -350,35 +343,6 @@ std::string TroubleOf(ScheduleClient& client, pb::CheckReport& report) {
   return absl::StrCat(
       "stilld answers, but has not worked on the schedules ",
       report.turned_unix_ns() == 0 ? "at all" : absl::StrCat("since ", FormatUnixNanos(report.turned_unix_ns())));
-}
-
-absl::StatusOr<pb::CheckReport> LookByOurselves(const Context& context, const std::string& trouble) {
-  STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
-  return supervisor->LookForTrouble(trouble);
-}
-
-// Neither book nor repository can be had: it is told without them, each time.
-absl::Status TellWithoutBook(const absl::Status& why) {
-  schedule::TellOnce(ConfiguredChannels(),
-                     {.kind = schedule::Event::Kind::kScheduler,
-                      .at = Clock::Real().Now(),
-                      .message = absl::StrCat("the schedules cannot be looked at: ", why.message())});
-  return why;
-}
-
-// In a thread of its own, because nothing ends a system call that hangs. Then the process ends under it.
-absl::StatusOr<pb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble) {
-  std::promise<absl::StatusOr<pb::CheckReport>> promise;
-  std::future<absl::StatusOr<pb::CheckReport>> looked = promise.get_future();
-  std::thread([&context, trouble, promise = std::move(promise)]() mutable {
-    promise.set_value(LookByOurselves(context, trouble));
-  }).detach();
-  if (looked.wait_for(kLongestLook) == std::future_status::ready) return looked.get();
-  const absl::Status hangs = TellWithoutBook(absl::DeadlineExceededError(
-      absl::StrCat("the repository or the book hangs; look whether ", context.repository_path(), " and ",
-                   context.state_directory(), " can be read", trouble.empty() ? "" : "; ", trouble)));
-  std::cerr << "still: " << hangs.message() << std::endl;
-  ::_exit(ExitCode(hangs));
 }
 
 // The dead man's rule, from outside: stilld is asked, and not trusted.
