@@ -131,6 +131,16 @@ absl::Status Alerts::Load() {
   return absl::OkStatus();
 }
 
+absl::Status Alerts::Adopt(Event::Kind kind, const std::string& schedule, const std::string& session) {
+  const std::string key = KeyOf(kind, schedule, session);
+  if (alerts_.count(key) != 0 || forgotten_.count(key) != 0) return absl::OkStatus();
+  STILL_ASSIGN_OR_RETURN(auto remembered, book_.Remembered());
+  auto row = remembered.find(key);
+  if (row == remembered.end()) return absl::OkStatus();
+  if (std::optional<Alert> alert = Decode(key, row->second)) alerts_[key] = *std::move(alert);
+  return absl::OkStatus();
+}
+
 Alert* Alerts::Find(Event::Kind kind, const std::string& schedule, const std::string& session) {
   auto at = alerts_.find(KeyOf(kind, schedule, session));
   return at == alerts_.end() ? nullptr : &at->second;
@@ -289,10 +299,10 @@ absl::Status Alerts::Work(absl::Time now) {
     Tell(at->first, alert, now);
     ++at;
   }
-  return Save();
+  return Keep();
 }
 
-absl::Status Alerts::Save() {
+absl::Status Alerts::Keep() {
   absl::Status first;
   for (auto at = forgotten_.begin(); at != forgotten_.end();) {
     absl::Status gone = alerts_.count(at->first) != 0 ? absl::OkStatus() : book_.Remember(at->first, "");

@@ -110,6 +110,11 @@ class Alerts {
   // Whether somebody was told of it.
   bool Delivered(Event::Kind kind, const std::string& schedule, const std::string& session) const;
 
+  // Takes over this one as another process wrote it to the book meanwhile, unless it is known here.
+  absl::Status Adopt(Event::Kind kind, const std::string& schedule, const std::string& session);
+  // Writes down what is not in the book yet; Work() does.
+  absl::Status Keep();
+
   // Takes in what came of deliveries and begins those that are due. An error: the book does not take it; nothing is lost
   // as long as this process lives.
   absl::Status Work(absl::Time now);
@@ -127,7 +132,6 @@ class Alerts {
   const Alert* Find(Event::Kind kind, const std::string& schedule, const std::string& session) const;
   void TakeOutcomes(absl::Time now);
   void Tell(const std::string& key, Alert& alert, absl::Time now);
-  absl::Status Save();
 
   RunBook& book_;
   Announcer& announcer_;

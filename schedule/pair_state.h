@@ -26,6 +26,8 @@ class Freshness {
  public:
   // A good snapshot of that time is there.
   void Good(absl::Time point) { good_ = std::max(good_, point); }
+  // What is there is about to be told anew by Good().
+  void ForgetGood() { good_ = absl::InfinitePast(); }
   // From then on the age counts: there was nothing to do before.
   void CountFrom(absl::Time time) { counted_from_ = std::max(counted_from_, time); }
   // The clock was set back by so much. What seems to come from the future was noted while it was ahead, and is as old as

@@ -64,8 +64,10 @@ grpc::Status ScheduleService::Replace(grpc::ServerContext*, const schedulepb::Sc
 }
 
 grpc::Status ScheduleService::Remove(grpc::ServerContext*, const schedulepb::Named* request, schedulepb::Done*) {
-  if (absl::Status found = Find(request->name()).status(); !found.ok()) return ToGrpc(found);
+  absl::Status found = Find(request->name()).status();
   absl::Status removed = supervisor_.book().RemoveSchedule(request->name());
+  // Also one that cannot be read; of one that is not there, Find() says which there are.
+  if (absl::IsNotFound(removed) && !found.ok()) return ToGrpc(found);
   supervisor_.SchedulesChanged();
   return ToGrpc(removed);
 }
@@ -101,10 +103,11 @@ grpc::Status ScheduleService::List(grpc::ServerContext*, const schedulepb::ListR
 grpc::Status ScheduleService::RunNow(grpc::ServerContext*, const schedulepb::RunNowRequest* request,
                                      schedulepb::RunList* response) {
   if (absl::Status found = Find(request->name()).status(); !found.ok()) return ToGrpc(found);
-  absl::StatusOr<std::vector<store::RunRow>> begun =
+  absl::StatusOr<BegunRuns> begun =
       supervisor_.RunNow(request->name(), {request->sessions().begin(), request->sessions().end()});
   if (!begun.ok()) return ToGrpc(begun.status());
-  for (const store::RunRow& run : *begun) *response->add_runs() = ToProto(run);
+  for (const store::RunRow& run : begun->runs) *response->add_runs() = ToProto(run);
+  response->mutable_waiting()->Assign(begun->waiting.begin(), begun->waiting.end());
   return grpc::Status::OK;
 }
 

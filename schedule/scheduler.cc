@@ -16,6 +16,8 @@ using store::RunRow;
 // How often a schedule's own dead man's limit is worked out anew: gaps differ with the season.
 constexpr absl::Duration kMaxAgeGoodFor = absl::Hours(24);
 
+// Snapshots are forgotten by hand, too: what there is, is looked at anew this often.
+constexpr absl::Duration kAskAgainAfter = absl::Hours(1);
 // No retry waits longer, whatever the clock said when it was planned.
 constexpr absl::Duration kLongestRetry = absl::Hours(2);
 // A snapshot from this little ahead is of now: clocks are set by small steps all the time.
@@ -30,7 +32,7 @@ bool IsPattern(const std::string& text) { return text.find_first_of("*?") != std
 Scheduler::Scheduler(RunBook& book, Host& host, Announcer& announcer, Clock& clock, const SchedulerOptions& options)
     : book_(book), host_(host), announcer_(announcer), clock_(clock), options_(options), alerts_(book, announcer) {}
 
-absl::Status Scheduler::Recover() {
+absl::Status Scheduler::Load() {
   STILL_RETURN_IF_ERROR(alerts_.Load());
   STILL_ASSIGN_OR_RETURN(auto remembered, book_.Remembered());
   memories_.clear();
@@ -51,14 +53,22 @@ absl::Status Scheduler::Recover() {
     running_[run.id] = {.pair = key, .began = std::nullopt, .deadline = clock_.Monotonic() + limit};
     busy_.insert(run.session);
   }
-  if (!running.empty()) LogInfo("runs of an earlier process", {{"count", running.size()}});
-  return CloseEnded(now);
+  return absl::OkStatus();
 }
 
-absl::StatusOr<absl::Duration> Scheduler::Step() {
+absl::Status Scheduler::Recover() {
+  STILL_RETURN_IF_ERROR(Load());
+  if (!running_.empty()) LogInfo("runs of an earlier process", {{"count", running_.size()}});
+  return CloseEnded(clock_.Now());
+}
+
+absl::Status Scheduler::Keep() { return FirstError(KeepMemories(), alerts_.Keep()); }
+
+absl::StatusOr<absl::Duration> Scheduler::Step(const absl::Status& outside) {
   const absl::Time now = clock_.Now();
   NoticeClock(now);
-  absl::Status turn = Turn(now);
+  absl::Status turn = outside;
+  turn.Update(Turn(now));
   // Whatever has failed: who is without a good snapshot is looked at, and told.
   LookForStale(now);
   if (std::exchange(reloaded_, false)) LookForDropouts(now);
@@ -74,7 +84,11 @@ absl::StatusOr<absl::Duration> Scheduler::Step() {
 // The first error is given, and nothing that can be done all the same is left out for it.
 absl::Status Scheduler::Turn(absl::Time now) {
   absl::Status first;
-  if (clock_.Monotonic() - loaded_at_ >= options_.reload_every) first.Update(LoadPairs(now));
+  if (clock_.Monotonic() - loaded_at_ >= options_.reload_every) {
+    first.Update(LoadPairs(now));
+    // `still schedule check` wrote it when we hung: our next full turn is its end.
+    first.Update(alerts_.Adopt(Event::Kind::kScheduler, "", ""));
+  }
   first.Update(CloseEnded(now));
   if (draining_) return first;
   std::vector<Due> due = FindDue(now);
@@ -134,6 +148,7 @@ void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, 
     pair.zone = schedule.timing.zone;
     pair.seen.reset();
     pair.max_age_of = absl::InfinitePast();
+    pair.freshness_known = false;  // Another level may be promised now.
     FindNext(pair);
   } else if (state.running && !pair.can_run && schedule.when_off == WhenOff::kSkip) {
     pair.freshness.CountFrom(now);  // It was off: there was nothing new to take a snapshot of.
@@ -171,9 +186,14 @@ void Scheduler::ClampKnown(Pair& pair, absl::Time now) {
   Change(pair, memory);
 }
 
-// Asks the repository once about all pairs of which it was not asked yet.
+// Asks the repository once about all pairs of which it was not asked yet, and now and then about all.
 absl::Status Scheduler::LookForSnapshots(absl::Time now) {
   std::set<std::string> unknown;
+  const absl::Duration time = clock_.Monotonic();
+  if (time - asked_at_ >= kAskAgainAfter) {
+    asked_at_ = time;
+    for (auto& [key, pair] : pairs_) pair.freshness_known = false;
+  }
   for (const auto& [key, pair] : pairs_) {
     if (pair.schedule->captures() && !pair.freshness_known) unknown.insert(pair.session);
   }
@@ -184,7 +204,16 @@ absl::Status Scheduler::LookForSnapshots(absl::Time now) {
     if (!pair.schedule->captures() || pair.freshness_known) continue;
     pair.freshness_known = true;
     auto found = newest->find(pair.session);
-    NoticeNewest(pair, found == newest->end() ? Newest{} : found->second, now);
+    const Newest there = found == newest->end() ? Newest{} : found->second;
+    // One that carries a future point hides those after it: then what we have seen ourselves is all that is known of them.
+    const bool hides = std::any_of(there.begin(), there.end(), [&memory = pair.memory, now](const auto& entry) {
+      return entry.second > now + kClocksDiffer || memory.ahead.count(entry.second) != 0;
+    });
+    if (!hides) {
+      pair.freshness.ForgetGood();
+      pair.newest_level = manifestpb::Consistency::LEVEL_UNSPECIFIED;
+    }
+    NoticeNewest(pair, there, now);
   }
   return absl::OkStatus();
 }

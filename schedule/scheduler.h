@@ -59,21 +59,30 @@ struct Cover {
   bool stale = false;
 };
 
+// What was begun by hand.
+struct BegunRuns {
+  std::vector<store::RunRow> runs;
+  std::vector<std::string> waiting;  // Sessions that begin when there is room.
+};
+
 class Scheduler {
  public:
   Scheduler(RunBook& book, Host& host, Announcer& announcer, Clock& clock, const SchedulerOptions& options);
 
+  // Reads how things are and changes nothing: for whoever only looks.
+  absl::Status Load();
   // Takes over from an earlier process: what still runs is watched on, what does not is closed as interrupted.
   absl::Status Recover();
+  // Writes down what must outlive the process; each turn does. For whoever takes none.
+  absl::Status Keep();
   // A turn: does everything that is due. Gives how long nothing more can be. An error: part of it could not be done, the
-  // rest was; take the next turn soon.
-  absl::StatusOr<absl::Duration> Step();
-  // Begins runs now, beside the timing, as far as the limits allow; the others begin when there is room, and are not
-  // among what is given. Empty: all sessions that the schedule fits. NOT_FOUND; UNAVAILABLE when one of them is busy.
-  absl::StatusOr<std::vector<store::RunRow>> RunNow(const std::string& schedule,
-                                                    const std::vector<std::string>& sessions);
+  // rest was; take the next turn soon. `outside`: what the caller could not do for it; the turn counts as failed then.
+  absl::StatusOr<absl::Duration> Step(const absl::Status& outside = absl::OkStatus());
+  // Begins runs now, beside the timing, as far as the limits allow; the others begin when there is room. Empty: all
+  // sessions that the schedule fits. NOT_FOUND; UNAVAILABLE when one of them is busy.
+  absl::StatusOr<BegunRuns> RunNow(const std::string& schedule, const std::vector<std::string>& sessions);
   const Alerts& alerts() const { return alerts_; }
-  // Something is wrong with the schedules that only somebody else can see. Until the next full turn.
+  // Something is wrong with the schedules that only somebody else can see. No turn of ours proves that it is over.
   void RaiseTrouble(const std::string& message);
   // Goes on telling, and does nothing else. Whether some of it is still under way.
   bool Telling();
@@ -135,8 +144,10 @@ class Scheduler {
   absl::Status KeepMemories();
   void LookForDropouts(absl::Time now);
   void LookForUnmatched(absl::Time now);
+  void QuietPaused();
   void LookForGone(absl::Time now);
   bool StillWanted(const Event& event) const;
+  bool NamedByCapture(const std::string& session) const;
   void UpdatePair(const Schedule& schedule, const SessionState& state, bool exists, absl::Time now);
   absl::Status LookForSnapshots(absl::Time now);
   void NoticeClock(absl::Time now);
@@ -149,6 +160,7 @@ class Scheduler {
   absl::Status BeginDue(const Due& due, absl::Time now);
   absl::Status BeginOccurrence(Pair& pair, absl::Time now);
   absl::StatusOr<store::RunRow> Begin(Pair& pair, const store::RunRow& planned, absl::Time now);
+  void Counted(Pair& pair, absl::Time until);
   bool HasRoom(const Pair& pair) const;
   void LookForStale(absl::Time now);
   absl::Duration UntilNext(absl::Time now) const;
@@ -166,6 +178,7 @@ class Scheduler {
   std::map<PairKey, PairMemory> memories_;       // As the book has them.
   std::set<PairKey> unsaved_;                    // Pairs whose memory is not in the book yet.
   std::map<PairKey, absl::Duration> unmatched_;  // Schedule and pattern; since when, by the monotonic clock.
+  bool looked_for_unmatched_ = false;
   std::map<PairKey, Pair> pairs_;
   std::map<PairKey, absl::Time> cursors_;
   std::map<int64_t, Active> running_;
@@ -178,8 +191,10 @@ class Scheduler {
   absl::Time last_full_turn_ = absl::InfinitePast();
   std::optional<absl::Duration> failing_since_;           // By the monotonic clock.
   absl::Duration loaded_at_ = -absl::InfiniteDuration();  // Of the monotonic clock.
+  absl::Duration asked_at_ = -absl::InfiniteDuration();   // Of the same: when all snapshots were looked at.
   bool reloaded_ = false;                                 // In this turn.
   bool draining_ = false;
+  bool trouble_ = false;  // RaiseTrouble() was called.
 };
 
 }  // namespace still::schedule

@@ -16,7 +16,10 @@ void Scheduler::LookForStale(absl::Time now) {
     if (!schedule.captures() || schedule.definition.paused()) continue;
     const std::string& name = schedule.name();
     const bool off = pair.off;
-    if (off && schedule.when_off == WhenOff::kSkip) continue;
+    if (off && schedule.when_off == WhenOff::kSkip) {
+      alerts_.Quiet(Kind::kStale, name, pair.session);  // It may be off for ever.
+      continue;
+    }
     if (pair.freshness.Age(now) > pair.max_age) {
       pair.stale = true;
       alerts_.Raise(
@@ -40,6 +43,7 @@ void Scheduler::LookForStale(absl::Time now) {
 }
 
 void Scheduler::NoticeTurn(const absl::Status& turn, absl::Time now) {
+  if (trouble_) return;  // Somebody else's, of which our turns prove nothing.
   if (turn.ok()) {
     failing_since_.reset();
     alerts_.Clear(Kind::kScheduler, "", "", now, "the schedules are worked on again");
@@ -56,6 +60,7 @@ void Scheduler::NoticeTurn(const absl::Status& turn, absl::Time now) {
 }
 
 void Scheduler::RaiseTrouble(const std::string& message) {
+  trouble_ = true;
   alerts_.Raise({.kind = Kind::kScheduler, .schedule = "", .session = "", .at = clock_.Now(), .message = message});
 }
 
@@ -79,16 +84,14 @@ void Scheduler::LookForDropouts(absl::Time now) {
     alerts_.Clear(Kind::kUnusable, schedule.name(), "", now, absl::StrCat("schedule ", schedule.name(), " is back"));
   }
   for (const SessionState& session : sessions_) {
-    const bool named = std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& schedule) {
-      return schedule.captures() && schedule.Fits(session.name);
-    });
+    const bool named = NamedByCapture(session.name);
     if (named && !session.unreadable.empty()) {
       alerts_.Raise({.kind = Kind::kUnreadable,
                      .schedule = "",
                      .session = session.name,
                      .at = now,
                      .message = absl::StrCat("session ", session.name, " cannot be read: ", session.unreadable)});
-    } else {
+    } else if (session.unreadable.empty()) {
       alerts_.Clear(Kind::kUnreadable, "", session.name, now, absl::StrCat(session.name, " can be read again"));
     }
     if (named && !session.ended.empty()) {
@@ -97,7 +100,7 @@ void Scheduler::LookForDropouts(absl::Time now) {
                      .session = session.name,
                      .at = now,
                      .message = absl::StrCat(session.name, " has ended, and nobody stopped it: ", session.ended)});
-    } else {
+    } else if (session.ended.empty()) {
       alerts_.Clear(Kind::kEnded, "", session.name, now, absl::StrCat(session.name, " runs again, or was stopped"));
     }
     // Also of one that nothing protects: its guest stands still.
@@ -113,6 +116,21 @@ void Scheduler::LookForDropouts(absl::Time now) {
   }
   LookForUnmatched(now);
   LookForGone(now);
+  QuietPaused();
+}
+
+// Nobody repeats daily what somebody knows who has paused it.
+void Scheduler::QuietPaused() {
+  for (const Schedule& schedule : schedules_) {
+    if (!schedule.definition.paused() || unusable_.count(schedule.name()) != 0) continue;
+    for (const auto& [key, pair] : pairs_) {
+      if (key.first != schedule.name()) continue;
+      for (Kind kind : {Kind::kFailed, Kind::kStale, Kind::kLevel}) alerts_.Quiet(kind, key.first, key.second);
+    }
+    for (const std::string& pattern : schedule.definition.sessions()) {
+      alerts_.Quiet(Kind::kUnmatched, schedule.name(), pattern);
+    }
+  }
 }
 
 void Scheduler::LookForUnmatched(absl::Time now) {
@@ -130,6 +148,10 @@ void Scheduler::LookForUnmatched(absl::Time now) {
       }
       auto known = unmatched_.find(key);
       unmatched[key] = known == unmatched_.end() ? clock_.Monotonic() : known->second;
+      // Who has only just begun, as each process of a timer has, knows but how long the schedule has been so.
+      if (!looked_for_unmatched_) {
+        unmatched[key] -= std::clamp(now - schedule.counted_from, absl::ZeroDuration(), options_.unmatched_after);
+      }
       if (clock_.Monotonic() - unmatched[key] < options_.unmatched_after) continue;
       alerts_.Raise({.kind = Kind::kUnmatched,
                      .schedule = schedule.name(),
@@ -139,9 +161,10 @@ void Scheduler::LookForUnmatched(absl::Time now) {
     }
   }
   unmatched_ = std::move(unmatched);
+  looked_for_unmatched_ = true;
 }
 
-// A machine whose session is there no more. It is told once. One that only a pattern fitted is then forgotten, because most
+// A machine whose session is there no more, of a schedule that would still fit it. It is told once. One that only a pattern fitted is then forgotten, because most
 // were removed on purpose; one that the schedule calls by its name gets stale.
 void Scheduler::LookForGone(absl::Time now) {
   for (auto at = memories_.begin(); at != memories_.end();) {
@@ -151,8 +174,9 @@ void Scheduler::LookForGone(absl::Time now) {
       ++at;
       continue;
     }
-    const bool known =
-        std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& one) { return one.name() == schedule; });
+    const bool known = std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& one) {
+      return one.name() == schedule && one.per_session() && one.Fits(session);
+    });
     const auto pair = pairs_.find(at->first);
     const bool named = pair != pairs_.end();
     if (named && (pair->second.exists || !at->second.was_there)) {
@@ -173,6 +197,11 @@ void Scheduler::LookForGone(absl::Time now) {
     unsaved_.insert(at->first);
     at = memories_.erase(at);
   }
+}
+
+bool Scheduler::NamedByCapture(const std::string& session) const {
+  return std::any_of(schedules_.begin(), schedules_.end(),
+                     [&](const Schedule& schedule) { return schedule.captures() && schedule.Fits(session); });
 }
 
 bool Scheduler::StillWanted(const Event& event) const {
@@ -199,6 +228,10 @@ bool Scheduler::StillWanted(const Event& event) const {
       return memories_.count({event.schedule, event.session}) != 0;
     case Kind::kUnreadable:
     case Kind::kEnded:
+      // Whoever took its name out of the schedules asked not to be told: neither that it lasts nor that it is over.
+      return std::any_of(sessions_.begin(), sessions_.end(), [&](const SessionState& one) {
+        return one.name == event.session && NamedByCapture(one.name);
+      });
     case Kind::kHeld:
       return std::any_of(sessions_.begin(), sessions_.end(),
                          [&](const SessionState& one) { return one.name == event.session; });

@@ -29,6 +29,8 @@ class RunBook {
   virtual absl::StatusOr<std::vector<store::RunRow>> Running() = 0;
   virtual absl::StatusOr<std::vector<store::RunCursor>> Cursors() = 0;
   virtual absl::Status Remember(const std::string& key, const std::string& value) = 0;
+  // All of them or none, by one write.
+  virtual absl::Status RememberAll(const std::map<std::string, std::string>& values) = 0;
   virtual absl::StatusOr<std::map<std::string, std::string>> Remembered() = 0;
 };
 

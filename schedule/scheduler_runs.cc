@@ -86,17 +86,27 @@ absl::Status Scheduler::BeginOccurrence(Pair& pair, absl::Time now) {
     missed.message = pair.exists ? "the session is not running" : "there is no such session";
   }
   if (missed.occurrences > 0) STILL_RETURN_IF_ERROR(book_.AddRun(missed).status());
-  pair.cursor = newest;
-  cursors_[{pair.schedule->name(), pair.session}] = newest;
-  pair.seen.reset();
-  PairMemory memory = pair.memory;
-  memory.retry_at.reset();
-  memory.attempts = 0;
-  Change(pair, memory);
-  FindNext(pair);
-  if (missed.outcome == RunOutcome::kFailed) return Ended({missed.schedule, missed.session}, missed, now);
-  if (skip || !pair.can_run) return absl::OkStatus();
+  // Counted is only what has its row: what could not be written down stays due.
+  if (missed.occurrences > 0) Counted(pair, missed.planned_until);
+  if (skip || !pair.can_run) {
+    return missed.outcome == RunOutcome::kFailed ? Ended({missed.schedule, missed.session}, missed, now)
+                                                 : absl::OkStatus();
+  }
   return Begin(pair, RowFor(pair, newest, 1), now).status();
+}
+
+// Occurrences until then have their row.
+void Scheduler::Counted(Pair& pair, absl::Time until) {
+  pair.cursor = until;
+  cursors_[{pair.schedule->name(), pair.session}] = until;
+  if (pair.seen.has_value() && *pair.seen <= until) {
+    pair.seen.reset();
+    PairMemory memory = pair.memory;
+    memory.retry_at.reset();
+    memory.attempts = 0;
+    Change(pair, memory);
+  }
+  FindNext(pair);
 }
 
 // The row is there before anything begins: whatever happens then, history knows of it.
@@ -104,6 +114,7 @@ absl::StatusOr<RunRow> Scheduler::Begin(Pair& pair, const RunRow& planned, absl:
   RunRow run = planned;
   run.started = now;
   STILL_ASSIGN_OR_RETURN(run.id, book_.AddRun(run));
+  if (run.occurrences > 0) Counted(pair, run.planned_until);
   const PairKey key{run.schedule, run.session};
   const absl::Duration began = clock_.Monotonic();
   running_[run.id] = {.pair = key, .began = began, .deadline = began + pair.schedule->time_limit};
@@ -236,19 +247,17 @@ void Scheduler::Change(Pair& pair, const PairMemory& memory) {
 }
 
 absl::Status Scheduler::KeepMemories() {
-  absl::Status first;
-  for (auto key = unsaved_.begin(); key != unsaved_.end();) {
-    auto memory = memories_.find(*key);
-    absl::Status kept = book_.Remember(PairMemoryKey(key->first, key->second),
-                                       memory == memories_.end() ? "" : EncodePairMemory(memory->second));
-    first.Update(kept);
-    key = kept.ok() ? unsaved_.erase(key) : std::next(key);
+  std::map<std::string, std::string> values;
+  for (const PairKey& key : unsaved_) {
+    auto memory = memories_.find(key);
+    values[PairMemoryKey(key.first, key.second)] = memory == memories_.end() ? "" : EncodePairMemory(memory->second);
   }
-  return first;
+  STILL_RETURN_IF_ERROR(book_.RememberAll(values));
+  unsaved_.clear();
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<RunRow>> Scheduler::RunNow(const std::string& schedule,
-                                                      const std::vector<std::string>& sessions) {
+absl::StatusOr<BegunRuns> Scheduler::RunNow(const std::string& schedule, const std::vector<std::string>& sessions) {
   const absl::Time now = clock_.Now();
   STILL_RETURN_IF_ERROR(LoadPairs(now));
   STILL_RETURN_IF_ERROR(CloseEnded(now));
@@ -266,17 +275,18 @@ absl::StatusOr<std::vector<RunRow>> Scheduler::RunNow(const std::string& schedul
     if (busy_.count(pair->session) == 0) continue;
     return absl::UnavailableError(absl::StrCat("a run of ", pair->session, " is under way; try again when it is over"));
   }
-  std::vector<RunRow> begun;
+  BegunRuns begun;
   for (Pair* pair : chosen) {
     if (!HasRoom(*pair)) {
       PairMemory memory = pair->memory;
       memory.retry_at = now;
       memory.retry_planned = now;
       Change(*pair, memory);
+      begun.waiting.push_back(pair->session);
       continue;
     }
     STILL_ASSIGN_OR_RETURN(RunRow run, Begin(*pair, RowFor(*pair, now, 0), now));
-    begun.push_back(std::move(run));
+    begun.runs.push_back(std::move(run));
   }
   return begun;
 }

@@ -30,6 +30,9 @@ class StoredBook final : public RunBook {
   absl::Status Remember(const std::string& key, const std::string& value) override {
     return book_.Remember(key, value);
   }
+  absl::Status RememberAll(const std::map<std::string, std::string>& values) override {
+    return book_.RememberAll(values);
+  }
   absl::StatusOr<std::map<std::string, std::string>> Remembered() override { return book_.Remembered(); }
 
  private:

@@ -99,15 +99,18 @@ void Supervisor::TrimRuns() {
 }
 
 absl::StatusOr<schedulepb::CheckReport> Supervisor::LookForTrouble(const std::string& trouble) {
+  absl::Status looked;
   {
     absl::MutexLock lock(&mutex_);
     scheduler_->Drain();
     host_->watch().AskOnce();
     STILL_RETURN_IF_ERROR(scheduler_->Recover());
-    STILL_RETURN_IF_ERROR(scheduler_->Step().status());
     if (!trouble.empty()) scheduler_->RaiseTrouble(trouble);
+    looked = scheduler_->Step().status();
   }
+  // Also when the look has failed: what it found is under way already.
   FinishTelling();
+  STILL_RETURN_IF_ERROR(looked);
   absl::MutexLock lock(&mutex_);
   return ReportLocked();
 }
@@ -126,8 +129,8 @@ void Supervisor::FinishTelling() {
 
 absl::StatusOr<schedulepb::CheckReport> Supervisor::Report() {
   absl::MutexLock lock(&mutex_);
-  // Whoever is not in charge knows nothing yet.
-  if (!charge_.valid()) STILL_RETURN_IF_ERROR(scheduler_->Recover());
+  // Whoever is not in charge knows nothing yet, and only looks.
+  if (!charge_.valid()) STILL_RETURN_IF_ERROR(scheduler_->Load());
   return ReportLocked();
 }
 
@@ -163,12 +166,14 @@ schedulepb::CheckReport Supervisor::ReportLocked() {
 absl::StatusOr<absl::Duration> Supervisor::Step() {
   absl::MutexLock lock(&mutex_);
   // A catalog is a cache: whoever deletes or rebuilds it must not stop the schedules.
+  absl::Status repository;
   if (absl::Status same = catalog_->CheckNotReplaced(); !same.ok()) {
-    LogInfo("the repository is opened anew", {{"reason", same.ToString()}});
-    STILL_RETURN_IF_ERROR(OpenRepository());
+    repository = Annotate(OpenRepository(), "the repository");
+    if (repository.ok()) LogInfo("the repository was opened anew", {{"reason", same.ToString()}});
   }
   if (charge_.valid()) TrimRuns();
-  return scheduler_->Step();
+  // Also without a repository: snapshots grow old, and somebody waits to be told.
+  return scheduler_->Step(repository);
 }
 
 std::shared_ptr<store::Repository> Supervisor::repository() {
@@ -197,12 +202,16 @@ size_t Supervisor::running() {
   return scheduler_->running();
 }
 
-absl::StatusOr<std::vector<store::RunRow>> Supervisor::RunNow(const std::string& schedule,
-                                                              const std::vector<std::string>& sessions) {
+absl::StatusOr<BegunRuns> Supervisor::RunNow(const std::string& schedule, const std::vector<std::string>& sessions) {
   absl::MutexLock lock(&mutex_);
   STILL_RETURN_IF_ERROR(TakeChargeLocked());
   woken_ = true;
-  return scheduler_->RunNow(schedule, sessions);
+  auto begun = scheduler_->RunNow(schedule, sessions);
+  // Without stilld nobody takes another turn.
+  if (absl::Status kept = scheduler_->Keep(); !kept.ok()) {
+    LogWarning("the book does not take what is planned", {{"error", kept.ToString()}});
+  }
+  return begun;
 }
 
 void Supervisor::SchedulesChanged() {

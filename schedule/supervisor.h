@@ -58,8 +58,7 @@ class Supervisor {
   size_t running() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Takes charge if nobody is.
-  absl::StatusOr<std::vector<store::RunRow>> RunNow(const std::string& schedule,
-                                                    const std::vector<std::string>& sessions)
+  absl::StatusOr<BegunRuns> RunNow(const std::string& schedule, const std::vector<std::string>& sessions)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // Schedules were changed in the book.
   void SchedulesChanged() ABSL_LOCKS_EXCLUDED(mutex_);

@@ -34,8 +34,31 @@ absl::StatusOr<Statement> Book::Select(const char* sql) {
   return reader_->Prepare(sql);
 }
 
+absl::Status Book::CheckNotReplaced() {
+  absl::MutexLock lock(&reading_);
+  return reader_->CheckNotReplaced();
+}
+
 absl::Status Book::Remember(absl::string_view key, absl::string_view value) {
   absl::MutexLock lock(&writing_);
+  return RememberLocked(key, value);
+}
+
+absl::Status Book::RememberAll(const std::map<std::string, std::string>& values) {
+  if (values.empty()) return absl::OkStatus();
+  absl::MutexLock lock(&writing_);
+  STILL_RETURN_IF_ERROR(writer_->Execute("BEGIN IMMEDIATE"));
+  absl::Status written;
+  for (const auto& [key, value] : values) {
+    written = RememberLocked(key, value);
+    if (!written.ok()) break;
+  }
+  if (written.ok()) written = writer_->Execute("COMMIT");
+  if (!written.ok()) (void)writer_->Execute("ROLLBACK");  // Fails only when it is undone already.
+  return written;
+}
+
+absl::Status Book::RememberLocked(absl::string_view key, absl::string_view value) {
   if (value.empty()) {
     STILL_ASSIGN_OR_RETURN(Statement forget, writer_->Prepare("DELETE FROM remembered WHERE key = ?"));
     STILL_RETURN_IF_ERROR(forget.Bind(key));

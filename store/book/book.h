@@ -71,13 +71,18 @@ class Book {
 
   // A few words that must outlive a process: which alerts were told, how far a verification got.
   absl::Status Remember(absl::string_view key, absl::string_view value);  // Empty: forget it.
+  // All of them or none, in one transaction.
+  absl::Status RememberAll(const std::map<std::string, std::string>& values);
   absl::StatusOr<std::map<std::string, std::string>> Remembered();
 
+  // FAILED_PRECONDITION: another file, or none, is where this one was. Only opening it anew helps.
+  absl::Status CheckNotReplaced();
   // OK, or DATA_LOSS with what SQLite finds wrong. Reads the whole file.
   absl::Status Check();
 
  private:
   Book(std::string path, std::unique_ptr<Database> writer, std::unique_ptr<Database> reader);
+  absl::Status RememberLocked(absl::string_view key, absl::string_view value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(writing_);
   // Runs a statement of writer_. FAILED_PRECONDITION when the file was replaced: the change went nowhere.
   absl::Status Change(Statement& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(writing_);
 

@@ -202,7 +202,11 @@ class Systemd(unittest.TestCase):
         self.assertEqual({snapshot["session"] for snapshot in listed}, {"web", "db"})
 
     def remove(self):
-        self.say("remove and purge")
+        self.say("remove, install again, remove and purge")
+        self.run_("dpkg -r stillpoint")
+        self.run_("dpkg -i /packages/now.deb")
+        for unit in ("stilld.service", "still-check.timer"):
+            self.assertEqual(self.machine.exit_code(f"systemctl -q is-enabled {unit}"), 0, "it was enabled before")
         self.run_("dpkg -r stillpoint")
         self.assertNotEqual(self.machine.exit_code("systemctl -q is-active stilld.service"), 0)
         self.assertNotEqual(self.machine.exit_code("systemctl -q is-active stilld.socket"), 0)

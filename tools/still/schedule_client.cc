@@ -2,25 +2,92 @@
 
 #include <fcntl.h>
 #include <grpcpp/create_channel_posix.h>
+#include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <chrono>
+#include <fstream>
+#include <future>
+#include <iostream>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/host_identity.h"
+#include "base/log.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
 #include "session/control/session_registry.h"
 
 namespace still::cli {
+namespace {
+
+// A look of our own takes seconds; one at a hard NFS mount whose server is gone never ends.
+constexpr std::chrono::minutes kLongestLook(2);
+
+absl::StatusOr<schedulepb::CheckReport> LookByOurselves(const Context& context, const std::string& trouble) {
+  STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
+  return supervisor->LookForTrouble(trouble);
+}
+
+}  // namespace
+
+schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration) {
+  schedule::AnnouncerOptions options = schedule::AnnouncerOptions::FromEnvironment();
+  const std::pair<const char*, std::string*> channels[] = {{"notify-command", &options.command},
+                                                           {"webhook", &options.webhook},
+                                                           {"mail-to", &options.mail_to},
+                                                           {"ping", &options.ping}};
+  std::ifstream file(configuration);
+  if (!file) return options;
+  std::vector<CLI::ConfigItem> items;
+  try {
+    items = CLI::ConfigINI().from_config(file);  // As stilld reads it.
+  } catch (const CLI::Error& error) {
+    LogWarning("the channels of stilld are not read", {{"file", configuration}, {"error", error.what()}});
+  }
+  for (const CLI::ConfigItem& item : items) {
+    for (const auto& [name, value] : channels) {
+      if (item.name == name && value->empty() && !item.inputs.empty()) *value = item.inputs.front();
+    }
+  }
+  return options;
+}
+
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context) {
   schedule::SupervisorOptions options{.state = context.state_directory(),
                                       .repository = {.path = context.repository_path()}};
   STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
   STILL_ASSIGN_OR_RETURN(options.repository.here, ReadHostIdentity(context.state_directory()));
-  options.announcer = schedule::AnnouncerOptions::FromEnvironment();
+  options.announcer = ConfiguredChannels();
   STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
   return schedule::Supervisor::Open(options);
+}
+
+absl::Status TellWithoutBook(const absl::Status& why) {
+  schedule::TellOnce(ConfiguredChannels(),
+                     {.kind = schedule::Event::Kind::kScheduler,
+                      .at = Clock::Real().Now(),
+                      .message = absl::StrCat("the schedules cannot be looked at: ", why.message())});
+  return why;
+}
+
+// In a thread of its own, because nothing ends a system call that hangs. Then the process ends under it.
+absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble) {
+  std::promise<absl::StatusOr<schedulepb::CheckReport>> promise;
+  std::future<absl::StatusOr<schedulepb::CheckReport>> looked = promise.get_future();
+  std::thread([&context, trouble, promise = std::move(promise)]() mutable {
+    promise.set_value(LookByOurselves(context, trouble));
+  }).detach();
+  if (looked.wait_for(kLongestLook) == std::future_status::ready) return looked.get();
+  const absl::Status hangs = TellWithoutBook(absl::DeadlineExceededError(
+      absl::StrCat("the repository or the book hangs; look whether ", context.repository_path(), " and ",
+                   context.state_directory(), " can be read", trouble.empty() ? "" : "; ", trouble)));
+  std::cerr << "still: " << hangs.message() << std::endl;
+  ::_exit(ExitCode(hangs));
 }
 
 absl::StatusOr<std::unique_ptr<ScheduleClient>> ScheduleClient::Connect(const Context& context) {

@@ -48,7 +48,16 @@ class ScheduleClient {
   std::unique_ptr<ScheduleControl::Stub> stub_;
 };
 
+// Who is told by commands: those whom stilld tells (its configuration file, if that can be read), and over them the
+// environment's.
+schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration = "/etc/stillpoint/stilld.conf");
+
 // The schedules of this host by ourselves, whether a daemon runs or not.
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context);
+
+// Supervisor::LookForTrouble() by ourselves. When the repository or the book hangs, that is told, and the process ends.
+absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble);
+// Neither book nor repository can be had: it is told without them, each time. Gives `why`.
+absl::Status TellWithoutBook(const absl::Status& why);
 
 }  // namespace still::cli

@@ -3,6 +3,7 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -198,6 +199,7 @@ void PrintRuns(const pb::RunList& list) {
                     run.bytes_stored() > 0 ? FormatBytes(run.bytes_stored()) : "-", run.message()});
   }
   std::cout << FormatTable(rows);
+  if (list.waiting_size() > 0) std::cout << "waiting for room: " << absl::StrJoin(list.waiting(), ", ") << "\n";
 }
 
 struct RunNowArguments {
@@ -206,22 +208,41 @@ struct RunNowArguments {
   bool wait = false;
 };
 
-// Waits until the runs have ended; the first failure is the command's.
-absl::StatusOr<pb::RunList> WaitForRuns(ScheduleClient& client, const pb::RunList& begun) {
-  if (!client.daemon()) client.supervisor().Drain();  // Watches, and begins nothing else.
+absl::StatusOr<pb::RunList> RunsOf(ScheduleClient& client, const std::string& name, uint32_t limit) {
+  pb::HistoryRequest request;
+  request.set_name(name);
+  request.set_limit(limit);
+  return client.Call(&Stub::History, request);
+}
+
+// Those that wait for room are begun by stilld, unless the schedule goes on no more.
+absl::Status CheckGoesOn(ScheduleClient& client, const std::string& name, const std::set<std::string>& waiting) {
+  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(client, name));
+  if (!list.schedules(0).schedule().paused()) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("schedule ", name, " is paused, and there was no room for ",
+                                             absl::StrJoin(waiting, ", "), ": run them when the others are done"));
+}
+
+// Waits until the runs have ended, also those that must wait for room first. `before`: the newest run that was there.
+absl::StatusOr<pb::RunList> WaitForRuns(ScheduleClient& client, const std::string& name, const pb::RunList& begun,
+                                        int64_t before) {
+  std::set<int64_t> ours;
+  for (const pb::Run& run : begun.runs()) ours.insert(run.id());
+  std::set<std::string> waiting(begun.waiting().begin(), begun.waiting().end());
+  const size_t wanted = ours.size() + waiting.size();
   for (;;) {
-    if (!client.daemon()) STILL_RETURN_IF_ERROR(client.supervisor().Step().status());
-    pb::HistoryRequest request;
-    request.set_name(begun.runs(0).schedule());
-    request.set_limit(1000);
-    STILL_ASSIGN_OR_RETURN(pb::RunList history, client.Call(&Stub::History, request));
-    pb::RunList ended;
-    for (const pb::Run& run : history.runs()) {
-      bool ours = std::any_of(begun.runs().begin(), begun.runs().end(),
-                              [&](const pb::Run& one) { return one.id() == run.id(); });
-      if (ours && run.outcome() != "running") *ended.add_runs() = run;
+    if (!client.daemon()) {
+      if (waiting.empty()) client.supervisor().Drain();  // Watches, and begins nothing else.
+      STILL_RETURN_IF_ERROR(client.supervisor().Step().status());
     }
-    if (ended.runs_size() == begun.runs_size()) return ended;
+    STILL_ASSIGN_OR_RETURN(pb::RunList history, RunsOf(client, name, 1000));
+    pb::RunList ended;
+    for (auto run = history.runs().rbegin(); run != history.runs().rend(); ++run) {  // The oldest first.
+      if (run->id() > before && waiting.erase(run->session()) > 0) ours.insert(run->id());
+      if (ours.count(run->id()) != 0 && run->outcome() != "running") *ended.add_runs() = *run;
+    }
+    if (static_cast<size_t>(ended.runs_size()) == wanted) return ended;
+    if (!waiting.empty()) STILL_RETURN_IF_ERROR(CheckGoesOn(client, name, waiting));
     Clock::Real().Sleep(kLook);
   }
 }
@@ -231,9 +252,11 @@ absl::Status RunNow(Context& context, const RunNowArguments& arguments) {
   pb::RunNowRequest request;
   request.set_name(arguments.name);
   request.mutable_sessions()->Assign(arguments.sessions.begin(), arguments.sessions.end());
+  STILL_ASSIGN_OR_RETURN(const pb::RunList past, RunsOf(*client, "", 1));
   STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::RunNow, request));
   if (arguments.wait) {
-    STILL_ASSIGN_OR_RETURN(runs, WaitForRuns(*client, runs));
+    const int64_t before = past.runs_size() == 0 ? 0 : past.runs(0).id();
+    STILL_ASSIGN_OR_RETURN(runs, WaitForRuns(*client, arguments.name, runs, before));
   }
   context.Print(ToJson(runs), [&] { PrintRuns(runs); });
   for (const pb::Run& run : runs.runs()) {
@@ -284,12 +307,15 @@ absl::Status RunDue(Context& context) {
     return absl::OkStatus();
   }
   STILL_RETURN_IF_ERROR(charge);
+  absl::Status worked;
   do {
-    STILL_ASSIGN_OR_RETURN(absl::Duration wait, supervisor->Step());
-    if (supervisor->running() > 0) supervisor->Sleep(wait);
-  } while (supervisor->running() > 0);
+    absl::StatusOr<absl::Duration> wait = supervisor->Step();
+    worked = wait.status();
+    if (worked.ok() && supervisor->running() > 0) supervisor->Sleep(*wait);
+  } while (worked.ok() && supervisor->running() > 0);
   // Failures are tried again by a later call: when, is in the book.
   supervisor->FinishTelling();
+  STILL_RETURN_IF_ERROR(worked);
   STILL_ASSIGN_OR_RETURN(pb::CheckReport report, supervisor->Report());
   return Say(context, report);
 }
@@ -306,11 +332,6 @@ std::string TroubleOf(ScheduleClient& client, pb::CheckReport& report) {
       report.turned_unix_ns() == 0 ? "at all" : absl::StrCat("since ", FormatUnixNanos(report.turned_unix_ns())));
 }
 
-absl::StatusOr<pb::CheckReport> LookByOurselves(Context& context, const std::string& trouble) {
-  STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
-  return supervisor->LookForTrouble(trouble);
-}
-
 // The dead man's rule, from outside: stilld is asked, and not trusted.
 absl::Status Check(Context& context) {
   std::string trouble;
@@ -320,14 +341,8 @@ absl::Status Check(Context& context) {
     trouble = TroubleOf(*client, report);
     if (trouble.empty()) return Say(context, report);
   }
-  absl::StatusOr<pb::CheckReport> report = LookByOurselves(context, trouble);
-  if (report.ok()) return Say(context, *report);
-  // Neither book nor repository can be had: it is told without them, each time.
-  schedule::TellOnce(schedule::AnnouncerOptions::FromEnvironment(),
-                     {.kind = schedule::Event::Kind::kScheduler,
-                      .at = Clock::Real().Now(),
-                      .message = absl::StrCat("the schedules cannot be looked at: ", report.status().message())});
-  return report.status();
+  absl::StatusOr<pb::CheckReport> report = LookWithinLimit(context, trouble);
+  return report.ok() ? Say(context, *report) : TellWithoutBook(report.status());
 }
 
 absl::Status Coverage(Context& context) {

@@ -45,6 +45,8 @@ struct SetupArguments {
   std::string passphrase_file;
   std::string webhook;
   std::string notify_command;
+  std::string mail_to;
+  std::string ping;
   std::string schedule = "nightly";
   bool no_schedule = false;
   bool no_units = false;
@@ -117,6 +119,8 @@ absl::StatusOr<std::string> Setup::NewPassphrase() {
 absl::Status Setup::FindCredentials() {
   if (arguments_.no_encryption) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(credentials_, context_.GivenCredentials());
+  // Services are given it too, and have another working directory.
+  if (!credentials_.key_file.empty()) credentials_.key_file = std::filesystem::absolute(credentials_.key_file).string();
   if (!arguments_.passphrase_file.empty()) {
     STILL_ASSIGN_OR_RETURN(credentials_.passphrase, ReadPassphraseFile(arguments_.passphrase_file));
   }
@@ -128,6 +132,11 @@ absl::Status Setup::FindCredentials() {
   }
   // An unencrypted one that is there already needs none.
   if (store::Repository::Open({.path = context_.repository_path()}).ok()) return absl::OkStatus();
+  if (arguments_.generate_passphrase && PathExists(JoinPath(context_.repository_path(), "config"))) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("repository ", context_.repository_path(),
+                     " has a passphrase already: give it by --passphrase-file or STILL_PASSPHRASE"));
+  }
   STILL_ASSIGN_OR_RETURN(credentials_.passphrase, NewPassphrase());
   return absl::OkStatus();
 }
@@ -152,7 +161,9 @@ absl::Status Setup::WriteFiles() {
   STILL_RETURN_IF_ERROR(Note(files_.Configure({.repository = elsewhere ? context_.repository_path() : "",
                                                .key_file = credentials_.passphrase.empty() ? credentials_.key_file : "",
                                                .webhook = arguments_.webhook,
-                                               .notify_command = arguments_.notify_command})));
+                                               .notify_command = arguments_.notify_command,
+                                               .mail_to = arguments_.mail_to,
+                                               .ping = arguments_.ping})));
   if (elsewhere) STILL_RETURN_IF_ERROR(Note(files_.AllowWriting(context_.repository_path())));
   return absl::OkStatus();
 }
@@ -222,10 +233,12 @@ absl::Status Setup::AddSchedule() {
 
 // A channel that nobody has tried is one that fails on the worst day of the year.
 absl::Status Setup::SendTestAlert() {
-  const schedule::AnnouncerOptions channels{.command = arguments_.notify_command, .webhook = arguments_.webhook};
+  const schedule::AnnouncerOptions channels{
+      .command = arguments_.notify_command, .webhook = arguments_.webhook, .mail_to = arguments_.mail_to};
   SetupStep step{.what = "test alert", .changed = false};
-  if (channels.command.empty() && channels.webhook.empty()) {
-    step.detail = "not sent: no --webhook or --notify-command was given; without any, alerts are in the journal only";
+  if (channels.command.empty() && channels.webhook.empty() && channels.mail_to.empty()) {
+    step.detail =
+        "not sent: no --webhook, --notify-command or --mail-to was given; without any, alerts are in the journal only";
     return Note(std::move(step));
   }
   const bool new_channels = std::any_of(
@@ -293,6 +306,8 @@ void AddSetupCommand(CLI::App& app, Context& context) {
       ->type_name(kFileType);
   setup->add_option("--webhook", arguments->webhook, "URL that gets each alert as JSON");
   setup->add_option("--notify-command", arguments->notify_command, "Shell command for each alert");
+  setup->add_option("--mail-to", arguments->mail_to, "Address that gets each alert by sendmail");
+  setup->add_option("--ping", arguments->ping, "URL that is called while everything is as promised");
   setup->add_option("--schedule", arguments->schedule, "Name of the schedule")->capture_default_str();
   setup->add_flag("--no-schedule", arguments->no_schedule, "Add none");
   setup->add_flag("--no-units", arguments->no_units, "Write the files, and start nothing");

@@ -78,8 +78,8 @@ struct TurnResult {
 absl::StatusOr<TurnResult> Turn(Supervisor& supervisor) {
   absl::StatusOr<absl::Duration> wait = supervisor.Step();
   if (wait.ok()) return TurnResult{.full = true, .wait = *wait};
-  // The catalog was replaced by a rebuild: only a new start sees the new one.
-  if (absl::IsFailedPrecondition(wait.status())) return wait.status();
+  // Only a new start sees another book; a repository may come back.
+  if (absl::Status same = supervisor.book().CheckNotReplaced(); absl::IsFailedPrecondition(same)) return same;
   LogError("schedules cannot be worked on", {{"error", wait.status().ToString()}});
   return TurnResult{.full = false, .wait = kAfterError};
 }

@@ -79,6 +79,11 @@ absl::Status MemoryBook::Remember(const std::string& key, const std::string& val
   return absl::OkStatus();
 }
 
+absl::Status MemoryBook::RememberAll(const std::map<std::string, std::string>& values) {
+  for (const auto& [key, value] : values) STILL_RETURN_IF_ERROR(Remember(key, value));
+  return absl::OkStatus();
+}
+
 void MemoryBook::Add(const std::string& name, const std::string& pattern, const std::string& calendar,
                      const std::function<void(schedulepb::Schedule&)>& change) {
   schedulepb::Schedule definition;

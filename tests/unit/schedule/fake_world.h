@@ -33,6 +33,7 @@ class MemoryBook final : public RunBook {
   absl::StatusOr<std::vector<store::RunRow>> Running() override;
   absl::StatusOr<std::vector<store::RunCursor>> Cursors() override;
   absl::Status Remember(const std::string& key, const std::string& value) override;
+  absl::Status RememberAll(const std::map<std::string, std::string>& values) override;
   absl::StatusOr<std::map<std::string, std::string>> Remembered() override;
 
   // With the defaults of a nightly capture of everything.

@@ -180,6 +180,42 @@ TEST_F(SchedulerAlertsTest, ASchedulerThatCannotWorkIsItselfAnAlert) {
   EXPECT_EQ(listener_.stale.size(), 0u);
 }
 
+TEST_F(SchedulerAlertsTest, WithoutARepositoryAgesAreLookedAtAndItIsTold) {
+  host_.machines = {{"web", true}};
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  for (int turn = 0; turn < 24 * 4; ++turn) {
+    Sleep(absl::Hours(1));
+    EXPECT_FALSE(scheduler_->Step(absl::NotFoundError("the repository is gone")).ok());
+  }
+  EXPECT_GE(listener_.Count(Event::Kind::kScheduler), 1);
+  EXPECT_GE(listener_.Count(Event::Kind::kStale, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, NoCheckEndsTheTroubleThatItWasToldOfAndWhoeverHadItDoes) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(3));
+  listener_.all_well = 0;
+  for (int hour = 0; hour < 3; ++hour) {  // As `still schedule check` does while stilld hangs.
+    Sleep(absl::Hours(1));
+    Scheduler check(book_, host_, listener_, clock_, {});
+    check.Drain();
+    ASSERT_TRUE(check.Recover().ok());
+    check.RaiseTrouble("stilld does not answer");
+    ASSERT_TRUE(check.Step().ok());
+    EXPECT_FALSE(check.Telling());
+  }
+  EXPECT_EQ(listener_.Count(Event::Kind::kScheduler), 1);
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 0);
+  EXPECT_EQ(listener_.all_well, 0);
+  Live(absl::Hours(1));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 1) << "it works again";
+  EXPECT_TRUE(scheduler_->alerts().all().empty());
+}
+
 TEST_F(SchedulerAlertsTest, OneScheduleThatCannotBeReadIsToldAndGoesOnAsItWas) {
   host_.machines = {{"web", true}};
   book_.Add("nightly", "web", "01:00");
@@ -202,6 +238,94 @@ TEST_F(SchedulerAlertsTest, APatternThatFitsNothingIsTold) {
   EXPECT_THAT(listener_.events, IsEmpty()) << "machines may still be on their way";
   Live(absl::Hours(3));
   EXPECT_EQ(listener_.Count(Event::Kind::kUnmatched, "wbe-*"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, APatternThatFitsNothingIsToldAlsoByProcessesThatAreShort) {
+  book_.Add("nightly", "wbe-*", "01:00");
+  for (int minute = 0; minute < 90; ++minute) {
+    Begin();
+    ASSERT_TRUE(scheduler_->Step().ok());
+    EXPECT_FALSE(scheduler_->Telling());
+    Crash(true);
+    Sleep(absl::Minutes(1));
+    if (minute == 30) {
+      EXPECT_THAT(listener_.events, IsEmpty());
+    }
+  }
+  EXPECT_EQ(listener_.Count(Event::Kind::kUnmatched, "wbe-*"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, ASnapshotThatIsForgottenCountsNoMore) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(24 * 10 + 2));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale), 0);
+  host_.kept.clear();
+  Live(absl::Hours(3));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, APromiseThatIsRaisedIsNotKeptByOlderSnapshots) {
+  host_.machines = {{"web", true}};
+  host_.level = [](const auto&) { return manifestpb::Consistency::CRASH; };
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(24 * 10 + 2));
+  auto definition = book_.schedules[0].definition;
+  definition.set_require("filesystem");
+  definition.set_counted_from_unix_ns(absl::ToUnixNanos(clock_.Now()));
+  book_.schedules[0] = *MakeSchedule(definition, absl::UTCTimeZone());
+  scheduler_->Reload();
+  Live(absl::Minutes(10));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+}
+
+TEST_F(SchedulerAlertsTest, AnEditThatLeavesAMachineOutTellsNothingUntrue) {
+  host_.machines = {{"web", true}, {"db", true}};
+  host_.unreadable = {{"mail", "session.json: damaged"}};
+  book_.Add("nightly", "*", "01:00");
+  Begin();
+  Live(absl::Hours(3));
+  ASSERT_EQ(listener_.Count(Event::Kind::kUnreadable, "mail"), 1);
+  auto definition = book_.schedules[0].definition;
+  definition.set_sessions(0, "web");
+  book_.schedules[0] = *MakeSchedule(definition, absl::UTCTimeZone());
+  scheduler_->Reload();
+  Live(absl::Hours(3));
+  EXPECT_EQ(listener_.Count(Event::Kind::kGone), 0) << "db and mail are there";
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "mail"), 0) << "it still cannot be read";
+}
+
+TEST_F(SchedulerAlertsTest, WhatIsPausedIsNotRepeated) {
+  host_.machines = {{"web", true}};
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Hours(72));
+  ASSERT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+  auto definition = book_.schedules[0].definition;
+  definition.set_paused(true);
+  book_.schedules[0] = *MakeSchedule(definition, absl::UTCTimeZone());
+  scheduler_->Reload();
+  ASSERT_TRUE(scheduler_->Step().ok());
+  const size_t before = listener_.events.size();
+  Live(absl::Hours(24 * 5));
+  EXPECT_THAT(listener_.events, SizeIs(before));
+}
+
+TEST_F(SchedulerAlertsTest, AMachineThatMayBeOffIsNotRepeated) {
+  host_.machines = {{"web", true}};
+  host_.outcome = [](const auto&) { return absl::UnavailableError("no"); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_when_off("skip"); });
+  Begin();
+  Live(absl::Hours(72));
+  ASSERT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+  host_.machines["web"] = false;
+  scheduler_->Reload();
+  Live(absl::Hours(24 * 5));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 0) << "nothing is better";
 }
 
 TEST_F(SchedulerAlertsTest, ASessionThatCannotBeReadIsToldAndItsSnapshotsAgeOn) {

@@ -237,9 +237,9 @@ TEST_F(SchedulerTest, ByHandBesideTheTimingAndNotTwiceAtATime) {
   book_.Add("nightly", "*", "05:00");
   Begin();
   Live(absl::Minutes(10));
-  absl::StatusOr<std::vector<RunRow>> begun = scheduler_->RunNow("nightly", {"web"});
+  absl::StatusOr<BegunRuns> begun = scheduler_->RunNow("nightly", {"web"});
   ASSERT_TRUE(begun.ok()) << begun.status();
-  EXPECT_THAT(*begun, SizeIs(1));
+  EXPECT_THAT(begun->runs, SizeIs(1));
   EXPECT_TRUE(absl::IsUnavailable(scheduler_->RunNow("nightly", {}).status()));
   EXPECT_TRUE(absl::IsNotFound(scheduler_->RunNow("hourly", {}).status()));
   EXPECT_TRUE(absl::IsNotFound(scheduler_->RunNow("nightly", {"mail"}).status()));
@@ -281,12 +281,60 @@ TEST_F(SchedulerTest, ByHandKeepsToTheLimitsAndTheRestFollows) {
   for (int i = 0; i < 9; ++i) host_.machines[absl::StrCat("vm-", i)] = true;
   book_.Add("nightly", "vm-*", "05:00");
   Begin({.max_running = 2});
-  absl::StatusOr<std::vector<RunRow>> begun = scheduler_->RunNow("nightly", {});
+  absl::StatusOr<BegunRuns> begun = scheduler_->RunNow("nightly", {});
   ASSERT_TRUE(begun.ok()) << begun.status();
-  EXPECT_THAT(*begun, SizeIs(2));
+  EXPECT_THAT(begun->runs, SizeIs(2));
+  EXPECT_THAT(begun->waiting, SizeIs(7)) << "whoever waits for all of them knows whom to wait for";
   Live(absl::Hours(1));
   EXPECT_EQ(host_.most_running, 2u);
   EXPECT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(9));
+}
+
+TEST_F(SchedulerTest, WhatCouldNotBeWrittenDownStaysDue) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Minutes(50));
+  Sleep(absl::Minutes(11));
+  book_.writes = absl::ResourceExhaustedError("no space left on device");
+  EXPECT_FALSE(scheduler_->Step().ok());
+  EXPECT_THAT(book_.rows, IsEmpty());
+  book_.writes = absl::OkStatus();
+  Live(absl::Hours(1));
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded, "web"), SizeIs(1));
+  Crash(true);
+  Begin();
+  Live(absl::Hours(1));
+  EXPECT_THAT(book_.rows, SizeIs(1)) << "its row stands for the occurrence";
+}
+
+TEST_F(SchedulerTest, WhoeverOnlyLooksChangesNothing) {
+  host_.machines = {{"web", true}};
+  host_.duration = [](const auto&) { return absl::Hours(1); };
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Minutes(70));
+  ASSERT_THAT(Rows(RunOutcome::kRunning), SizeIs(1));
+  Crash(true);
+  Scheduler looking(book_, host_, listener_, clock_, {});
+  ASSERT_TRUE(looking.Load().ok());
+  EXPECT_THAT(Rows(RunOutcome::kRunning), SizeIs(1)) << "whoever is in charge closes it, and tries it again";
+  Begin();
+  Live(absl::Hours(3));
+  EXPECT_THAT(Rows(RunOutcome::kInterrupted), SizeIs(1));
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(1));
+}
+
+TEST_F(SchedulerTest, ByHandWithoutFurtherTurnsIsRememberedWhenItIsKept) {
+  for (const char* name : {"a", "b"}) host_.machines[name] = true;
+  book_.Add("nightly", "*", "05:00");
+  Begin({.max_running = 1});
+  ASSERT_TRUE(scheduler_->RunNow("nightly", {}).ok());
+  ASSERT_TRUE(scheduler_->Keep().ok());
+  Crash(false);
+  Begin({.max_running = 1});
+  Live(absl::Hours(1));
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(2)) << "also the one that waited for room";
 }
 
 TEST_F(SchedulerTest, APausedScheduleDoesNothingAndIsNotStale) {

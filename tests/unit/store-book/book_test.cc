@@ -13,7 +13,9 @@
 namespace still::store {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 using ::testing::SizeIs;
 
 class BookTest : public ::testing::Test {
@@ -100,6 +102,9 @@ TEST_F(BookTest, WhatIsRememberedOutlivesTheProcess) {
   EXPECT_EQ(book->Remembered()->at("alert/web"), "2");
   ASSERT_TRUE(book->Remember("alert/web", "").ok());
   EXPECT_THAT(*book->Remembered(), SizeIs(0));
+  ASSERT_TRUE(book->RememberAll({{"pair/a", "1"}, {"pair/b", "2"}}).ok());
+  ASSERT_TRUE(book->RememberAll({{"pair/a", ""}, {"pair/b", "3"}}).ok());
+  EXPECT_THAT(*Open()->Remembered(), ElementsAre(Pair("pair/b", "3")));
 }
 
 TEST_F(BookTest, EachWayOfAskingForRunsFindsTheSame) {

@@ -97,6 +97,9 @@ TEST_F(HostFilesTest, SettingsGoToTheServiceAndToTheTimersAndTheRestStays) {
   EXPECT_EQ(Read("etc/stilld.conf"), "# Mine.\nwebhook=\"http://new\"\nhttp=127.0.0.1:1\nrepo=\"/srv/r\"\n");
   EXPECT_EQ(Read("etc/stilld.env"), "STILL_REPO=\"/srv/r\"\nSTILL_WEBHOOK=\"http://new\"\n");
   EXPECT_EQ(ModeOf(JoinPath(dir_, "etc/stilld.env")), 0600u);
+  EXPECT_TRUE(Changed(files.Configure({.mail_to = "root", .ping = "http://ping"})));
+  EXPECT_THAT(Read("etc/stilld.conf"), HasSubstr("\nmail-to=\"root\"\nping=\"http://ping\"\n"));
+  EXPECT_THAT(Read("etc/stilld.env"), HasSubstr("\nSTILL_MAIL_TO=\"root\"\nSTILL_PING=\"http://ping\"\n"));
   EXPECT_EQ(files.Configure({.notify_command = "echo \"x\""}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
@@ -104,7 +107,7 @@ TEST_F(HostFilesTest, ARepositoryElsewhereMayBeWrittenByTheUnits) {
   const HostFiles files(places_);
   EXPECT_TRUE(Changed(files.AllowWriting("/srv/two words")));
   EXPECT_FALSE(Changed(files.AllowWriting("/srv/two words")));
-  EXPECT_THAT(Read("units/still-check.service.d/repository.conf"), HasSubstr("ReadWritePaths=\"/srv/two words\"\n"));
+  EXPECT_THAT(Read("units/still-check.service.d/repository.conf"), HasSubstr("ReadWritePaths=\"-/srv/two words\"\n"));
   EXPECT_EQ(files.AllowWriting("/srv/100%").status().code(), absl::StatusCode::kInvalidArgument);
 }
 

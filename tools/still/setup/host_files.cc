@@ -105,7 +105,9 @@ absl::StatusOr<SetupStep> HostFiles::Configure(const Settings& settings) const {
   } kLines[] = {{"repo", "STILL_REPO", settings.repository},
                 {"key-file", "STILL_KEY_FILE", settings.key_file},
                 {"webhook", "STILL_WEBHOOK", settings.webhook},
-                {"notify-command", "STILL_NOTIFY_COMMAND", settings.notify_command}};
+                {"notify-command", "STILL_NOTIFY_COMMAND", settings.notify_command},
+                {"mail-to", "STILL_MAIL_TO", settings.mail_to},
+                {"ping", "STILL_PING", settings.ping}};
   for (const auto& line : kLines) {
     if (line.value.empty()) continue;
     if (absl::StrContains(line.value, '\n') || absl::StrContains(line.value, '"') ||
@@ -128,8 +130,9 @@ absl::StatusOr<SetupStep> HostFiles::AllowWriting(const std::string& directory) 
   if (absl::StrContains(directory, '\n') || absl::StrContains(directory, '"') || absl::StrContains(directory, '%')) {
     return absl::InvalidArgumentError(absl::StrCat("repository ", directory, ": a unit cannot name this path"));
   }
+  // "-": without it no unit starts while the directory is missing, not even the one that tells.
   STILL_ASSIGN_OR_RETURN(
-      step.changed, WriteDropIns("repository.conf", absl::StrCat("[Service]\nReadWritePaths=\"", directory, "\"\n")));
+      step.changed, WriteDropIns("repository.conf", absl::StrCat("[Service]\nReadWritePaths=\"-", directory, "\"\n")));
   return step;
 }
 

@@ -39,6 +39,8 @@ class HostFiles {
     std::string key_file;
     std::string webhook;
     std::string notify_command;
+    std::string mail_to;
+    std::string ping;
   };
   absl::StatusOr<SetupStep> Configure(const Settings& settings) const;
   // Lets the units write a repository that is not in the state directory.
