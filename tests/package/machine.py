@@ -18,6 +18,7 @@ import time
 # What the tests use. What the packages depend on comes to it: a change of the list makes a new root.
 PACKAGES = ("systemd-sysv", "dbus", "udev", "ca-certificates", "e2fsprogs", "procps")
 BOOT_SECONDS = 300
+USERFAULTFD = "/dev/userfaultfd"
 
 
 def missing():
@@ -98,6 +99,8 @@ class Machine:
         mounts = (f"mount -t overlay overlay -o lowerdir={self.base},upperdir={self.directory}/upper,"
                   f"workdir={self.directory}/work {self.root}")
         binds = " ".join(f"--bind-ro={source}:{target}" for source, target in self.bind.items())
+        if pathlib.Path(USERFAULTFD).exists():  # With it QEMU need not be root.
+            binds += f" --bind={USERFAULTFD}"
         log = open(self.directory / "console.log", "ab")
         self.nspawn = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--mount-proc", "--propagation", "private",
