@@ -147,6 +147,14 @@ class LazyStart(Lazy):
 class LazyTrouble(Lazy):
     encrypted = True  # What serves the disks is started again with the passphrase, which nobody is asked for.
 
+    def start_reading(self, session):
+        """The blob, soon, by a command that runs already: a guest that is held answers to no new one."""
+        reading = self.host.start("exec", session, "--timeout", "240s", "--", "sh", "-c",
+                                  f"echo ready; sleep 2; echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
+        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
+        self.assertEqual(reading.stdout.readline(), "ready\n")
+        return reading
+
     def test_a_disk_server_that_is_killed_is_started_again_and_the_guest_sees_nothing(self):
         self.restore("killed", "--cold", "--no-hydrate")
         (server,) = self.servers("killed")
@@ -159,10 +167,8 @@ class LazyTrouble(Lazy):
         self.restore("held", "--cold", "--no-hydrate")
         repository = self.host.directory / "repo"
         away = self.host.directory / "repo-away"
+        reading = self.start_reading("held")
         repository.rename(away)
-        reading = self.host.start("exec", "held", "--timeout", "120s", "--", "sh", "-c",
-                                  f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
-        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
         try:
             # The read fails first, and then the server, which is started anew: in the end both are told together.
             for words in ("the guest is held: disks vda, vdb of snapshot ", ": snapshot point, image vda, bytes ",
@@ -170,7 +176,7 @@ class LazyTrouble(Lazy):
                 wait_for(lambda: self.status("held") == "held" and words in self.trouble("held"), words, 60)
         finally:
             away.rename(repository)
-        output, errors = reading.communicate(timeout=120)
+        output, errors = reading.communicate(timeout=240)
         self.assertEqual(output, self.sum, errors)
         wait_for(lambda: self.status("held") == "lazy", "the guest to go on", 60)
         self.assert_unharmed("held")
@@ -185,13 +191,12 @@ class LazyTrouble(Lazy):
         self.addCleanup(lambda: (snapshot.kill(), snapshot.communicate()))
         wait_for(pinned, "the capture", 60)
         os.kill(snapshot.pid, signal.SIGSTOP)  # The window needs it no more; what it would read stays pinned.
-        self.host.guest("drained", "sync")
+        # Refused as long as the guest is frozen.
+        wait_for(lambda: self.host.run("exec", "drained", "--", "sync").returncode == 0, "the thaw", 120)
         repository = self.host.directory / "repo"
         away = self.host.directory / "repo-away"
+        reading = self.start_reading("drained")
         repository.rename(away)
-        reading = self.host.start("exec", "drained", "--timeout", "240s", "--", "sh", "-c",
-                                  f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
-        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
         try:
             wait_for(lambda: self.status("drained") == "held", "the guest to be held", 60)
             self.assertTrue(pinned(), "the capture is still there")
@@ -201,7 +206,8 @@ class LazyTrouble(Lazy):
         self.assertEqual(output, self.sum, errors)
         self.assertTrue(pinned(), "it went on beside the capture, not after it")
         os.kill(snapshot.pid, signal.SIGCONT)
-        snapshot.communicate(timeout=240)
+        _, errors = snapshot.communicate(timeout=240)
+        self.assertEqual(snapshot.returncode, 0, errors)
         wait_for(lambda: not pinned(), "the end of the capture", 60)
         self.host.still("snapshot", "drained", "--name", "after", "--disk-only", "--quiesce", "require")
         self.assert_unharmed("drained")
