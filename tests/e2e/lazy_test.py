@@ -46,6 +46,7 @@ class Lazy(unittest.TestCase):
 
     def restore(self, name, *arguments):
         self.host.still("restore", "point", "--as", name, "--lazy", *arguments)
+        self.addCleanup(self.host.run, "rm", name)  # One that was stopped may be started again, and needs its snapshot.
         self.addCleanup(self.host.run, "stop", name, "--force")
 
     def servers(self, name):
