@@ -191,6 +191,13 @@ void Notification::WaitForNotification() const {
   __tsan_acquire(const_cast<Notification*>(this));
 }
 
+bool Notification::WaitForNotificationWithTimeout(Duration timeout) const {
+  static auto* const next = Next<bool(const Notification*, Duration)>(&Notification::WaitForNotificationWithTimeout);
+  const bool notified = next(this, timeout);
+  if (notified) __tsan_acquire(const_cast<Notification*>(this));
+  return notified;
+}
+
 bool BlockingCounter::DecrementCount() {
   static auto* const next = Next<bool(BlockingCounter*)>(&BlockingCounter::DecrementCount);
   __tsan_release(this);
