@@ -116,7 +116,7 @@ class OneMachine(VmTest):
         check("drill", "--history")
 
         check("restore", "one", "--as", "copy")
-        check("rollback", "copy", "one")
+        check("rollback", "copy", "one", "--other-machine")
         check("stop", "copy", "--force")
         check("rm", "copy")
         check("run", "bare", "--kernel", GUEST / "vmlinux", "--no-agent", "--memory", "64M")
