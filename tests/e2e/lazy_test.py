@@ -148,14 +148,6 @@ class LazyStart(Lazy):
 class LazyTrouble(Lazy):
     encrypted = True  # What serves the disks is started again with the passphrase, which nobody is asked for.
 
-    def start_reading(self, session):
-        """The blob, soon, by a command that runs already: a guest that is held answers to no new one."""
-        reading = self.host.start("exec", session, "--timeout", "240s", "--", "sh", "-c",
-                                  f"echo ready; sleep 2; echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
-        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
-        self.assertEqual(reading.stdout.readline(), "ready\n")
-        return reading
-
     def test_a_disk_server_that_is_killed_is_started_again_and_the_guest_sees_nothing(self):
         self.restore("killed", "--cold", "--no-hydrate")
         (server,) = self.servers("killed")
@@ -168,8 +160,10 @@ class LazyTrouble(Lazy):
         self.restore("held", "--cold", "--no-hydrate")
         repository = self.host.directory / "repo"
         away = self.host.directory / "repo-away"
-        reading = self.start_reading("held")
         repository.rename(away)
+        reading = self.host.start("exec", "held", "--timeout", "120s", "--", "sh", "-c",
+                                  f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
+        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
         try:
             # The read fails first, and then the server, which is started anew: in the end both are told together.
             for words in ("the guest is held: disks vda, vdb of snapshot ", ": snapshot point, image vda, bytes ",
@@ -183,35 +177,6 @@ class LazyTrouble(Lazy):
         self.assert_unharmed("held")
         self.host.still("hydrate", "held")
         self.assert_unharmed("held")
-
-    def test_held_while_a_capture_drains_the_guest_goes_on_when_the_read_can_be_done(self):
-        self.restore("drained", "--cold", "--no-hydrate")
-        directory = self.host.state / "sessions/drained"
-        pinned = lambda: list(directory.glob("capture-*.fleece"))
-        snapshot = self.host.start("snapshot", "drained", "--name", "slow", "--disk-only", "--quiesce", "require")
-        self.addCleanup(lambda: (snapshot.kill(), snapshot.communicate()))
-        wait_for(pinned, "the capture", 60)
-        os.kill(snapshot.pid, signal.SIGSTOP)  # The window needs it no more; what it would read stays pinned.
-        # Refused as long as the guest is frozen.
-        wait_for(lambda: self.host.run("exec", "drained", "--", "sync").returncode == 0, "the thaw", 120)
-        repository = self.host.directory / "repo"
-        away = self.host.directory / "repo-away"
-        reading = self.start_reading("drained")
-        repository.rename(away)
-        try:
-            wait_for(lambda: self.status("drained") == "held", "the guest to be held", 60)
-            self.assertTrue(pinned(), "the capture is still there")
-        finally:
-            away.rename(repository)
-        output, errors = reading.communicate(timeout=240)
-        self.assertEqual(output, self.sum, errors)
-        self.assertTrue(pinned(), "it went on beside the capture, not after it")
-        os.kill(snapshot.pid, signal.SIGCONT)
-        _, errors = snapshot.communicate(timeout=240)
-        self.assertEqual(snapshot.returncode, 0, errors)
-        wait_for(lambda: not pinned(), "the end of the capture", 60)
-        self.host.still("snapshot", "drained", "--name", "after", "--disk-only", "--quiesce", "require")
-        self.assert_unharmed("drained")
 
 
 if __name__ == "__main__":

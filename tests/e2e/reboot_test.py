@@ -18,9 +18,15 @@ def reboots(host, session):
     return host.session(session).get("reboots", 0)
 
 
+def is_connected(host, session):
+    return host.session(session).get("agent", {}).get("connected", False)
+
+
 class RebootInEveryStep(FaultTest):
     def test_the_session_goes_on_and_the_label_is_true(self):
         pid = self.host.session("web")["pid"]
+        # What no boot writes anew.
+        self.host.guest("web", "sh", "-c", "head -c 12000000 /dev/urandom >/data/blob && sync")
         first = self.host.json("snapshot", "web", "--name", "before", "--disk-only", "--quiesce", "require")
         for step in STEPS:
             with self.subTest(step):
@@ -28,7 +34,7 @@ class RebootInEveryStep(FaultTest):
                 process = self.begin_reset_snapshot(step)
                 stdout, stderr = process.communicate(timeout=240)
                 wait_for(lambda: reboots(self.host, "web") > before, "the reboot", 120)
-                wait_for(lambda: self.host.session("web")["agent"].get("connected"), "the agent of the new boot", 180)
+                wait_for(lambda: is_connected(self.host, "web"), "the agent of the new boot", 180)
                 self.assert_web_works()
                 self.assertEqual(process.returncode, 0, stdout + stderr)
                 level = self.host.json("show", f"reset-at-{step}")["consistency"]["level"]
@@ -65,7 +71,7 @@ class RebootAfterRestore(unittest.TestCase):
             pid = host.session("fork-1")["pid"]
             reboot(host, "fork-1")
             wait_for(lambda: reboots(host, "fork-1") == 1, "the reboot", 60)
-            wait_for(lambda: host.session("fork-1")["agent"].get("connected"), "the agent of the new boot", 180)
+            wait_for(lambda: is_connected(host, "fork-1"), "the agent of the new boot", 180)
             self.assertEqual(host.session("fork-1")["pid"], pid)
             self.assertEqual(reboots(host, "fork-2"), 0)
             before = host.records("fork-1")["acknowledged"]
