@@ -14,7 +14,6 @@ MIB = 1 << 20
 
 
 class OneMachine(VmTest):
-    # Commands that print nothing.
     def add(self, name, *arguments):
         self.host.still("schedule", "add", name, "--on", "yearly", *arguments)
         self.addCleanup(self.host.still, "schedule", "rm", name)
