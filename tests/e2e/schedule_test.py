@@ -112,6 +112,8 @@ class OneMachine(VmTest):
         check("restore", "one", "--as", "copy")
         check("rollback", "copy", "one", "--other-machine")
         check("stop", "copy", "--force")
+        check("start", "copy")
+        host.still("stop", "copy", "--force")
         check("rm", "copy")
         check("run", "bare", "--kernel", GUEST / "vmlinux", "--no-agent", "--memory", "64M")
         host.still("stop", "bare", "--force")
@@ -128,7 +130,7 @@ class OneMachine(VmTest):
         check("setup", "--repo", "relative", code=2)  # Else it would set up this very host.
         check("schedule add", "a", "--session", "web", "--every", "1h", "--keep", "last=1", "--disk-only")
         check("schedule edit", "a", "--every", "2h")
-        for command in ("list", "run-due", "check", "history"):
+        for command in ("list", "run-due", "check", "history", "coverage"):
             check(f"schedule {command}")
         for command in ("show", "preview", "pause", "resume"):
             check(f"schedule {command}", "a")
