@@ -204,7 +204,7 @@ class Systemd(unittest.TestCase):
     def remove(self):
         self.say("remove, install again, remove and purge")
         self.run_("dpkg -r stillpoint")
-        self.run_("dpkg -i /packages/now.deb")
+        self.run_("dpkg --force-confold -i /packages/now.deb")
         for unit in ("stilld.service", "still-check.timer"):
             self.assertEqual(self.machine.exit_code(f"systemctl -q is-enabled {unit}"), 0, "it was enabled before")
         self.run_("dpkg -r stillpoint")
