@@ -100,22 +100,20 @@ void VmKeeper::TendHeld(const Standstill& held) {
     if (server_ != nullptr) server_->Suspend();
     return;
   }
+  // The first write into a block of a lazy disk reads the rest of it: then it is the server that knows why it failed.
+  bool at_server = server_ != nullptr && (!held.write || !server_->unread().empty());
+  if (at_server) SetServerTrouble(kGuest, server_->last_error());
   absl::Status back;
-  if (server_ != nullptr && !held.write) {
-    SetServerTrouble(kGuest, server_->last_error());
+  if (server_ != nullptr) {
     back = server_->Restart();
-    if (back.ok()) back = vm_.Resume();
-    // The server's last words may have come only now: also a success is told with them, until the guest has gone on.
+    at_server |= !back.ok();
+  }
+  if (back.ok()) back = vm_.Resume();
+  // Also a success is told, until the guest has gone on; the server's last words may have come only now.
+  if (at_server) {
     SetServerTrouble(kGuest, back.message());
   } else {
-    std::string trouble = absl::StrCat(kGuest, ": ", held.disk.empty() ? "a disk" : absl::StrCat("disk ", held.disk),
-                                       " cannot be ", held.write ? "written" : "read");
-    if (!held.reason.empty()) absl::StrAppend(&trouble, ": ", held.reason);
-    // A lazy disk writes into what may need the server too.
-    if (server_ != nullptr) back = server_->Restart();
-    if (back.ok()) back = vm_.Resume();
-    if (!back.ok()) absl::StrAppend(&trouble, "; ", back.message());
-    SetTrouble(std::move(trouble));
+    SetDiskTrouble(held, back.message());
   }
   // Also after a success: whether it can go on now is seen by its being held again.
   go_on_.Failed();
@@ -197,6 +195,14 @@ void VmKeeper::SetServerTrouble(absl::string_view what_is_held, absl::string_vie
   std::string trouble = absl::StrCat(what_is_held, ": ", source_, " cannot be read");
   if (!unread.empty()) absl::StrAppend(&trouble, ": ", unread);
   if (!why.empty()) absl::StrAppend(&trouble, "; ", why);
+  SetTrouble(std::move(trouble));
+}
+
+void VmKeeper::SetDiskTrouble(const Standstill& held, absl::string_view why_not_resumed) {
+  std::string trouble = absl::StrCat(kGuest, ": ", held.disk.empty() ? "a disk" : absl::StrCat("disk ", held.disk),
+                                     " cannot be ", held.write ? "written" : "read");
+  if (!held.reason.empty()) absl::StrAppend(&trouble, ": ", held.reason);
+  if (!why_not_resumed.empty()) absl::StrAppend(&trouble, "; ", why_not_resumed);
   SetTrouble(std::move(trouble));
 }
 

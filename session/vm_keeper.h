@@ -61,6 +61,7 @@ class VmKeeper {
   void ContinueHydration(LazyDisks& disks, uint64_t bytes_per_second);
   // `why` is about the server; empty when only a read has failed.
   void SetServerTrouble(absl::string_view what_is_held, absl::string_view why);
+  void SetDiskTrouble(const Standstill& held, absl::string_view why_not_resumed);
   void SetTrouble(std::string trouble);
   void EndTrouble();
 

@@ -39,7 +39,7 @@ class LazyVm : public testing::FakeVm, public LazyDisks {
   absl::StatusOr<std::optional<Standstill>> FindStandstill() override {
     absl::MutexLock lock(&mutex_);
     if (!held_) return std::nullopt;
-    return Standstill{.kind = Standstill::Kind::kHeld, .disk = "vda", .reason = "Input/output error"};
+    return Standstill{.kind = Standstill::Kind::kHeld, .disk = "vda", .write = write_, .reason = "Input/output error"};
   }
   absl::Status Resume() override {
     absl::MutexLock lock(&mutex_);
@@ -48,10 +48,11 @@ class LazyVm : public testing::FakeVm, public LazyDisks {
     return absl::OkStatus();
   }
 
-  // The guest has read something that the server cannot give; a hydration would end too.
-  void Hold() {
+  // The guest has read something that the server cannot give, or written a part of it; a hydration would end too.
+  void Hold(bool write = false) {
     absl::MutexLock lock(&mutex_);
     held_ = true;
+    write_ = write;
     server_has_it_ = false;
   }
   void EndHydration(bool complete) {
@@ -81,6 +82,7 @@ class LazyVm : public testing::FakeVm, public LazyDisks {
   absl::Mutex mutex_;
   LazyDiskState disk_ ABSL_GUARDED_BY(mutex_) = {.name = "vda", .size = 1 << 20};
   bool held_ ABSL_GUARDED_BY(mutex_) = false;
+  bool write_ ABSL_GUARDED_BY(mutex_) = false;
   bool server_has_it_ ABSL_GUARDED_BY(mutex_) = true;
   int resumes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<uint64_t> rates_ ABSL_GUARDED_BY(mutex_);
@@ -155,6 +157,34 @@ TEST_F(VmKeeperTest, WhenTheServerEndsTooBothAreToldAndTheGuestStaysHeld) {
       Told(AllOf(HasSubstr("disk vda of snapshot s cannot be read; the disk server ended: the repository is away"),
                  Not(HasSubstr("bytes 1 to 2")))))
       << keeper_->trouble();
+}
+
+// The first write into a block of the overlay needs the rest of the block from the server.
+TEST_F(VmKeeperTest, AWriteThatNeedsWhatCannotBeReadIsToldAsSuch) {
+  CannotRead(true);
+  Start();
+  vm_.Hold(/*write=*/true);
+  EXPECT_TRUE(Told("the guest is held: disk vda of snapshot s cannot be read: bytes 1 to 2: gone"))
+      << keeper_->trouble();
+  CannotRead(false);
+  vm_.MendServer();
+  ASSERT_TRUE(Told(IsEmpty())) << keeper_->trouble();
+
+  Fail(true);
+  vm_.Hold(/*write=*/true);
+  EXPECT_TRUE(
+      Told("the guest is held: disk vda of snapshot s cannot be read; "
+           "the disk server ended: the repository is away"))
+      << keeper_->trouble();
+}
+
+TEST_F(VmKeeperTest, AWriteThatTheServerKnowsNothingOfIsTheDisksOwn) {
+  Start();
+  vm_.Hold(/*write=*/true);
+  EXPECT_TRUE(Told("the guest is held: disk vda cannot be written: Input/output error")) << keeper_->trouble();
+  const int resumes = vm_.resumes();
+  EXPECT_TRUE(Within(kLimit, [&] { return vm_.resumes() > resumes; }));
+  EXPECT_EQ(keeper_->trouble(), "the guest is held: disk vda cannot be written: Input/output error");
 }
 
 TEST_F(VmKeeperTest, HydrationThatFailsIsBegunAgainOverANewServerAndEndsTheServerWhenItIsDone) {

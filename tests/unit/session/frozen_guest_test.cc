@@ -1,6 +1,8 @@
 // The freeze as the host holds it, over a real connection.
 #include "session/guest/frozen_guest.h"
 
+#include <atomic>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/fake_agent.h"
@@ -48,7 +50,7 @@ TEST(FrozenGuest, AThawWhoseConnectionIsLostIsAskedForAgainByTheSameToken) {
 // A hypervisor that dies in the window: there is nobody to thaw, now or later.
 TEST(FrozenGuest, ASessionThatHasEndedIsNotAskedAgain) {
   still::testing::FakeAgent agent;
-  int asked = 0;
+  std::atomic<int> asked = 0;
   agent.thaw = [&](const guestpb::ThawRequest&, guestpb::ThawResponse*) {
     ++asked;
     return grpc::Status(grpc::StatusCode::UNAVAILABLE, "reset");
@@ -59,9 +61,9 @@ TEST(FrozenGuest, ASessionThatHasEndedIsNotAskedAgain) {
     ASSERT_TRUE(frozen.ok()) << frozen.status();
     link.Shutdown();
     EXPECT_EQ(frozen->Thaw(absl::Hours(10)).status(), absl::UnavailableError("the session has ended"));
-    EXPECT_EQ(asked, 1);
   }
-  EXPECT_EQ(asked, 1) << "the guard asks no more";
+  // Whether the one request still arrives is up to the connection, which ends at the same time.
+  EXPECT_LE(asked, 1) << "the guard asks no more";
 }
 
 }  // namespace
