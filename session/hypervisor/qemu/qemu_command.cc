@@ -308,6 +308,10 @@ bool HasQgaPort(const std::vector<std::string>& devices) {
 
 std::string NetworkBackend(const std::string& kind) { return kind == "none" ? "hubport" : "user"; }
 
+bool ReachesANetwork(const VmConfig& config) {
+  return std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& nic) { return nic.kind == "user"; });
+}
+
 std::vector<std::string> DiskAddressesOf(const VmConfig& config) {
   std::vector<std::string> addresses;
   for (size_t i = 0; i < config.disks.size(); ++i) {

@@ -53,6 +53,8 @@ bool HasGenerationId(const VmConfig& config);
 
 // What `-netdev` calls that kind of NicConfig.
 std::string NetworkBackend(const std::string& kind);
+// Whether a card of it leads to anything beyond the machine.
+bool ReachesANetwork(const VmConfig& config);
 
 // The guest's devices as "virtio-blk-pci@0x8", or without a place where QEMU chooses it; in the order of QEMU's command
 // line.

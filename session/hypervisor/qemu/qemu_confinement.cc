@@ -18,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "session/hypervisor/qemu/qemu_command.h"
 #include "session/hypervisor/qemu/qemu_probe.h"
 #include "session/vsock/preload_library.h"
 
@@ -41,21 +42,25 @@ bool MayUseUserfaultfd() {
   return (for_all.ok() && absl::StartsWith(*for_all, "1")) || ::access(kUserfaultfd, R_OK | W_OK) == 0;
 }
 
-// Empty when root has what looking after another user's process takes, which it lacks in many containers: to give it files, to
-// end it, to see that it has loaded its library (CheckPreloaded) and to prime its memory (ram_priming.h).
-std::string MissingCapability() {
-  const std::pair<int, const char*> needed[] = {
-      {CAP_CHOWN, "CAP_CHOWN"}, {CAP_KILL, "CAP_KILL"}, {CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}};
+bool Holds(int capability) {
   const std::string status = ReadFile("/proc/self/status", 1 << 16).value_or("");
   uint64_t held = 0;
   for (absl::string_view line : absl::StrSplit(status, '\n')) {
-    if (absl::ConsumePrefix(&line, "CapEff:\t") && !absl::SimpleHexAtoi(line, &held)) return "no list of capabilities";
+    if (absl::ConsumePrefix(&line, "CapEff:\t") && absl::SimpleHexAtoi(line, &held)) return held >> capability & 1;
   }
-  for (const auto& [number, name] : needed) {
-    if ((held >> number & 1) == 0) return absl::StrCat("root has no ", name, " here");
+  return false;
+}
+
+// Empty when root has what giving files to another user's process and ending it take, which it lacks in many containers.
+std::string MissingCapability() {
+  for (const auto& [number, name] : {std::pair(CAP_CHOWN, "CAP_CHOWN"), std::pair(CAP_KILL, "CAP_KILL")}) {
+    if (!Holds(number)) return absl::StrCat("root has no ", name, " here");
   }
   return "";
 }
+
+// Looking into another user's process. Priming (ram_priming.h) needs it too, but only a pause gets longer without.
+bool CannotSeeTheGuardOf(const VmConfig& config) { return ReachesANetwork(config) && !Holds(CAP_SYS_PTRACE); }
 
 // Empty when `test` with these words holds for the user.
 std::string WhyNot(const ProcessUser& user, std::vector<std::string> words, absl::string_view otherwise) {
@@ -94,6 +99,9 @@ absl::StatusOr<QemuConfinement> QemuConfinement::Create(const std::string& binar
   QemuConfinement none;
   none.backing_.resize(config.disks.size());
   QemuUser chosen = ChooseQemuUser(binary);
+  if (chosen.user.has_value() && CannotSeeTheGuardOf(config)) {
+    chosen = {.reason = "root has no CAP_SYS_PTRACE here, to see that the network's guard is loaded"};
+  }
   if (!chosen.user.has_value()) {
     if (::geteuid() == 0) LogWarning("QEMU runs as root", {{"why", chosen.reason}});
     return none;

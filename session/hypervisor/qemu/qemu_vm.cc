@@ -237,9 +237,7 @@ absl::Status FinishStart(QemuMachine& machine, const VmConfig& config, const Qem
 
 // A guest with a network must not reach the host's loopback through it: the library that sees to that, or "" without need.
 absl::StatusOr<std::string> LoopbackGuard(const VmConfig& config, ProcessOptions& process) {
-  const bool network =
-      std::any_of(config.nics.begin(), config.nics.end(), [](const NicConfig& nic) { return nic.kind == "user"; });
-  if (!network) return std::string();
+  if (!ReachesANetwork(config)) return std::string();
   absl::StatusOr<std::string> library = FindPreloadLibrary();
   if (!library.ok())
     return Annotate(library.status(), "a network needs it, to keep the guest from the host's loopback");

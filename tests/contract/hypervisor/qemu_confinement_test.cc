@@ -3,9 +3,11 @@
 #include "session/hypervisor/qemu/qemu_confinement.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "absl/strings/str_cat.h"
@@ -23,6 +25,22 @@ namespace still::testing {
 namespace {
 
 using ::testing::HasSubstr;
+
+// Of this thread, as long as it lives.
+class WithoutCapability {
+ public:
+  explicit WithoutCapability(int capability) {
+    EXPECT_EQ(::syscall(SYS_capget, &header_, before_), 0);
+    __user_cap_data_struct now[2] = {before_[0], before_[1]};
+    now[capability / 32].effective &= ~(1U << capability % 32);
+    EXPECT_EQ(::syscall(SYS_capset, &header_, now), 0);
+  }
+  ~WithoutCapability() { EXPECT_EQ(::syscall(SYS_capset, &header_, before_), 0); }
+
+ private:
+  __user_cap_header_struct header_ = {.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+  __user_cap_data_struct before_[2] = {};
+};
 
 class QemuConfinementTest : public ::testing::Test {
  protected:
@@ -222,6 +240,22 @@ TEST_F(QemuConfinementTest, ADiskIsFreeWhenItsQemuHasBeenKilled) {
   (*vm)->WaitForExit();
   auto next = session::StartQemu(Config());
   EXPECT_TRUE(next.ok()) << next.status();
+}
+
+// As in stilld's unit, where drills restore machines.
+TEST_F(QemuConfinementTest, WithoutTheRightToLookIntoItOnlyAMachineWithANetworkIsRoots) {
+  WithoutCapability blind(CAP_SYS_PTRACE);
+  session::VmConfig config = Config();
+  {
+    auto vm = session::StartQemu(config);
+    ASSERT_TRUE(vm.ok()) << vm.status();
+    EXPECT_NE(Words((*vm)->description().pid, "Uid")[0], "0");
+    EXPECT_TRUE(GetsOn(config));
+  }
+  config.nics.push_back({.name = "net0", .mac = "52:54:00:12:34:56", .kind = "user"});
+  auto vm = session::StartQemu(config);
+  ASSERT_TRUE(vm.ok()) << vm.status();
+  EXPECT_EQ(Words((*vm)->description().pid, "Uid")[0], "0");
 }
 
 TEST_F(QemuConfinementTest, WhatCannotBeGivenIsSaidAndQemuRunsAsBefore) {
