@@ -8,6 +8,35 @@ namespace still::schedule {
 using store::RunOutcome;
 using store::RunRow;
 
+namespace {
+
+store::SnapshotSummary SummaryOf(const manifestpb::Snapshot& one) {
+  return {.id = one.id(),
+          .session = one.session(),
+          .session_id = one.session_id(),
+          .host_id = one.host_id(),
+          .host = one.host(),
+          .machine_id = one.machine_id(),
+          .sequence = static_cast<int64_t>(one.sequence()),
+          .point_unix_ns = one.point_unix_ns(),
+          .level = one.consistency().level()};
+}
+
+}  // namespace
+
+void Repository::Add(manifestpb::Snapshot snapshot) {
+  summaries.push_back(SummaryOf(snapshot));
+  snapshots.push_back(std::move(snapshot));
+}
+
+void Repository::Remove(const std::set<std::string>& ids) {
+  auto among = [&](const std::string& id) { return ids.count(id) != 0; };
+  snapshots.erase(std::remove_if(snapshots.begin(), snapshots.end(), [&](auto& one) { return among(one.id()); }),
+                  snapshots.end());
+  summaries.erase(std::remove_if(summaries.begin(), summaries.end(), [&](auto& one) { return among(one.id); }),
+                  summaries.end());
+}
+
 void Receiver::Deliver(const Delivery& delivery) {
   const bool up = clock_.true_time >= down_until;
   const Event& event = delivery.event;
@@ -69,19 +98,7 @@ absl::StatusOr<std::map<std::string, Newest>> StoryHost::NewestGood(const std::s
   if (clock.true_time < repository_down_until) return absl::UnavailableError("the repository does not answer");
   std::map<std::string, snapshot::MachineIdentity> asked;
   for (const std::string& name : sessions) asked[name] = IdentityOf(name);
-  std::vector<store::SnapshotSummary> summaries;
-  for (const manifestpb::Snapshot& one : repository_.snapshots) {
-    summaries.push_back({.id = one.id(),
-                         .session = one.session(),
-                         .session_id = one.session_id(),
-                         .host_id = one.host_id(),
-                         .host = one.host(),
-                         .machine_id = one.machine_id(),
-                         .sequence = static_cast<int64_t>(one.sequence()),
-                         .point_unix_ns = one.point_unix_ns(),
-                         .level = one.consistency().level()});
-  }
-  return NewestByLevel(summaries, asked);
+  return NewestByLevel(repository_.summaries, asked);
 }
 
 absl::Status StoryHost::Start(const Schedule& schedule, const store::RunRow& run) {
@@ -147,9 +164,9 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
   if (narrate) narrate(absl::StrCat("snapshot ", manifest.id(), " of ", row.session, ", ", row.consistency));
   const std::string mine = TrueMachine(row.session);
   repository_.truths[manifest.id()] = {.machine = mine, .taken = run.began, .filesystem = filesystem};
-  auto& all = repository_.snapshots;
-  all.push_back(std::move(manifest));
-  absl::StatusOr<std::vector<std::string>> dropped = DroppedByRetention(run.schedule, machine, all, {}, clock.Now());
+  repository_.Add(std::move(manifest));
+  absl::StatusOr<std::vector<std::string>> dropped =
+      DroppedByRetention(run.schedule, machine, repository_.snapshots, {}, clock.Now());
   if (!dropped.ok()) {
     wrong.push_back(dropped.status().ToString());
     return;
@@ -161,8 +178,7 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
     }
     repository_.truths.erase(id);
   }
-  all.erase(std::remove_if(all.begin(), all.end(), [&](const auto& one) { return gone.count(one.id()) != 0; }),
-            all.end());
+  repository_.Remove(gone);
 }
 
 }  // namespace still::schedule

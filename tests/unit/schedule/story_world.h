@@ -40,8 +40,12 @@ struct Truth {
 };
 
 struct Repository {
-  std::vector<manifestpb::Snapshot> snapshots;  // In the order of commits.
-  std::map<std::string, Truth> truths;          // By id.
+  void Add(manifestpb::Snapshot snapshot);
+  void Remove(const std::set<std::string>& ids);
+
+  std::vector<manifestpb::Snapshot> snapshots;    // In the order of commits.
+  std::vector<store::SnapshotSummary> summaries;  // Of the same: they are asked for in each hour of a year.
+  std::map<std::string, Truth> truths;            // By id.
   uint64_t commits = 0;
 };
 
