@@ -66,26 +66,35 @@ function(still_test_entry name)
   endif()
 endfunction()
 
-# still_test(NAME SRCS ... DEPS ... [LABELS unit|contract|kernel|crash|e2e ...] [BOTH_QEMUS]): one GoogleTest program, one ctest
-# entry. The default label is unit: no privileges, no VM, seconds. BOTH_QEMUS adds the entry NAME_other_qemu, which runs it with
-# the other Debian's QEMU (tools/other-qemu), where there are no sanitizers. Without GoogleTest there are no such tests.
+# still_test(NAME SRCS ... DEPS ... [LABELS unit|contract|kernel|crash|e2e ...] [NEEDS target...] [DEFINITIONS NAME="value"...]
+# [ENVIRONMENT NAME=value...] [BOTH_QEMUS]): one GoogleTest program, one ctest entry. The default label is unit: no privileges,
+# no VM, seconds. NEEDS are programs that it runs. BOTH_QEMUS adds the entry NAME_other_qemu, which runs it with the other
+# Debian's QEMU (tools/other-qemu), where there are no sanitizers. Without GoogleTest, which who only builds does not have, there
+# is neither target nor entry: so all that is to be said of a test is said here.
 function(still_test name)
   if(NOT GTest_FOUND)
     return()
   endif()
-  cmake_parse_arguments(arg "BOTH_QEMUS" "" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "BOTH_QEMUS" "" "SRCS;DEPS;LABELS;NEEDS;DEFINITIONS;ENVIRONMENT" ${ARGN})
   if(NOT arg_LABELS)
     set(arg_LABELS unit)
   endif()
   add_executable(${name} ${arg_SRCS})
   target_link_libraries(${name} PRIVATE still_flags ${arg_DEPS} still_test_main)
+  target_compile_definitions(${name} PRIVATE ${arg_DEFINITIONS})
   still_sanitizer_runtime(${name})
+  if(arg_NEEDS)
+    add_dependencies(${name} ${arg_NEEDS})
+  endif()
+  set(entries ${name})
   add_test(NAME ${name} COMMAND ${name})
   still_test_entry(${name} LABELS ${arg_LABELS})
   if(arg_BOTH_QEMUS AND NOT STILL_SANITIZE)
     add_test(NAME ${name}_other_qemu COMMAND ${PROJECT_SOURCE_DIR}/tests/support/with_other_qemu $<TARGET_FILE:${name}>)
     still_test_entry(${name}_other_qemu LABELS ${arg_LABELS})
+    list(APPEND entries ${name}_other_qemu)
   endif()
+  set_property(TEST ${entries} PROPERTY ENVIRONMENT ${arg_ENVIRONMENT})
   if("${arg_LABELS}" MATCHES "unit|contract")
     add_dependencies(library_tests ${name})
   endif()
