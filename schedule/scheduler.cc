@@ -48,7 +48,6 @@ absl::Status Scheduler::Load() {
   // That does not keep us from beginning: the next turn asks again, and says it. Whoever never begins tells nobody anything.
   if (absl::Status asked = LookForSnapshots(now); !asked.ok()) {
     LogWarning("it begins without knowing how old snapshots are", {{"error", asked.ToString()}});
-    Reload();
   }
   STILL_ASSIGN_OR_RETURN(std::vector<RunRow> running, book_.Running());
   for (const RunRow& run : running) {
@@ -206,7 +205,10 @@ absl::Status Scheduler::LookForSnapshots(absl::Time now) {
   }
   if (unknown.empty()) return absl::OkStatus();
   absl::StatusOr<std::map<std::string, Newest>> newest = host_.NewestGood(unknown);
-  if (!newest.ok()) return Annotate(newest.status(), "how old the newest snapshots are");
+  if (!newest.ok()) {
+    Reload();  // The next turn asks again: one that asks nobody would be taken for a full one.
+    return Annotate(newest.status(), "how old the newest snapshots are");
+  }
   for (auto& [key, pair] : pairs_) {
     if (!pair.schedule->captures() || pair.freshness_known) continue;
     pair.freshness_known = true;
