@@ -1,16 +1,21 @@
 #include "base/file_system.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/fd.h"
 #include "base/file.h"
 #include "base/move_into_place.h"
@@ -64,6 +69,22 @@ absl::StatusOr<bool> LockAndCheckNamed(int fd, int operation, const std::string&
   return status.st_nlink > 0;
 }
 
+// File systems whose inodes only this kernel changes (statfs(2); linux/magic.h, and the file systems' own headers for what is
+// not in it). What is not among them may be anybody's.
+bool IsLocal(uint32_t type) {
+  constexpr uint32_t kLocal[] = {
+      EXT4_SUPER_MAGIC,  // ext2 and ext3, too.
+      XFS_SUPER_MAGIC,
+      BTRFS_SUPER_MAGIC,
+      F2FS_SUPER_MAGIC,
+      TMPFS_MAGIC,
+      OVERLAYFS_SUPER_MAGIC,  // Its lower layers may not be changed while it is mounted.
+      0x2fc12fc1,             // ZFS.
+      0xca451a4e,             // bcachefs.
+  };
+  return std::find(std::begin(kLocal), std::end(kLocal), type) != std::end(kLocal);
+}
+
 class RealFileSystem final : public FileSystem {
  public:
   // "Attended" is an flock(2) on the open file: the kernel drops it when the writer dies, however it dies.
@@ -97,6 +118,20 @@ class RealFileSystem final : public FileSystem {
 
   absl::StatusOr<std::vector<std::string>> List(const std::string& directory) override {
     return ListDirectory(directory);
+  }
+
+  absl::StatusOr<std::optional<DirectoryStamp>> StampDirectory(const std::string& directory) override {
+    DirectoryStamp stamp{.asked = absl::Now()};
+    struct statfs of {};
+    if (::statfs(directory.c_str(), &of) != 0) return ErrnoStatus(errno, absl::StrCat("statfs ", directory));
+    if (!IsLocal(static_cast<uint32_t>(of.f_type))) return std::nullopt;
+    struct stat status {};
+    if (::stat(directory.c_str(), &status) != 0) return ErrnoStatus(errno, absl::StrCat("stat ", directory));
+    stamp.device = status.st_dev;
+    stamp.inode = status.st_ino;
+    stamp.modified = absl::TimeFromTimespec(status.st_mtim);
+    stamp.changed = absl::TimeFromTimespec(status.st_ctim);
+    return stamp;
   }
 
   absl::Status MakeDirectory(const std::string& path) override {

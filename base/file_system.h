@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,16 @@ struct FileInfo {
   uint64_t size = 0;    // Bytes.
   absl::Time modified;  // Last write, by the file system's clock.
   bool is_directory = false;
+};
+
+// How a directory's own names stand: whoever makes, renames or removes one changes it, to the resolution of the file system's
+// clock.
+struct DirectoryStamp {
+  uint64_t device = 0;
+  uint64_t inode = 0;
+  absl::Time modified;
+  absl::Time changed;
+  absl::Time asked;  // Before any of it was looked at, by the clock that the others are of.
 };
 
 // A new file that is being written. The destructor closes it and leaves it where it is.
@@ -64,6 +75,11 @@ class FileSystem {
   virtual absl::Status SyncDirectory(const std::string& path) = 0;
   // What an unprivileged writer can still store on the file system that holds `path`, in bytes.
   virtual absl::StatusOr<uint64_t> AvailableBytes(const std::string& path) = 0;
+  // nullopt where that cannot be relied on: file systems whose attributes are cached here while others change them (network
+  // file systems), and those of which nobody knows. Follows links.
+  virtual absl::StatusOr<std::optional<DirectoryStamp>> StampDirectory(const std::string& /*directory*/) {
+    return std::nullopt;
+  }
 
   // The machine's own. Thread-safe, never destroyed.
   static FileSystem& Real();

@@ -26,6 +26,9 @@ class Freshness {
  public:
   // A good snapshot of that time is there.
   void Good(absl::Time point) { good_ = std::max(good_, point); }
+  // The repository has said what there is. Before, the age is only how long nobody here has heard of any.
+  void Asked() { asked_ = true; }
+  bool asked() const { return asked_; }
   // What is there is about to be told anew by Good().
   void ForgetGood() { good_ = absl::InfinitePast(); }
   // From then on the age counts: there was nothing to do before.
@@ -45,6 +48,7 @@ class Freshness {
  private:
   absl::Time good_ = absl::InfinitePast();
   absl::Time counted_from_ = absl::InfinitePast();
+  bool asked_ = false;
 };
 
 // Kept in the book (RunBook::Remember), so that neither a restart nor an edit of the schedule makes anybody forget.

@@ -80,6 +80,7 @@ absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
 }
 
 absl::StatusOr<std::map<std::string, Newest>> ProcessHost::NewestGood(const std::set<std::string>& sessions) {
+  if (repository_ == nullptr) return absl::UnavailableError("the repository is not open");
   std::map<std::string, snapshot::MachineIdentity> machines;
   for (const std::string& session : sessions) {
     absl::StatusOr<snapshot::MachineIdentity> machine = snapshot::FindMachine(registry_, session);

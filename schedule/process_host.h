@@ -25,13 +25,14 @@ struct ProcessHostOptions {
 
 class ProcessHost final : public Host {
  public:
-  // `repository` must outlive it, or be replaced before it ends.
+  // Without a repository: how old snapshots are is UNAVAILABLE until there is one.
+  ProcessHost(HostIdentity here, ProcessHostOptions options)
+      : here_(std::move(here)), options_(std::move(options)), registry_(options_.state), watch_(registry_) {}
   ProcessHost(store::Repository& repository, HostIdentity here, ProcessHostOptions options)
-      : repository_(&repository),
-        here_(std::move(here)),
-        options_(std::move(options)),
-        registry_(options_.state),
-        watch_(registry_) {}
+      : ProcessHost(std::move(here), std::move(options)) {
+    UseRepository(repository);
+  }
+  // It must outlive the host, or be replaced before it ends.
   void UseRepository(store::Repository& repository) { repository_ = &repository; }
   // Workers live on.
   ~ProcessHost() override;
@@ -56,7 +57,7 @@ class ProcessHost final : public Host {
   // True when there was something to heal.
   absl::StatusOr<bool> HealSession(const std::string& name, sessionpb::DescribeResponse state);
 
-  store::Repository* repository_;
+  store::Repository* repository_ = nullptr;
   const HostIdentity here_;
   const ProcessHostOptions options_;
   const session::SessionRegistry registry_;

@@ -45,6 +45,10 @@ absl::Status Scheduler::Load() {
   for (const store::RunCursor& cursor : cursors) cursors_[{cursor.schedule, cursor.session}] = cursor.planned_until;
   const absl::Time now = clock_.Now();
   STILL_RETURN_IF_ERROR(LoadPairs(now));
+  // That does not keep us from beginning: the next turn asks again, and says it. Whoever never begins tells nobody anything.
+  if (absl::Status asked = LookForSnapshots(now); !asked.ok()) {
+    LogWarning("it begins without knowing how old snapshots are", {{"error", asked.ToString()}});
+  }
   STILL_ASSIGN_OR_RETURN(std::vector<RunRow> running, book_.Running());
   for (const RunRow& run : running) {
     PairKey key{run.schedule, run.session};
@@ -85,7 +89,8 @@ absl::StatusOr<absl::Duration> Scheduler::Step(const absl::Status& outside) {
 absl::Status Scheduler::Turn(absl::Time now) {
   absl::Status first;
   if (clock_.Monotonic() - loaded_at_ >= options_.reload_every) {
-    first.Update(LoadPairs(now));
+    const absl::Status loaded = LoadPairs(now);
+    first.Update(loaded.ok() ? LookForSnapshots(now) : loaded);
     // `still schedule check` wrote it when we hung: our next full turn is its end.
     first.Update(alerts_.Adopt(Event::Kind::kScheduler, "", ""));
   }
@@ -98,6 +103,7 @@ absl::Status Scheduler::Turn(absl::Time now) {
   return first;
 }
 
+// All but how old their snapshots are.
 absl::Status Scheduler::LoadPairs(absl::Time now) {
   // Both or neither: pairs point into schedules_.
   STILL_ASSIGN_OR_RETURN(std::vector<Schedule> schedules, book_.Schedules());
@@ -131,7 +137,7 @@ absl::Status Scheduler::LoadPairs(absl::Time now) {
   loaded_at_ = clock_.Monotonic();
   reloaded_ = true;
   alerts_.KeepOnly([this](const Event& event) { return StillWanted(event); });
-  return LookForSnapshots(now);
+  return absl::OkStatus();
 }
 
 void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, bool exists, absl::Time now) {
@@ -199,10 +205,14 @@ absl::Status Scheduler::LookForSnapshots(absl::Time now) {
   }
   if (unknown.empty()) return absl::OkStatus();
   absl::StatusOr<std::map<std::string, Newest>> newest = host_.NewestGood(unknown);
-  if (!newest.ok()) return Annotate(newest.status(), "how old the newest snapshots are");
+  if (!newest.ok()) {
+    Reload();  // The next turn asks again: one that asks nobody would be taken for a full one.
+    return Annotate(newest.status(), "how old the newest snapshots are");
+  }
   for (auto& [key, pair] : pairs_) {
     if (!pair.schedule->captures() || pair.freshness_known) continue;
     pair.freshness_known = true;
+    pair.freshness.Asked();
     auto found = newest->find(pair.session);
     const Newest there = found == newest->end() ? Newest{} : found->second;
     // One that carries a future point hides those after it: then what we have seen ourselves is all that is known of them.

@@ -69,7 +69,7 @@ class Scheduler {
  public:
   Scheduler(RunBook& book, Host& host, Announcer& announcer, Clock& clock, const SchedulerOptions& options);
 
-  // Reads how things are and changes nothing: for whoever only looks.
+  // Reads how things are and changes nothing: for whoever only looks. Works without a repository; a turn does not.
   absl::Status Load();
   // Takes over from an earlier process: what still runs is watched on, what does not is closed as interrupted.
   absl::Status Recover();

@@ -20,6 +20,9 @@ void Scheduler::LookForStale(absl::Time now) {
       alerts_.Quiet(Kind::kStale, name, pair.session);  // It may be off for ever.
       continue;
     }
+    // A process that has never seen the repository knows no age: it tells that (NoticeTurn), and leaves what was told of the
+    // machines as it is.
+    if (!pair.freshness.asked() && pair.freshness.good() == absl::InfinitePast()) continue;
     if (pair.freshness.Age(now) > pair.max_age) {
       pair.stale = true;
       alerts_.Raise(

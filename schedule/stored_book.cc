@@ -42,9 +42,14 @@ absl::StatusOr<std::vector<store::RunRow>> StoredBook::Running() {
 absl::StatusOr<std::unique_ptr<store::Book>> OpenBook(const std::string& state, const std::string& repository_path,
                                                       const store::Repository& repository) {
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book, store::Book::Open({.path = store::BookPath(state)}));
-  STILL_RETURN_IF_ERROR(book->ImportOnce(
-      repository.id(), store::KnownCatalogs(repository_path, repository.id(), repository.encrypted())));
+  STILL_RETURN_IF_ERROR(TakeOverFromCatalog(*book, repository_path, repository));
   return book;
+}
+
+absl::Status TakeOverFromCatalog(store::Book& book, const std::string& repository_path,
+                                 const store::Repository& repository) {
+  return book.ImportOnce(repository.id(),
+                         store::KnownCatalogs(repository_path, repository.id(), repository.encrypted()));
 }
 
 }  // namespace still::schedule

@@ -45,5 +45,8 @@ class StoredBook final : public RunBook {
 // The book of a state directory, with what a version without one kept in this repository's catalog.
 absl::StatusOr<std::unique_ptr<store::Book>> OpenBook(const std::string& state, const std::string& repository_path,
                                                       const store::Repository& repository);
+// Into the book, once: what a version without one kept in this repository's catalog.
+absl::Status TakeOverFromCatalog(store::Book& book, const std::string& repository_path,
+                                 const store::Repository& repository);
 
 }  // namespace still::schedule

@@ -22,6 +22,8 @@ constexpr absl::Duration kAskSessionsEvery = absl::Seconds(10);
 // A command waits so long for channels that take their time; what was not told by then is tried by whoever comes next.
 constexpr absl::Duration kLongestTelling = absl::Seconds(70);
 constexpr absl::Duration kLookAtTelling = absl::Milliseconds(50);
+// How long a turn waits for a repository to open: it holds up whoever asks for a report.
+constexpr absl::Duration kLongestOpening = absl::Seconds(2);
 
 }  // namespace
 
@@ -39,23 +41,66 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
   host.command.push_back("--execute");
   host.passphrase = options.repository.credentials.passphrase;
   absl::MutexLock lock(&made->mutex_);
-  STILL_RETURN_IF_ERROR(made->OpenRepository());
-  STILL_ASSIGN_OR_RETURN(made->book_, OpenBook(options.state, options.repository.path, *made->repository_));
+  // Where it must be there, nothing is made before it is.
+  absl::StatusOr<Opened> opened =
+      made->TryToOpen(options.without_repository ? options.first_opening : absl::InfiniteDuration());
+  if (!opened.ok() && !options.without_repository) return opened.status();
+  STILL_ASSIGN_OR_RETURN(made->book_, store::Book::Open({.path = store::BookPath(options.state)}));
   made->schedules_ = std::make_unique<StoredBook>(*made->book_, HostTimeZone::Real());
-  made->host_ = std::make_unique<ProcessHost>(*made->repository_, options.repository.here, std::move(host));
+  made->host_ = std::make_unique<ProcessHost>(options.repository.here, std::move(host));
   made->scheduler_ = std::make_unique<Scheduler>(*made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
                                                  SchedulerOptions{.max_running = options.max_running});
+  const absl::Status used = made->Use(std::move(opened));
+  if (!used.ok() && !options.without_repository) return used;
+  if (!used.ok()) LogError("it begins without its repository", {{"error", used.ToString()}});
   return made;
 }
 
-absl::Status Supervisor::OpenRepository() {
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Repository> repository, store::Repository::Open(options_.repository));
+absl::StatusOr<Supervisor::Opened> Supervisor::OpenNow(const store::RepositoryOptions& options) {
+  Opened opened;
+  STILL_ASSIGN_OR_RETURN(opened.repository, store::Repository::Open(options));
   STILL_ASSIGN_OR_RETURN(std::string path,
-                         store::CatalogPath(options_.repository.path, repository->id(), repository->encrypted()));
-  STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Catalog> catalog, store::Catalog::Open({.path = path}));
-  if (host_ != nullptr) host_->UseRepository(*repository);
-  repository_ = std::move(repository);
-  catalog_ = std::move(catalog);
+                         store::CatalogPath(options.path, opened.repository->id(), opened.repository->encrypted()));
+  STILL_ASSIGN_OR_RETURN(opened.catalog, store::Catalog::Open({.path = path}));
+  return opened;
+}
+
+absl::StatusOr<Supervisor::Opened> Supervisor::TryToOpen(absl::Duration wait) {
+  auto opened = opening_.Try([options = options_.repository] { return OpenNow(options); }, wait);
+  if (opened.has_value()) return *std::move(opened);
+  return absl::DeadlineExceededError(
+      absl::StrCat(options_.repository.path, ": it does not answer; look whether it can be read"));
+}
+
+absl::Status Supervisor::Use(absl::StatusOr<Opened> opened) {
+  why_closed_ = opened.status();
+  if (!opened.ok()) return why_closed_;
+  host_->UseRepository(*opened->repository);
+  repository_ = std::move(opened->repository);
+  catalog_ = std::move(opened->catalog);
+  why_closed_ = TakeOverOnce();
+  // What could not be asked of it is asked in this turn.
+  scheduler_->Reload();
+  return why_closed_;
+}
+
+absl::Status Supervisor::TakeOverOnce() {
+  if (taken_over_) return absl::OkStatus();
+  STILL_RETURN_IF_ERROR(TakeOverFromCatalog(*book_, options_.repository.path, *repository_));
+  taken_over_ = true;
+  // Who began without it knows less.
+  return charge_.valid() ? scheduler_->Load() : absl::OkStatus();
+}
+
+// A catalog is a cache: whoever deletes or rebuilds it must not stop the schedules.
+absl::Status Supervisor::KeepRepositoryOpen() {
+  absl::Status why = why_closed_;
+  if (why.ok()) why = catalog_->CheckNotReplaced();
+  if (why.ok()) return why;
+  if (absl::Status used = Use(TryToOpen(kLongestOpening)); !used.ok()) {
+    return Annotate(used, "the repository cannot be opened");
+  }
+  LogInfo("the repository was opened anew", {{"reason", why.ToString()}});
   return absl::OkStatus();
 }
 
@@ -165,20 +210,16 @@ schedulepb::CheckReport Supervisor::ReportLocked() {
 
 absl::StatusOr<absl::Duration> Supervisor::Step() {
   absl::MutexLock lock(&mutex_);
-  // A catalog is a cache: whoever deletes or rebuilds it must not stop the schedules.
-  absl::Status repository;
-  if (absl::Status same = catalog_->CheckNotReplaced(); !same.ok()) {
-    repository = Annotate(OpenRepository(), "the repository");
-    if (repository.ok()) LogInfo("the repository was opened anew", {{"reason", same.ToString()}});
-  }
+  const absl::Status repository = KeepRepositoryOpen();
   if (charge_.valid()) TrimRuns();
   // Also without a repository: snapshots grow old, and somebody waits to be told.
   return scheduler_->Step(repository);
 }
 
-std::shared_ptr<store::Repository> Supervisor::repository() {
+absl::StatusOr<std::shared_ptr<store::Repository>> Supervisor::repository() {
   absl::MutexLock lock(&mutex_);
-  return repository_;
+  if (repository_ != nullptr) return repository_;
+  return absl::UnavailableError(absl::StrCat("the repository cannot be opened: ", why_closed_.message()));
 }
 
 void Supervisor::Sleep(absl::Duration time) {

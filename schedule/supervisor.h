@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/fd.h"
 #include "schedule/announcements.h"
+#include "schedule/in_background.h"
 #include "schedule/process_host.h"
 #include "schedule/scheduler.h"
 #include "schedule/stored_book.h"
@@ -30,6 +31,11 @@ struct SupervisorOptions {
   int max_running = 2;
   AnnouncerOptions announcer;
   std::string worker_program;  // stilld.
+  // Begins also while the repository cannot be opened (it is not mounted, or hangs): that is told as long as it lasts, each
+  // turn tries again, and what needs no repository is done.
+  bool without_repository = false;
+  // How long it waits for one before it begins without it. systemd allows 90 s.
+  absl::Duration first_opening = absl::Seconds(30);
   // History that nobody asks for any more is removed so often.
   absl::Duration trim_every = absl::Hours(24);
 };
@@ -65,8 +71,9 @@ class Supervisor {
 
   store::Book& book() { return *book_; }
   StoredBook& schedules() { return *schedules_; }
-  // It may be opened anew at any time: keep what is given for as long as it is used.
-  std::shared_ptr<store::Repository> repository() ABSL_LOCKS_EXCLUDED(mutex_);
+  // It may be opened anew at any time: keep what is given for as long as it is used. UNAVAILABLE: it never could be opened,
+  // and why.
+  absl::StatusOr<std::shared_ptr<store::Repository>> repository() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::vector<SessionState>> Sessions() ABSL_LOCKS_EXCLUDED(mutex_);
   // As they were when the schedules last looked, a few seconds ago; reads no directory.
   absl::StatusOr<std::vector<SessionState>> KnownSessions() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -78,7 +85,17 @@ class Supervisor {
   explicit Supervisor(SupervisorOptions options) : options_(std::move(options)) {}
   absl::Status TakeChargeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TrimRuns() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status OpenRepository() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // With its catalog, of which is asked whether somebody has replaced it.
+  struct Opened {
+    std::unique_ptr<store::Repository> repository;
+    std::unique_ptr<store::Catalog> catalog;
+  };
+  static absl::StatusOr<Opened> OpenNow(const store::RepositoryOptions& options);
+  // Waits so long. DEADLINE_EXCEEDED: it hangs.
+  absl::StatusOr<Opened> TryToOpen(absl::Duration wait) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Use(absl::StatusOr<Opened> opened) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status TakeOverOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status KeepRepositoryOpen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   schedulepb::CheckReport ReportLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const SupervisorOptions options_;
@@ -86,12 +103,15 @@ class Supervisor {
   std::unique_ptr<StoredBook> schedules_;
   std::unique_ptr<HookAnnouncer> announcer_;
   absl::Mutex mutex_;
+  InBackground<Opened> opening_ ABSL_GUARDED_BY(mutex_);
+  absl::Status why_closed_ ABSL_GUARDED_BY(mutex_);                        // Of the last try to open it.
   std::shared_ptr<store::Repository> repository_ ABSL_GUARDED_BY(mutex_);  // Shared with those who read it.
   std::unique_ptr<store::Catalog> catalog_ ABSL_GUARDED_BY(mutex_);
   OwnedFd charge_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ProcessHost> host_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Scheduler> scheduler_ ABSL_GUARDED_BY(mutex_);
   absl::Duration trimmed_at_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();  // By the monotonic clock.
+  bool taken_over_ ABSL_GUARDED_BY(mutex_) = false;  // What a version without a book kept in the catalog.
   bool woken_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

@@ -40,6 +40,9 @@ class ThrottledFileSystem final : public FileSystem {
   }
   absl::StatusOr<FileInfo> Stat(const std::string& path) override { return real_.Stat(path); }
   absl::StatusOr<std::vector<std::string>> List(const std::string& directory) override { return real_.List(directory); }
+  absl::StatusOr<std::optional<DirectoryStamp>> StampDirectory(const std::string& directory) override {
+    return real_.StampDirectory(directory);
+  }
   absl::Status MakeDirectory(const std::string& path) override { return real_.MakeDirectory(path); }
   absl::Status Rename(const std::string& from, const std::string& to, RenameMode mode) override {
     return real_.Rename(from, to, mode);

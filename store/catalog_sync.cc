@@ -19,6 +19,38 @@ namespace {
 
 namespace manifest = ::stillpoint::manifest::v1;
 
+constexpr char kPacksFolder[] = "packs/";
+constexpr char kSnapshotsFolder[] = "snapshots/";
+
+// A folder of objects as the store says it is, and as the catalog knows it. Looked at before rows are read and objects
+// listed: what changes meanwhile makes what is then remembered untrue, and that shows.
+class FolderAsListed {
+ public:
+  static absl::StatusOr<FolderAsListed> Look(RepositoryState& state, const char* folder) {
+    FolderAsListed look(folder);
+    STILL_ASSIGN_OR_RETURN(look.known_, state.catalog().FindListing(folder));
+    STILL_ASSIGN_OR_RETURN(look.stamp_, state.objects->Stamp(folder));
+    return look;
+  }
+  // Each object has its row, and each row its object.
+  bool unchanged() const { return !stamp_.empty() && stamp_ == known_.stamp; }
+  // That it is so now. Whoever finds that it is not adds the rows, and the next open finds it to be so.
+  void Remember(Catalog& catalog) const {
+    if (stamp_.empty() || stamp_ == known_.stamp) return;
+    const absl::Status kept = catalog.RememberListing(folder_, {.stamp = stamp_, .changes = known_.changes});
+    // It only costs the next open a listing. Somebody who writes is no trouble at all.
+    if (!kept.ok() && !absl::IsUnavailable(kept)) {
+      LogWarning("what was listed is not remembered", {{"folder", folder_}, {"error", kept.ToString()}});
+    }
+  }
+
+ private:
+  explicit FolderAsListed(const char* folder) : folder_(folder) {}
+  const char* folder_;
+  CatalogListing known_;
+  std::string stamp_;
+};
+
 // A damaged note counts as written now, which only makes its pack wait longer.
 absl::Time CondemnedSince(const RepositoryState& state, const std::string& note) {
   return ReadCondemned(state, note).value_or(state.clock.Now());
@@ -52,7 +84,7 @@ std::vector<manifest::Snapshot> ReadManifests(RepositoryState& state, const std:
   std::vector<manifest::Snapshot> snapshots;
   for (const ObjectInfo& object : objects) {
     absl::string_view id = object.name;
-    if (!absl::ConsumePrefix(&id, "snapshots/") || known.erase(id) != 0) continue;
+    if (!absl::ConsumePrefix(&id, kSnapshotsFolder) || known.erase(id) != 0) continue;
     auto snapshot = ReadManifest(state, id);
     if (snapshot.ok()) {
       snapshots.push_back(*std::move(snapshot));
@@ -103,7 +135,7 @@ absl::Status RepositoryState::OpenCatalog(const std::string& catalog_path) {
   STILL_RETURN_IF_ERROR(ChooseCatalogPath(catalog_path));
   STILL_ASSIGN_OR_RETURN(catalog_, Catalog::Open(catalog_options()));
   STILL_RETURN_IF_ERROR(FillSequences());
-  return SyncCatalog();
+  return SyncCatalog(Listing::kUnlessUnchanged);
 }
 
 // Rows that an older version of the catalog made know neither the order of commits nor whose they are.
@@ -119,22 +151,27 @@ absl::Status RepositoryState::FillSequences() {
   return change.Commit();
 }
 
-absl::Status RepositoryState::SyncCatalog() {
-  STILL_RETURN_IF_ERROR(SyncPacks());
+absl::Status RepositoryState::SyncCatalog(Listing listing) {
+  STILL_RETURN_IF_ERROR(SyncPacks(listing));
   STILL_RETURN_IF_ERROR(SyncCondemned());
-  return SyncSnapshots();
+  return SyncSnapshots(listing);
 }
 
-absl::Status RepositoryState::SyncPacks() {
+absl::Status RepositoryState::SyncPacks(Listing listing) {
+  STILL_ASSIGN_OR_RETURN(const FolderAsListed folder, FolderAsListed::Look(*this, kPacksFolder));
+  if (listing == Listing::kUnlessUnchanged && folder.unchanged()) return absl::OkStatus();
   absl::flat_hash_set<PackName> gone;
   STILL_RETURN_IF_ERROR(catalog_->ForEachPack(false, [&](const CatalogPack& row) { gone.insert(NameOf(row)); }));
-  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List("packs/"));
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List(kPacksFolder));
   std::vector<PackName> unknown;
   for (const ObjectInfo& object : objects_there) {
     auto name = PackNameOf(object.name);
     if (name.ok() && gone.erase(*name) == 0) unknown.push_back(*name);
   }
-  if (unknown.empty() && gone.empty()) return absl::OkStatus();
+  if (unknown.empty() && gone.empty()) {
+    folder.Remember(*catalog_);
+    return absl::OkStatus();
+  }
   // From here on new snapshots may use them, and whoever published them may have died before they were durable.
   std::vector<std::string> found;
   for (const PackName& name : unknown) found.push_back(PackObject(name));
@@ -169,13 +206,19 @@ absl::Status RepositoryState::SyncCondemned() {
   return change.Commit();
 }
 
-absl::Status RepositoryState::SyncSnapshots() {
+absl::Status RepositoryState::SyncSnapshots(Listing listing) {
+  STILL_ASSIGN_OR_RETURN(const FolderAsListed folder, FolderAsListed::Look(*this, kSnapshotsFolder));
+  if (listing == Listing::kUnlessUnchanged && folder.unchanged()) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(auto rows, catalog_->ListSnapshotNames());
   absl::flat_hash_set<std::string> gone;
   for (const auto& [id, name] : rows) gone.insert(id);
-  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List("snapshots/"));
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List(kSnapshotsFolder));
   const std::vector<manifest::Snapshot> unknown = ReadManifests(*this, objects_there, gone);
-  if (unknown.empty() && gone.empty()) return absl::OkStatus();
+  if (unknown.empty() && gone.empty()) {
+    // One that cannot be read has no row, and is tried again by the next.
+    if (objects_there.size() == rows.size()) folder.Remember(*catalog_);
+    return absl::OkStatus();
+  }
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());
   for (const std::string& id : gone) STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
   // Others may have added rows meanwhile; now nobody can. Names of the rows that are gone are free.
@@ -191,7 +234,7 @@ absl::Status RepositoryState::RebuildCatalog(const std::string& catalog_path) {
 }
 
 absl::Status RepositoryState::RebuildCatalog() {
-  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> pack_objects, objects->List("packs/"));
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> pack_objects, objects->List(kPacksFolder));
   std::vector<PackName> names;
   std::vector<std::string> found;
   for (const ObjectInfo& object : pack_objects) {
@@ -205,7 +248,7 @@ absl::Status RepositoryState::RebuildCatalog() {
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> notes, objects->List(kCondemnedPrefix));
   absl::flat_hash_set<std::string> condemned;
   for (const ObjectInfo& note : notes) condemned.insert(note.name);
-  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> manifests, objects->List("snapshots/"));
+  STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> manifests, objects->List(kSnapshotsFolder));
   absl::flat_hash_set<std::string> known;
   const std::vector<manifest::Snapshot> snapshots = ReadManifests(*this, manifests, known);
   auto fill = [&](CatalogTransaction& change) -> absl::Status {

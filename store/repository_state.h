@@ -49,7 +49,8 @@ class RepositoryState final : public NodeFinder {
   // Opens the catalog and brings it up to what is stored: what is there but not known is read, what is known but not
   // there is dropped. `catalog_path`: empty for the usual one.
   absl::Status OpenCatalog(const std::string& catalog_path);
-  absl::Status SyncCatalog();
+  // Lists all objects.
+  absl::Status SyncCatalog() { return SyncCatalog(Listing::kAlways); }
   // Replaces the catalog by what packs and manifests say. Also opens it: it may be damaged so that OpenCatalog() fails.
   // After an error only destroy the state.
   absl::Status RebuildCatalog();
@@ -68,9 +69,14 @@ class RepositoryState final : public NodeFinder {
       ABSL_LOCKS_EXCLUDED(lease_mutex_);
 
  private:
-  absl::Status SyncPacks();
+  enum class Listing {
+    kAlways,
+    kUnlessUnchanged,  // A folder that the store says is as it was when it was last listed is not listed again.
+  };
+  absl::Status SyncCatalog(Listing listing);
+  absl::Status SyncPacks(Listing listing);
   absl::Status SyncCondemned();
-  absl::Status SyncSnapshots();
+  absl::Status SyncSnapshots(Listing listing);
   absl::Status FillSequences();
 
   absl::Status ChooseCatalogPath(const std::string& catalog_path);

@@ -257,6 +257,24 @@ absl::StatusOr<int64_t> Catalog::Version() {
   return reader_->QueryInt("PRAGMA data_version");
 }
 
+absl::StatusOr<CatalogListing> Catalog::FindListing(absl::string_view folder) {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(Statement select, reader_->Prepare("SELECT stamp, changes FROM listing WHERE folder = ?"));
+  STILL_RETURN_IF_ERROR(select.Bind(folder));
+  STILL_ASSIGN_OR_RETURN(bool found, select.Step());
+  if (!found) return CatalogListing();
+  return CatalogListing{.stamp = select.Bytes(0), .changes = select.Int(1)};
+}
+
+absl::Status Catalog::RememberListing(absl::string_view folder, const CatalogListing& listing) {
+  STILL_RETURN_IF_ERROR(CheckNotReplaced());
+  // A connection of its own, which waits for nobody.
+  STILL_ASSIGN_OR_RETURN(Database db, Database::Open(path_, kCatalogKind, absl::ZeroDuration()));
+  STILL_ASSIGN_OR_RETURN(Statement update, db.Prepare("UPDATE listing SET stamp = ? WHERE folder = ? AND changes = ?"));
+  STILL_RETURN_IF_ERROR(update.Bind(Blob(listing.stamp), folder, listing.changes));
+  return update.Run();
+}
+
 absl::StatusOr<int64_t> Catalog::NewestSequence() {
   absl::MutexLock lock(&reading_);
   return reader_->QueryInt("SELECT ifnull(max(sequence), 0) FROM snapshot");

@@ -102,6 +102,11 @@ class Catalog {
   absl::StatusOr<std::vector<std::pair<std::string, std::string>>> ListSnapshotNames();
   // Differs when something was committed since it was asked last, by whomever.
   absl::StatusOr<int64_t> Version();
+  // `folder`: "packs/" or "snapshots/". Look at it before anything that is to be remembered is read.
+  absl::StatusOr<CatalogListing> FindListing(absl::string_view folder);
+  // That all rows are as they were listed under this stamp. Has no effect when some have come or gone since `listing` was
+  // found. UNAVAILABLE at once while somebody writes: it only makes the next open faster.
+  absl::Status RememberListing(absl::string_view folder, const CatalogListing& listing);
   // Of the last commit; 0: there is none.
   absl::StatusOr<int64_t> NewestSequence();
   // Those of before version 5 of the schema whose newer columns nobody has read from the manifest yet.

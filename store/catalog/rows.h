@@ -60,6 +60,13 @@ struct CatalogSnapshot {
   std::vector<CatalogImage> images;  // Sorted by name.
 };
 
+// What is known of a folder of objects: its stamp (ObjectStore::Stamp) when it was last listed and each object had its row,
+// and each row its object; empty: that is not known.
+struct CatalogListing {
+  std::string stamp;
+  int64_t changes = 0;  // How often a row of its objects has come or gone.
+};
+
 // What can be known of a snapshot without its manifest.
 struct SnapshotSummary {
   std::string id;

@@ -156,7 +156,31 @@ CREATE INDEX snapshot_summary ON snapshot(session, sequence, committed, id, name
                                           point, level, logical);
 )sql";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
+// When a folder of objects was last listed, so that nobody lists it again who finds it unchanged. Triggers, because every row
+// that comes or goes makes it untrue, whoever writes it: a row that goes while its object stays must be found by the next
+// listing.
+constexpr char kVersion6[] = R"sql(
+CREATE TABLE listing (
+  folder   TEXT PRIMARY KEY,
+  stamp    BLOB NOT NULL,
+  changes  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO listing VALUES ('packs/', x'', 0), ('snapshots/', x'', 0);
+CREATE TRIGGER pack_comes AFTER INSERT ON pack BEGIN
+  UPDATE listing SET stamp = x'', changes = changes + 1 WHERE folder = 'packs/';
+END;
+CREATE TRIGGER pack_goes AFTER DELETE ON pack BEGIN
+  UPDATE listing SET stamp = x'', changes = changes + 1 WHERE folder = 'packs/';
+END;
+CREATE TRIGGER snapshot_comes AFTER INSERT ON snapshot BEGIN
+  UPDATE listing SET stamp = x'', changes = changes + 1 WHERE folder = 'snapshots/';
+END;
+CREATE TRIGGER snapshot_goes AFTER DELETE ON snapshot BEGIN
+  UPDATE listing SET stamp = x'', changes = changes + 1 WHERE folder = 'snapshots/';
+END;
+)sql";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
 
 }  // namespace
 

@@ -111,7 +111,9 @@ absl::Status CatalogTransaction::SetSequence(const CatalogSnapshot& snapshot) {
 }
 
 absl::Status CatalogTransaction::Clear() {
-  return catalog_->writer_->Execute("DELETE FROM node; DELETE FROM pack; DELETE FROM snapshot");
+  return catalog_->writer_->Execute(
+      "DELETE FROM node; DELETE FROM pack; DELETE FROM snapshot; "
+      "UPDATE listing SET stamp = x'', changes = changes + 1");
 }
 
 absl::Status CatalogTransaction::Commit() {

@@ -17,6 +17,9 @@ namespace {
 constexpr absl::string_view kWriting = ".writing";
 constexpr size_t kFannedOutLeaf = 16;
 constexpr size_t kFanOutLength = 2;
+// Two changes within one step of the file system's clock leave one stamp. The coarsest steps there are take two seconds
+// (FAT); a directory that was changed before that long shows every later change.
+constexpr absl::Duration kSettled = absl::Seconds(3);
 
 std::string FolderOf(absl::string_view name) {
   size_t slash = name.find('/');
@@ -245,6 +248,29 @@ absl::Status DirectoryObjectStore::ListFolder(const std::string& folder, absl::s
     }
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> DirectoryObjectStore::Stamp(absl::string_view folder) {
+  const std::string top = FolderOf(folder);
+  std::vector<std::string> directories = {top};
+  std::string text;
+  for (size_t i = 0; i < directories.size(); ++i) {
+    const std::string& directory = directories[i];
+    absl::StatusOr<std::optional<DirectoryStamp>> stamp = file_system_.StampDirectory(Absolute(directory));
+    if (absl::IsNotFound(stamp.status())) return std::string();  // Nothing was ever put there.
+    if (!stamp.ok()) return stamp.status();
+    if (!stamp->has_value()) return std::string();
+    const DirectoryStamp& is = **stamp;
+    if (is.asked - std::max(is.modified, is.changed) < kSettled) return std::string();
+    absl::StrAppend(&text, directory, " ", is.device, " ", is.inode, " ", absl::ToUnixNanos(is.modified), " ",
+                    absl::ToUnixNanos(is.changed), "\n");
+    if (i > 0) continue;
+    STILL_ASSIGN_OR_RETURN(std::vector<std::string> entries, file_system_.List(Absolute(top)));
+    for (const std::string& entry : entries) {
+      if (entry.size() == kFanOutLength) directories.push_back(absl::StrCat(top, "/", entry));
+    }
+  }
+  return text;
 }
 
 absl::Status DirectoryObjectStore::Delete(absl::Span<const std::string> names) {

@@ -36,6 +36,9 @@ class DirectoryObjectStore final : public ObjectStore {
   absl::Status GetRange(absl::string_view name, uint64_t offset, absl::Span<char> out) override;
   absl::StatusOr<uint64_t> Size(absl::string_view name) override;
   absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix) override;
+  // When the folder and all directories in it were changed. Only where the file system stamps them reliably, which no network
+  // file system does: others change its directories, and this host's cache of their attributes does not show it at once.
+  absl::StatusOr<std::string> Stamp(absl::string_view folder) override;
   using ObjectStore::Delete;
   absl::Status Delete(absl::Span<const std::string> names) override;
   absl::StatusOr<SweptLeftovers> SweepLeftovers() override;

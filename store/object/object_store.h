@@ -110,6 +110,10 @@ class ObjectStore {
   virtual absl::StatusOr<SweptLeftovers> SweepLeftovers() = 0;
   // UNIMPLEMENTED unless capabilities().reports_space.
   virtual absl::StatusOr<uint64_t> AvailableBytes() = 0;
+  // A text that stays the same only while List(`folder`) would give the same objects; `folder` ends with its slash. Whoever
+  // takes it before List() may leave List() out for as long as it is the same, in any process, also after a reboot. Empty:
+  // the store cannot say, or something has changed so lately that it would not show if more did. Costs less than List().
+  virtual absl::StatusOr<std::string> Stamp(absl::string_view /*folder*/) { return std::string(); }
 
   // Conveniences over the calls above.
   absl::Status Put(absl::string_view name, absl::string_view content, PutOptions options = {});

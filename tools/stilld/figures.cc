@@ -14,6 +14,15 @@ constexpr int64_t kMostDrills = 200;
 constexpr int64_t kMostOfOne = 20;
 constexpr absl::Duration kCountAgainAfter = absl::Minutes(1);
 
+// What the repository says. Whatever it does not say is no reason to be silent about all else.
+absl::Status ReadRepository(schedule::Supervisor& supervisor, CountedStats& stats, Figures& figures) {
+  STILL_ASSIGN_OR_RETURN(const std::shared_ptr<store::Repository> repository, supervisor.repository());
+  STILL_ASSIGN_OR_RETURN(auto snapshots, repository->Summaries());
+  STILL_ASSIGN_OR_RETURN(figures.stats, stats.Of(*repository));
+  figures.snapshots = std::move(snapshots);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 uint64_t Figures::logical_bytes() const {
@@ -37,11 +46,12 @@ absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor, CountedS
   Figures figures;
   figures.now = Clock::Real().Now();
   figures.repository = supervisor.repository_path();
-  const std::shared_ptr<store::Repository> repository = supervisor.repository();
   figures.here = supervisor.here();
   STILL_ASSIGN_OR_RETURN(figures.sessions, supervisor.KnownSessions());
   STILL_ASSIGN_OR_RETURN(figures.schedules, supervisor.schedules().Schedules());
-  STILL_ASSIGN_OR_RETURN(figures.snapshots, repository->Summaries());
+  if (absl::Status read = ReadRepository(supervisor, stats, figures); !read.ok()) {
+    figures.repository_trouble = std::string(read.message());
+  }
   STILL_ASSIGN_OR_RETURN(figures.runs, supervisor.book().ListRuns({.limit = kMostRuns}));
   // What runs rarely must not fall out of the newest rows: its last verdict counts until there is another.
   std::set<int64_t> known;
@@ -54,7 +64,6 @@ absl::StatusOr<Figures> GatherFigures(schedule::Supervisor& supervisor, CountedS
     }
   }
   STILL_ASSIGN_OR_RETURN(figures.drills, supervisor.book().ListDrills(kMostDrills));
-  STILL_ASSIGN_OR_RETURN(figures.stats, stats.Of(*repository));
   STILL_ASSIGN_OR_RETURN(auto remembered, supervisor.book().Remembered());
   for (const auto& [key, alert] : schedule::ParseAlerts(remembered)) {
     if (alert.over.has_value() || alert.quiet) continue;

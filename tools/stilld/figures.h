@@ -20,6 +20,8 @@ namespace still::daemon {
 struct Figures {
   absl::Time now;
   std::string repository;  // Its path.
+  // Why nothing is known of it now: it is not mounted, or hangs. Empty: snapshots and stats say how it is.
+  std::string repository_trouble;
   std::vector<schedule::SessionState> sessions;
   std::vector<schedule::Schedule> schedules;
   HostIdentity here;

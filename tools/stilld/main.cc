@@ -97,7 +97,10 @@ absl::Status Run(const Arguments& arguments) {
                                 arguments.execute);
   }
   DaemonOptions options{.http = arguments.http};
-  options.supervisor = {.state = arguments.state, .repository = repository, .max_running = arguments.max_running};
+  options.supervisor = {.state = arguments.state,
+                        .repository = repository,
+                        .max_running = arguments.max_running,
+                        .without_repository = true};
   options.supervisor.announcer = schedule::AnnouncerOptions::FromEnvironment();
   schedule::AnnouncerOptions& announcer = options.supervisor.announcer;
   if (!arguments.notify_command.empty()) announcer.command = arguments.notify_command;

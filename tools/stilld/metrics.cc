@@ -176,7 +176,8 @@ std::string Metrics::Render(const Figures& figures) {
   newest_seen_ = newest;
 
   Registry now;
-  PutRepository(now, figures);
+  // Absent, not zero: nobody knows.
+  if (figures.repository_trouble.empty()) PutRepository(now, figures);
   PutSessions(now, figures);
   PutSchedules(now, figures);
   PutResults(now, figures);

@@ -118,7 +118,8 @@ std::string Sessions(const Figures& figures) {
     absl::StrAppend(&html, "<tr><td>", EscapeHtml(session.name),
                     session.running ? "<td class=good>running" : "<td class=faint>ended");
     if (of.newest == nullptr) {
-      absl::StrAppend(&html, "<td class=fair>none<td>-<td>-<td>0");
+      absl::StrAppend(&html, figures.repository_trouble.empty() ? "<td class=fair>none<td>-<td>-<td>0"
+                                                                : "<td class=fair>unknown<td>-<td>-<td>-");
       continue;
     }
     absl::Time point = absl::FromUnixNanos(of.newest->point_unix_ns);
@@ -190,6 +191,10 @@ std::string Schedules(const Figures& figures) {
 }
 
 std::string Repository(const Figures& figures) {
+  if (!figures.repository_trouble.empty()) {
+    return absl::StrCat("<p id=repository class=bad>It cannot be read now: ", EscapeHtml(figures.repository_trouble),
+                        "</p>");
+  }
   const auto stored = static_cast<double>(figures.stats.stored_bytes);
   const auto logical = static_cast<double>(figures.logical_bytes());
   return absl::StrCat("<div id=repository class=cards>", Card("snapshots", absl::StrCat(figures.snapshots->size())),

@@ -55,6 +55,7 @@ class FaultObjectStore final : public ObjectStore {
   absl::Status GetRange(absl::string_view name, uint64_t offset, absl::Span<char> out) override;
   absl::StatusOr<uint64_t> Size(absl::string_view name) override;
   absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix) override;
+  absl::StatusOr<std::string> Stamp(absl::string_view folder) override { return store_.Stamp(folder); }
   using ObjectStore::Delete;
   absl::Status Delete(absl::Span<const std::string> names) override;
   absl::StatusOr<SweptLeftovers> SweepLeftovers() override;

@@ -131,6 +131,7 @@ TEST_P(GoldenCatalogTest, OpensWithEverythingInIt) {
   EXPECT_EQ(snapshots[1].labels.at("keep"), "for ever");
   EXPECT_EQ(snapshots[1].sequence, GetParam() < 5 ? 0 : 2);
   EXPECT_EQ(snapshots[1].host_id, GetParam() < 4 ? "" : "0123456789abcdef0123456789abcdef");
+  EXPECT_EQ((*catalog)->FindListing("snapshots/")->stamp, GetParam() < 6 ? "" : "snapshots");
   EXPECT_THAT(*(*catalog)->ListUnsequenced(), SizeIs(GetParam() < 5 ? 2 : 0));
   ASSERT_THAT(snapshots[1].images, SizeIs(1));
   EXPECT_EQ(snapshots[1].images[0].size, 4294967296u);
