@@ -386,11 +386,14 @@ class SetUp(unittest.TestCase):
         self.etc.mkdir()
         self.told = self.host.directory / "told"
 
-    def set_up(self, *arguments):
+    def set_up_encrypted(self, *arguments, **environment):
         script = 'mount --bind "$0" /etc && exec "$@"'
         return subprocess.run(["unshare", "--mount", "sh", "-c", script, self.etc, BUILD / "bin/still", "--json", "setup",
-                               "--no-encryption", "--no-units", *arguments], env=self.host.environment,
+                               "--no-units", *arguments], env=self.host.environment | environment,
                               capture_output=True, text=True, timeout=120, check=False)
+
+    def set_up(self, *arguments):
+        return self.set_up_encrypted("--no-encryption", *arguments)
 
     def step(self, done):
         [step] = [one for one in json.loads(done.stdout)["steps"] if one["what"] == "test alert"]
@@ -419,6 +422,18 @@ class SetUp(unittest.TestCase):
         done = self.set_up()
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("journal", self.step(done)["detail"])
+
+    def test_no_passphrase_is_made_up_for_a_repository_that_has_one(self):
+        theirs = self.host.directory / "theirs"
+        self.host.still("--repo", theirs, "init", STILL_PASSPHRASE="theirs")
+        done = self.set_up_encrypted("--generate-passphrase", STILL_REPO=str(theirs))
+        self.assertEqual(done.returncode, 5, done.stdout + done.stderr)
+        self.assertIn(f"repository {theirs} has a passphrase already", done.stderr)
+        self.assertIn("--passphrase-file or STILL_PASSPHRASE", done.stderr)
+        self.assertNotIn("passphrase", json.loads(done.stdout), "none was made up")
+        self.assertEqual(list(self.etc.iterdir()), [], "none is stored")
+        given = self.set_up_encrypted("--generate-passphrase", STILL_REPO=str(theirs), STILL_PASSPHRASE="theirs")
+        self.assertEqual(given.returncode, 0, given.stdout + given.stderr)
 
 
 if __name__ == "__main__":
