@@ -271,6 +271,21 @@ class Alerts(StilldTest):
         self.assertEqual(told.read_text(), "stale\n", "told once")
         self.assertEqual(self.runs(), [], "it begins nothing")
 
+    def test_what_run_due_found_is_told_also_when_it_ends_with_an_error(self):
+        told = self.host.directory / "told"
+        gone = self.host.directory / "repository-that-went"
+        self.host.still("schedule", "add", "often", "--session", "gone", "--every", "1h", "--max-age", "1s")
+        self.host.still("schedule", "add", "check", "--kind", "verify", "--every", "10s", "--retries", "0", "--before",
+                        f"mv {self.host.environment['STILL_REPO']} {gone}")
+        due = int(self.host.json("schedule", "show", "check")["next_unix_ns"])
+        wait_for(lambda: time.time_ns() > due, "the run to be due", 60)
+        # The alert comes with the first turn. It is still on its way when a later turn fails.
+        slow = f"while [ ! -e {gone} ]; do sleep 0.05; done; sleep 1; echo $STILL_EVENT >> {told}"
+        done = self.host.run("schedule", "run-due", STILL_NOTIFY_COMMAND=slow)
+        self.assertEqual(done.returncode, 5, done.stderr)
+        self.assertIn("no repository there", done.stderr)
+        self.assertIn("stale", told.read_text().split())
+
 
 class Pages(StilldTest):
     @classmethod
