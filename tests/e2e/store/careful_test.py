@@ -273,6 +273,37 @@ class Export(RepositoryCase):
         self.run_still("export", "one", chain, "--chain")
         self.assertEqual([path.name for path in self.folder.iterdir() if "partial" in path.name], [])
 
+    def interrupted(self, number, *words):
+        """The exit code of an export that gets the signal in the midst of its work; None: it was over by then."""
+        out = self.folder / "out"
+        child = subprocess.Popen([STILL, "export", "large", out, *words], env=self.environment, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        while not os.path.exists(f"{out}.still-partial") and child.poll() is None:
+            time.sleep(0.001)
+        if child.poll() is None:
+            child.send_signal(number)
+        code = child.wait(PATIENCE)
+        if not out.exists():
+            return code
+        subprocess.run(["rm", "-r", out], check=True)
+        return None
+
+    def test_one_that_is_interrupted_leaves_nothing(self):
+        with open(self.folder / "large.img", "wb") as file:
+            for _ in range(64):
+                file.write(os.urandom(MIB))
+        self.run_still("import", self.folder / "large.img", "--name", "large")
+        before = sorted(path.name for path in self.folder.iterdir())
+        for number, words in ((signal.SIGINT, []), (signal.SIGTERM, ["--format", "qcow2"]), (signal.SIGHUP, ["--chain"])):
+            for _ in range(20):  # One that was over has proven nothing.
+                code = self.interrupted(number, *words)
+                if code is not None:
+                    break
+            self.assertEqual(code, -number, f"{words}: it ends as if it had not caught the signal")
+            self.assertEqual(sorted(path.name for path in self.folder.iterdir()), before, f"after {number.name}: {words}")
+
     def test_what_another_one_is_writing_is_left_to_it(self):
         partial = self.folder / "out.img.still-partial"
         partial.write_bytes(b"under way")
