@@ -15,7 +15,7 @@ import threading
 import time
 import unittest
 
-from repository_case import BUSY, DENIED, EXISTS, FULL, MIB, MISSING, STATE, STILL, USAGE, RepositoryCase
+from repository_case import BUSY, DAMAGED, DENIED, EXISTS, FULL, MIB, MISSING, STATE, STILL, USAGE, RepositoryCase
 
 PATIENCE = 120
 
@@ -231,6 +231,19 @@ class ReadOnly(RepositoryCase):
 
     def test_an_encrypted_one_is_read_and_says_why_it_is_not_written(self):
         self.check()
+
+    def test_a_drill_restores_from_it_also_at_a_limited_rate(self):
+        self.store("disk.img", "one")
+        begun = self.folder / "begun"
+        machine = self.folder / "no-machine"
+        machine.write_text(f"#!/bin/sh\necho begun >>{begun}\nexit 1\n")
+        machine.chmod(0o755)
+        self.environment["STILL_SESSION_PROGRAM"] = str(machine)
+        for limit in ("0", "1G"):
+            done = self.read_only("drill", "one", "--bandwidth", limit)
+            self.assertEqual(done.returncode, DAMAGED, f"it has no machine to answer: {done.stdout}{done.stderr}")
+            self.assertTrue(begun.exists(), f"--bandwidth {limit} has not come to the machine: {done.stdout}{done.stderr}")
+            begun.unlink()
 
     def test_a_plain_one_too(self):
         self.repository = self.folder / "plain"
