@@ -122,6 +122,40 @@ class Schedules(StilldTest):
         self.assertEqual({run["outcome"] for run in self.runs("check")}, {"succeeded"})
         self.assertIn("slice 2 of 2", self.runs("check")[0]["message"])
 
+    def run_several(self):
+        names = ["check-a", "check-b", "other"]
+        for name in names:
+            self.host.still("schedule", "add", name, "--kind", "verify", "--on", "yearly")
+        runs = self.host.json("schedule", "run-now", "other", "check-*", "--wait")["runs"]
+        self.assertEqual(sorted((run["schedule"], run["outcome"]) for run in runs), [(name, "succeeded") for name in names])
+        done = self.host.run("--json", "schedule", "run-now", "other", "nosuch", "check-a", "--wait")
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn("nosuch", done.stderr)
+        self.assertEqual({run["schedule"] for run in json.loads(done.stdout)["runs"]}, {"other", "check-a"}, "the others run")
+        none = self.host.run("schedule", "run-now", "nightly-*")
+        self.assertEqual(none.returncode, 3, none.stderr)
+        self.assertIn("no schedule fits", none.stderr)
+
+    def test_several_run_by_hand_without_a_daemon(self):
+        self.run_several()
+
+    def test_several_run_by_hand_with_a_daemon(self):
+        self.daemon()
+        self.run_several()
+
+    def test_sessions_to_run_by_hand_have_an_option_and_the_old_place_for_now(self):
+        self.host.still("schedule", "add", "nightly", "--session", "web", "--session", "weekly", "--on", "yearly")
+        self.host.still("schedule", "add", "weekly", "--session", "db", "--on", "yearly")
+        for words in (["nightly", "--session", "web"], ["nightly", "web"]):
+            done = self.host.run("schedule", "run-now", *words, "--wait")
+            self.assertEqual(done.returncode, 6, "there is no such session, and the run says so: " + done.stderr)
+            self.assertEqual("hint: write run-now nightly --session web" in done.stderr, words == ["nightly", "web"], done.stderr)
+        self.assertEqual([(run["schedule"], run["session"]) for run in self.runs()], [("nightly", "web")] * 2)
+        both = self.host.run("schedule", "run-now", "nightly", "weekly")
+        self.assertEqual(both.returncode, 2, both.stderr)
+        self.assertIn("nightly --session weekly", both.stderr)
+        self.assertEqual(len(self.runs()), 2, "nothing is run that may not have been meant")
+
     def test_only_one_is_in_charge_and_a_killed_one_is_replaced(self):
         first = self.daemon()
         second = subprocess.run([BUILD / "bin/stilld", "--config", ""], env=self.host.environment, capture_output=True, text=True,
