@@ -271,9 +271,13 @@ absl::StatusOr<BegunRuns> Scheduler::RunNow(const std::string& schedule, const s
   }
   if (!known) return absl::NotFoundError(absl::StrCat("there is no schedule \"", schedule, "\" with a session"));
   if (chosen.empty()) return absl::NotFoundError(absl::StrCat("schedule ", schedule, " fits no session that runs"));
-  for (const Pair* pair : chosen) {
-    if (busy_.count(pair->session) == 0) continue;
-    return absl::UnavailableError(absl::StrCat("a run of ", pair->session, " is under way; try again when it is over"));
+  for (const auto& [id, active] : running_) {
+    if (active.pair.first != schedule) continue;
+    for (const Pair* pair : chosen) {
+      if (active.pair.second != pair->session) continue;
+      return absl::UnavailableError(absl::StrCat("a run of ", schedule, pair->session.empty() ? "" : " of ",
+                                                 pair->session, " is under way; try again when it is over"));
+    }
   }
   BegunRuns begun;
   for (Pair* pair : chosen) {

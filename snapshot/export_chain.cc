@@ -86,6 +86,7 @@ class ChainExport {
     auto progress = [&](uint64_t end) {
       options_.progress(
           {.stage = absl::StrCat("export ", snapshot.id().substr(0, 12)), .done = end, .total = reader->size()});
+      return options_.go_on();
     };
     for (const store::ImageRange& range : ranges) {
       STILL_RETURN_IF_ERROR(writer->Copy(*reader, range, /*over_zero=*/index == 0, progress));

@@ -2,6 +2,7 @@
 // the one before it. Any tool that knows qcow2 reads every point.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,8 @@ struct ExportChainOptions {
   std::string path;      // Of the directory; must not exist.
   size_t max_length = 1000;
   ProgressSink progress = [](const Progress&) {};
+  // Asked now and then, by several threads: false ends it with CANCELLED, and nothing is left of it.
+  std::function<bool()> go_on = [] { return true; };
 };
 // The files' names in the directory, oldest first. Written whole and synced, or nothing. A chain begins where a snapshot
 // has no parent any more, or one without that image or of another size.

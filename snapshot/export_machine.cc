@@ -142,7 +142,7 @@ class MachineExport {
     STILL_RETURN_IF_ERROR(ExtendFileOrExplain(fd.get(), path, image.size()));
     auto progress = [&](uint64_t done) {
       options_.progress({.stage = absl::StrCat("export ", image.name()), .done = done, .total = image.size()});
-      return true;
+      return options_.go_on();
     };
     STILL_RETURN_IF_ERROR(reader->RestoreTo(fd.get(), {.progress = progress}));
     return ::fsync(fd.get()) == 0 ? absl::OkStatus() : ErrnoStatus(errno, absl::StrCat("fsync ", path));

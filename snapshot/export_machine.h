@@ -2,6 +2,7 @@
 // with the exact command line.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "base/status.h"
@@ -16,6 +17,8 @@ struct ExportMachineOptions {
   std::string snapshot;  // Any reference.
   std::string path;      // Of the directory; must not exist.
   ProgressSink progress = [](const Progress&) {};
+  // Asked now and then, by several threads: false ends it with CANCELLED, and nothing is left of it.
+  std::function<bool()> go_on = [] { return true; };
 };
 // Writes the directory, complete and synced, or nothing. FAILED_PRECONDITION for an import, which no machine is known of.
 absl::Status ExportMachine(store::Repository& repository, const ExportMachineOptions& options);

@@ -242,7 +242,7 @@ absl::Status ExportImage(store::Repository& repository, const ExportOptions& opt
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<ExportPlace> place, ExportPlace::Make(options.path, ExportPlace::Kind::kFile));
   auto progress = [&](uint64_t done) {
     options.progress({.stage = "export", .done = done, .total = image->size()});
-    return true;
+    return options.go_on();
   };
   if (options.format == "qcow2") {
     STILL_RETURN_IF_ERROR(WriteQcow2(*image, place->partial(), progress));

@@ -1,6 +1,7 @@
 // Disk images as files: into the repository (`still import`) and out of it (`still export`).
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 
@@ -36,6 +37,8 @@ struct ExportOptions {
   std::string path;      // Must not exist.
   std::string format = "raw";
   ProgressSink progress = [](const Progress&) {};
+  // Asked now and then, by several threads: false ends it with CANCELLED, and nothing is left of it.
+  std::function<bool()> go_on = [] { return true; };
 };
 // Writes `path`, sparse, complete and synced, or nothing.
 absl::Status ExportImage(store::Repository& repository, const ExportOptions& options);

@@ -80,7 +80,8 @@ absl::Status Qcow2Writer::Finish() {
 }
 
 absl::Status Qcow2Writer::Copy(store::ImageReader& reader, const store::ImageRange& range, bool over_zero,
-                               const std::function<void(uint64_t end)>& progress) {
+                               const std::function<bool(uint64_t end)>& progress) {
+  const absl::Status cancelled = absl::CancelledError("qcow2: cancelled");
   std::vector<char> piece(kPiece);
   const uint64_t end = std::min(reader.size(), range.offset + range.length);
   for (uint64_t at = range.offset; at < end;) {
@@ -97,16 +98,16 @@ absl::Status Qcow2Writer::Copy(store::ImageReader& reader, const store::ImageRan
         const size_t bytes = std::min<uint64_t>(kPiece, at - from);
         STILL_RETURN_IF_ERROR(reader.Read(from, absl::MakeSpan(piece.data(), bytes)));
         STILL_RETURN_IF_ERROR(Write(from, piece.data(), bytes));
-        progress(from + bytes);
+        if (!progress(from + bytes)) return cancelled;
       }
     }
-    progress(at);
+    if (!progress(at)) return cancelled;
   }
   return absl::OkStatus();
 }
 
 absl::Status WriteQcow2(store::ImageReader& reader, const std::string& path,
-                        const std::function<void(uint64_t end)>& progress) {
+                        const std::function<bool(uint64_t end)>& progress) {
   // Absolute, because QEMU takes what stands before a colon for a protocol.
   STILL_ASSIGN_OR_RETURN(const std::string file, AbsolutePath(path));
   STILL_RETURN_IF_ERROR(CreateQcow2(file, reader.size()));

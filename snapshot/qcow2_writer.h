@@ -33,8 +33,9 @@ class Qcow2Writer {
   Qcow2Writer& operator=(const Qcow2Writer&) = delete;
 
   // A range of the image, to the same place. `over_zero`: the file is zero there, and what is zero need not be written.
+  // CANCELLED when `progress` gives false.
   absl::Status Copy(store::ImageReader& reader, const store::ImageRange& range, bool over_zero,
-                    const std::function<void(uint64_t end)>& progress);
+                    const std::function<bool(uint64_t end)>& progress);
   // Everything is durable, and the tool has closed the file.
   absl::Status Finish();
 
@@ -51,6 +52,6 @@ class Qcow2Writer {
 
 // All of an image, into a new file at `path` (or an empty one), synced.
 absl::Status WriteQcow2(store::ImageReader& reader, const std::string& path,
-                        const std::function<void(uint64_t end)>& progress);
+                        const std::function<bool(uint64_t end)>& progress);
 
 }  // namespace still::snapshot

@@ -37,6 +37,7 @@ class Writer {
     STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::ImageReader> reader, repository_.OpenImage(snapshot_, image.name()));
     auto progress = [&](uint64_t done) {
       options_.progress({.stage = absl::StrCat("restore ", image.name()), .done = done, .total = image.size()});
+      return true;
     };
     STILL_RETURN_IF_ERROR(Annotate(WriteQcow2(*reader, path, progress), path));
     return JoinPath(options_.used_as, name);

@@ -139,7 +139,8 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(const RepositoryOpt
   auto state = std::make_unique<RepositoryState>(options.path, clock, std::move(objects), *std::move(config),
                                                  std::move(keys), options.workers);
   state->here = options.here;
-  if (options.file_system == nullptr) state->read_only = WhyReadOnly(options.path);
+  // Also where the caller's file system lies over the host's (a throttle); what is only simulated has no such path there.
+  state->read_only = WhyReadOnly(options.path);
   STILL_RETURN_IF_ERROR(options.rebuild_catalog ? state->RebuildCatalog(options.catalog_path)
                                                 : state->OpenCatalog(options.catalog_path));
   return std::make_unique<RepositoryImpl>(std::move(state), options.key_cost);

@@ -1,10 +1,12 @@
 """Restores: every fork a machine of its own, memory that is read once, generations, rollback, and what cannot work."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import unittest
 
@@ -266,6 +268,81 @@ class QemuGuestAgent(RestoreTest):
         wait_for(lambda: self.host.guest("copy", "ls", "/data/thawed"), "the agent to go on", 60)
         self.assert_works("copy")
         self.stop("copy")
+
+
+class NothingToBoot(unittest.TestCase):
+    """What the host does with machines whose disk is empty: they start in a moment, and stay in their firmware."""
+
+    ALONE = ("--without-agent", "--memory", "64M")
+
+    def setUp(self):
+        self.host = Host()
+        self.addCleanup(self.host.close)
+
+    def disk(self, mib):
+        path = self.host.directory / "disk.raw"
+        path.write_bytes(os.urandom(1 << 20))
+        os.truncate(path, mib << 20)
+        return path
+
+    def running(self):
+        return {session["name"]: session["status"] for session in self.host.json("ps")}
+
+    def test_when_one_fork_fails_those_before_it_are_ended_and_removed(self):
+        self.host.still("import", self.disk(1), "--name", "point")
+        sessions = self.host.state / "sessions"
+        program = self.host.directory / "fails-for-the-second"
+        program.write_text(f"""#!/bin/sh
+case $2 in
+  */fork-2)
+    while [ ! -S {sessions}/fork-1/control.sock ]; do sleep 0.1; done
+    exit 1
+esac
+exec {BUILD}/bin/still-session "$@"
+""")
+        program.chmod(0o755)
+        words = ("restore", "point", "--as", "fork", "--count", "3", *self.ALONE)
+        failed = self.host.run(*words, STILL_SESSION_PROGRAM=str(program))
+        self.assertEqual(failed.returncode, 1, failed.stderr)
+        self.assertIn("fork-2", failed.stderr)
+        self.assertEqual(self.host.pids(), {}, "the first and the third were there")
+        self.assertEqual(list(sessions.iterdir()), [])
+        self.host.still(*words)
+        self.assertEqual(self.running(), {f"fork-{i}": "running" for i in (1, 2, 3)})
+
+    def test_a_rollback_leaves_a_session_alone_that_is_somebody_elses_after_its_stop(self):
+        disk = self.disk(1)
+        self.host.still("run", "web", "--disk", disk, "--no-agent", "--memory", "64M")
+        self.host.still("snapshot", "web", "--name", "point", "--quiesce", "off")
+        content = disk.read_bytes()
+        directory = self.host.state / "sessions/web"
+        with open(directory / "lock", "rb+") as lock:
+            # The kernel gives it to whoever waits for it, in the instant in which the session's process ends.
+            waiting = threading.Thread(target=fcntl.lockf, args=(lock, fcntl.LOCK_EX))
+            waiting.start()
+            begun = (directory / "session.json").read_bytes()
+            refused = self.host.run("rollback", "web", "point", "--without-agent", "--safety-name", "safety")
+            waiting.join()
+            self.assertEqual(refused.returncode, 5, refused.stderr)
+            self.assertIn("the session was stopped, and is somebody else's now", refused.stderr)
+            self.assertEqual((directory / "session.json").read_bytes(), begun)
+            self.assertEqual(self.host.pids(), {}, "it is not started")
+        self.assertEqual(disk.read_bytes(), content)
+        self.assertEqual([path.name for path in disk.parent.glob("disk.raw*")], ["disk.raw"])
+        self.assertEqual([path.name for path in directory.parent.iterdir()], ["web"])
+        self.assertEqual([snapshot["name"] for snapshot in self.host.json("list")], ["point", "safety"])
+        # Whose it was gives it back, and the rollback is what it would have been.
+        self.host.still("start", "web")
+        self.host.still("rollback", "web", "point", "--without-agent")
+        self.assertEqual(self.running(), {"web": "running"})
+
+    def test_a_disk_that_is_longer_than_any_file_runs_from_qcow2(self):
+        self.host.still("import", self.disk(300), "--name", "long")
+        # As ext4 refuses what is longer than 16 TiB - 4 KiB.
+        self.host.prefix = ["prlimit", f"--fsize={256 << 20}"]
+        self.host.still("restore", "long", "--as", "long", *self.ALONE)
+        self.assertEqual(self.running(), {"long": "running"})
+        self.assertEqual([path.name for path in (self.host.state / "sessions/long").glob("vda.*")], ["vda.qcow2"])
 
 
 class CannotWork(RestoreTest):

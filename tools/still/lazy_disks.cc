@@ -1,25 +1,32 @@
-// hydrate: completes the disks of a lazily restored session.
+// hydrate: completes the disks of lazily restored sessions.
 #include "tools/still/lazy_disks.h"
 
 #include <iostream>
+#include <map>
 #include <memory>
+#include <utility>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/quantity.h"
 #include "proto/aliases.h"
 #include "proto/grpc_status.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/each_session.h"
 #include "tools/still/format.h"
 
 namespace still::cli {
 namespace {
 
 constexpr absl::Duration kDescribeInterval = absl::Milliseconds(200);
+constexpr size_t kHydratedAtOnce = 8;  // Each is somebody else's work, and only waited for.
 
 struct HydrateArguments {
-  std::string session;
+  std::vector<std::string> sessions;
   std::string rate;
   bool no_wait = false;
 };
@@ -41,37 +48,66 @@ Totals TotalsOf(const sessionpb::DescribeResponse& description) {
   return totals;
 }
 
+// One bar for all of them: of their bytes together. Thread-safe.
+class HydrateProgress {
+ public:
+  explicit HydrateProgress(snapshot::ProgressSink sink) : sink_(std::move(sink)) {}
+  void Update(const std::string& session, const Totals& totals) {
+    absl::MutexLock lock(&mutex_);
+    of_[session] = totals;
+    snapshot::Progress sum{.stage = "hydrate"};
+    for (const auto& [name, one] : of_) {
+      sum.done += one.hydrated;
+      sum.total += one.size;
+    }
+    sink_(sum);
+  }
+
+ private:
+  absl::Mutex mutex_;
+  const snapshot::ProgressSink sink_;
+  std::map<std::string, Totals> of_ ABSL_GUARDED_BY(mutex_);
+};
+
+absl::Status AwaitComplete(sessionpb::SessionControl::Stub& session, const std::string& name,
+                           HydrateProgress& progress) {
+  std::string trouble;
+  for (;;) {
+    grpc::ClientContext call;
+    sessionpb::DescribeResponse description;
+    STILL_RETURN_IF_ERROR(FromGrpc(session.Describe(&call, {}, &description)));
+    if (description.lazy_disks().empty()) return absl::OkStatus();
+    if (description.disk_trouble() != trouble) {
+      trouble = description.disk_trouble();
+      if (!trouble.empty()) std::cerr << absl::StrCat("still: ", name, ": ", Printable(trouble), "\n");
+    }
+    progress.Update(name, TotalsOf(description));
+    Clock::Real().Sleep(kDescribeInterval);
+  }
+}
+
+absl::StatusOr<Done> HydrateOne(const session::SessionRegistry& sessions, const std::string& name,
+                                const sessionpb::HydrateRequest& request, bool wait, HydrateProgress& progress) {
+  STILL_ASSIGN_OR_RETURN(auto stub, sessions.Connect(name));
+  grpc::ClientContext call;
+  sessionpb::HydrateResponse response;
+  STILL_RETURN_IF_ERROR(FromGrpc(stub->Hydrate(&call, request, &response)));
+  if (wait) STILL_RETURN_IF_ERROR(AwaitComplete(*stub, name, progress));
+  return Done{absl::StrCat("session ", name, wait ? " needs the repository no more" : " is being completed"),
+              {{"session", name}, {"complete", wait}}};
+}
+
 absl::Status Hydrate(Context& context, const HydrateArguments& arguments) {
   sessionpb::HydrateRequest request;
   if (!arguments.rate.empty()) {
     STILL_ASSIGN_OR_RETURN(uint64_t rate, ParseSize(arguments.rate));
     request.set_bytes_per_second(rate);
   }
-  STILL_ASSIGN_OR_RETURN(auto stub, context.sessions().Connect(arguments.session));
-  grpc::ClientContext call;
-  sessionpb::HydrateResponse response;
-  STILL_RETURN_IF_ERROR(FromGrpc(stub->Hydrate(&call, request, &response)));
-  snapshot::ProgressSink progress = context.MakeProgress();
-  std::string trouble;
-  while (!arguments.no_wait) {
-    grpc::ClientContext describe_call;
-    sessionpb::DescribeResponse description;
-    STILL_RETURN_IF_ERROR(FromGrpc(stub->Describe(&describe_call, {}, &description)));
-    if (description.lazy_disks().empty()) break;
-    if (description.disk_trouble() != trouble) {
-      trouble = description.disk_trouble();
-      if (!trouble.empty()) std::cerr << "still: " << Printable(trouble) << "\n";
-    }
-    Totals totals = TotalsOf(description);
-    progress({.stage = "hydrate", .done = totals.hydrated, .total = totals.size});
-    Clock::Real().Sleep(kDescribeInterval);
-  }
-  context.ProgressDone();
-  context.Print({{"session", arguments.session}, {"complete", !arguments.no_wait}}, [&] {
-    std::cout << "session " << arguments.session
-              << (arguments.no_wait ? " is being completed\n" : " needs the repository no more\n");
-  });
-  return absl::OkStatus();
+  HydrateProgress progress(context.MakeProgress());
+  const session::SessionRegistry sessions = context.sessions();
+  return WithEachSession(
+      context, arguments.sessions, /*beginnings=*/true, kHydratedAtOnce,
+      [&](const std::string& name) { return HydrateOne(sessions, name, request, !arguments.no_wait, progress); });
 }
 
 }  // namespace
@@ -89,12 +125,12 @@ std::optional<std::string> LazyDiskState(const sessionpb::DescribeResponse& desc
 void AddHydrateCommand(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<HydrateArguments>();
   CLI::App* hydrate =
-      context.AddCommand(app, "hydrate", "Complete a lazily restored session's disks, so that it needs no repository",
+      context.AddCommand(app, "hydrate", "Complete lazily restored sessions' disks, so that they need no repository",
                          [=](Context& c) { return Hydrate(c, *arguments); });
-  hydrate->add_option("session", arguments->session, "Its name, or the beginning of it")
+  hydrate->add_option("sessions", arguments->sessions, "Names, beginnings of them, or patterns: 'fork-*'")
       ->required()
-      ->type_name(kSessionType);
-  hydrate->add_option("--rate", arguments->rate, "Bytes a second (default: as fast as it goes)");
+      ->type_name(kExactSessionType);
+  hydrate->add_option("--rate", arguments->rate, "Bytes a second, of each (default: as fast as it goes)");
   hydrate->add_flag("--no-wait", arguments->no_wait, "Only begin; `still ps` shows how far it is");
 }
 

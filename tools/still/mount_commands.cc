@@ -11,6 +11,7 @@
 #include <iostream>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
@@ -68,7 +69,8 @@ absl::Status Mount(Context& context, const std::string& reference, const std::st
   return absl::OkStatus();
 }
 
-absl::Status Umount(Context& context, const std::string& directory) {
+// Gives the directory's whole path.
+absl::StatusOr<std::string> UmountOne(const Context& context, const std::string& directory) {
   STILL_ASSIGN_OR_RETURN(std::string target, CanonicalDirectory(directory));
   std::vector<std::string> records;
   if (PathExists(MountsDirectory(context))) {
@@ -81,10 +83,27 @@ absl::Status Umount(Context& context, const std::string& directory) {
     if (!description.is_object() || !description.contains("target") || description["target"] != target) continue;
     STILL_RETURN_IF_ERROR(Unmount(target));
     STILL_RETURN_IF_ERROR(RemoveRecord(record));
-    context.Print({{"unmounted", target}}, [&] { std::cout << target << " is free\n"; });
-    return absl::OkStatus();
+    return target;
   }
   return absl::NotFoundError(absl::StrCat("no snapshot is mounted on ", target));
+}
+
+// All of them, also when one fails. Patterns of files are the shell's.
+absl::Status Umount(Context& context, const std::vector<std::string>& directories) {
+  nlohmann::json list = nlohmann::json::array();
+  absl::Status error;
+  for (const std::string& directory : directories) {
+    absl::StatusOr<std::string> done = UmountOne(context, directory);
+    error = FirstError(error, done.status());
+    if (done.ok()) list.push_back({{"unmounted", *done}});
+  }
+  const bool several = directories.size() > 1;
+  if (several || !list.empty()) {
+    context.Print(several ? list : list[0], [&] {
+      for (const nlohmann::json& one : list) std::cout << one["unmounted"].get<std::string>() << " is free\n";
+    });
+  }
+  return error;
 }
 
 }  // namespace
@@ -97,9 +116,10 @@ void AddMountCommands(CLI::App& app, Context& context) {
       [=](Context& c) { return Mount(c, *reference, *directory); });
   mount->add_option("snapshot", *reference, "SNAPSHOT[:DISK[:PARTITION]]")->required();
   mount->add_option("directory", *directory, "Where")->required()->type_name(kDirectoryType);
+  auto directories = std::make_shared<std::vector<std::string>>();
   CLI::App* umount =
-      context.AddCommand(app, "umount", "Take such a mount away", [=](Context& c) { return Umount(c, *directory); });
-  umount->add_option("directory", *directory, "Where it is mounted")->required()->type_name(kDirectoryType);
+      context.AddCommand(app, "umount", "Take such mounts away", [=](Context& c) { return Umount(c, *directories); });
+  umount->add_option("directories", *directories, "Where they are mounted")->required()->type_name(kDirectoryType);
 }
 
 }  // namespace still::cli

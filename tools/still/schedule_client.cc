@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <fstream>
 #include <future>
 #include <iostream>
@@ -24,9 +23,6 @@
 
 namespace still::cli {
 namespace {
-
-// A look of our own takes seconds; one at a hard NFS mount whose server is gone never ends.
-constexpr std::chrono::minutes kLongestLook(2);
 
 absl::StatusOr<schedulepb::CheckReport> LookByOurselves(const Context& context, const std::string& trouble) {
   STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
@@ -76,13 +72,14 @@ absl::Status TellWithoutBook(const absl::Status& why) {
 }
 
 // In a thread of its own, because nothing ends a system call that hangs. Then the process ends under it.
-absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble) {
+absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble,
+                                                        absl::Duration limit) {
   std::promise<absl::StatusOr<schedulepb::CheckReport>> promise;
   std::future<absl::StatusOr<schedulepb::CheckReport>> looked = promise.get_future();
   std::thread([&context, trouble, promise = std::move(promise)]() mutable {
     promise.set_value(LookByOurselves(context, trouble));
   }).detach();
-  if (looked.wait_for(kLongestLook) == std::future_status::ready) return looked.get();
+  if (looked.wait_for(absl::ToChronoNanoseconds(limit)) == std::future_status::ready) return looked.get();
   const absl::Status hangs = TellWithoutBook(absl::DeadlineExceededError(
       absl::StrCat("the repository or the book hangs; look whether ", context.repository_path(), " and ",
                    context.state_directory(), " can be read", trouble.empty() ? "" : "; ", trouble)));

@@ -4,7 +4,9 @@
 
 #include <chrono>
 #include <memory>
+#include <string>
 
+#include "absl/time/time.h"
 #include "base/status.h"
 #include "proto/schedule.grpc.pb.h"
 #include "schedule/schedule_service.h"
@@ -55,8 +57,11 @@ schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration =
 // The schedules of this host by ourselves, whether a daemon runs or not.
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context);
 
+// A look of our own takes seconds; one at a hard NFS mount whose server is gone never ends.
+inline constexpr absl::Duration kLongestLook = absl::Minutes(2);
 // Supervisor::LookForTrouble() by ourselves. When the repository or the book hangs, that is told, and the process ends.
-absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble);
+absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble,
+                                                        absl::Duration limit = kLongestLook);
 // Neither book nor repository can be had: it is told without them, each time. Gives `why`.
 absl::Status TellWithoutBook(const absl::Status& why);
 

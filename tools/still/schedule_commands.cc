@@ -1,10 +1,10 @@
-// schedule add, list, show, edit, rm, run-now, pause, resume, history, preview, run-due, check.
+// schedule add, list, show, edit, rm, pause, resume, run-due, check, coverage.
 #include <algorithm>
 #include <functional>
 #include <iostream>
 #include <memory>
-#include <set>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -19,6 +19,7 @@
 #include "tools/still/schedule_names.h"
 #include "tools/still/schedule_options.h"
 #include "tools/still/schedule_preview.h"
+#include "tools/still/schedule_runs.h"
 
 namespace still::cli {
 namespace {
@@ -27,8 +28,6 @@ namespace pb = ::stillpoint::schedule::v1;
 using Stub = ScheduleControl::Stub;
 using Rows = std::vector<std::vector<std::string>>;
 
-// A run begun by hand is looked at this often.
-constexpr absl::Duration kLook = absl::Milliseconds(200);
 // stilld takes a turn every few seconds.
 constexpr absl::Duration kLongestTurn = absl::Minutes(5);
 
@@ -182,107 +181,6 @@ absl::Status SetPaused(Context& context, const std::vector<std::string>& words, 
       paused ? " is paused" : " goes on");
 }
 
-void PrintRuns(const pb::RunList& list) {
-  Rows rows = {
-      {"RUN", "SCHEDULE", "SESSION", "PLANNED", "STARTED", "TOOK", "OUTCOME", "FROZEN", "PAUSED", "STORED", "MESSAGE"}};
-  for (const pb::Run& run : list.runs()) {
-    const bool timed = run.started_unix_ns() != 0 && run.ended_unix_ns() != 0;
-    std::string outcome = run.outcome();
-    if (run.occurrences() > 1) absl::StrAppend(&outcome, " x", run.occurrences());
-    rows.push_back({absl::StrCat(run.id()), run.schedule(), run.session().empty() ? "-" : run.session(),
-                    FormatUnixNanos(run.planned_unix_ns()), TimeOr(run.started_unix_ns(), "-"),
-                    timed ? FormatMicros(static_cast<uint64_t>(
-                                std::max<int64_t>(0, run.ended_unix_ns() - run.started_unix_ns()) / 1000))
-                          : "-",
-                    outcome, run.freeze_us() > 0 ? FormatMicros(run.freeze_us()) : "-",
-                    run.pause_us() > 0 ? FormatMicros(run.pause_us()) : "-",
-                    run.bytes_stored() > 0 ? FormatBytes(run.bytes_stored()) : "-", run.message()});
-  }
-  std::cout << FormatTable(rows);
-  if (list.waiting_size() > 0) std::cout << "waiting for room: " << absl::StrJoin(list.waiting(), ", ") << "\n";
-}
-
-struct RunNowArguments {
-  std::string name;
-  std::vector<std::string> sessions;
-  bool wait = false;
-};
-
-absl::StatusOr<pb::RunList> RunsOf(ScheduleClient& client, const std::string& name, uint32_t limit) {
-  pb::HistoryRequest request;
-  request.set_name(name);
-  request.set_limit(limit);
-  return client.Call(&Stub::History, request);
-}
-
-// Those that wait for room are begun by stilld, unless the schedule goes on no more.
-absl::Status CheckGoesOn(ScheduleClient& client, const std::string& name, const std::set<std::string>& waiting) {
-  STILL_ASSIGN_OR_RETURN(pb::ScheduleList list, ListSchedules(client, name));
-  if (!list.schedules(0).schedule().paused()) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("schedule ", name, " is paused, and there was no room for ",
-                                             absl::StrJoin(waiting, ", "), ": run them when the others are done"));
-}
-
-// Waits until the runs have ended, also those that must wait for room first. `before`: the newest run that was there.
-absl::StatusOr<pb::RunList> WaitForRuns(ScheduleClient& client, const std::string& name, const pb::RunList& begun,
-                                        int64_t before) {
-  std::set<int64_t> ours;
-  for (const pb::Run& run : begun.runs()) ours.insert(run.id());
-  std::set<std::string> waiting(begun.waiting().begin(), begun.waiting().end());
-  const size_t wanted = ours.size() + waiting.size();
-  for (;;) {
-    if (!client.daemon()) {
-      if (waiting.empty()) client.supervisor().Drain();  // Watches, and begins nothing else.
-      STILL_RETURN_IF_ERROR(client.supervisor().Step().status());
-    }
-    STILL_ASSIGN_OR_RETURN(pb::RunList history, RunsOf(client, name, 1000));
-    pb::RunList ended;
-    for (auto run = history.runs().rbegin(); run != history.runs().rend(); ++run) {  // The oldest first.
-      if (run->id() > before && waiting.erase(run->session()) > 0) ours.insert(run->id());
-      if (ours.count(run->id()) != 0 && run->outcome() != "running") *ended.add_runs() = *run;
-    }
-    if (static_cast<size_t>(ended.runs_size()) == wanted) return ended;
-    if (!waiting.empty()) STILL_RETURN_IF_ERROR(CheckGoesOn(client, name, waiting));
-    Clock::Real().Sleep(kLook);
-  }
-}
-
-absl::Status RunNow(Context& context, const RunNowArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  pb::RunNowRequest request;
-  request.set_name(arguments.name);
-  request.mutable_sessions()->Assign(arguments.sessions.begin(), arguments.sessions.end());
-  STILL_ASSIGN_OR_RETURN(const pb::RunList past, RunsOf(*client, "", 1));
-  STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::RunNow, request));
-  if (arguments.wait) {
-    const int64_t before = past.runs_size() == 0 ? 0 : past.runs(0).id();
-    STILL_ASSIGN_OR_RETURN(runs, WaitForRuns(*client, arguments.name, runs, before));
-  }
-  context.Print(ToJson(runs), [&] { PrintRuns(runs); });
-  for (const pb::Run& run : runs.runs()) {
-    if (run.outcome() == "succeeded" || run.outcome() == "running") continue;
-    return absl::AbortedError(absl::StrCat("run ", run.id(), " ", run.outcome(), ": ", run.message()));
-  }
-  return absl::OkStatus();
-}
-
-struct HistoryArguments {
-  std::string name;
-  std::string session;
-  uint32_t limit = 50;
-};
-
-absl::Status History(Context& context, const HistoryArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  pb::HistoryRequest request;
-  request.set_name(arguments.name);
-  request.set_session(arguments.session);
-  request.set_limit(arguments.limit);
-  STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::History, request));
-  context.Print(ToJson(runs), [&] { PrintRuns(runs); });
-  return absl::OkStatus();
-}
-
 // An error when something is wrong: for OnFailure=, and for `check && ping`.
 absl::Status Say(Context& context, const pb::CheckReport& report) {
   Rows rows = {{"WHAT", "SCHEDULE", "SESSION", "SINCE", "TOLD", "MESSAGE"}};
@@ -399,20 +297,7 @@ void AddScheduleCommands(CLI::App& app, Context& context) {
   several("resume", "Go on; what would have run meanwhile does not count",
           [](Context& c, const std::vector<std::string>& words) { return SetPaused(c, words, false); });
 
-  auto now = std::make_shared<RunNowArguments>();
-  CLI::App* run_now = context.AddCommand(*group, "run-now", "Run it now, beside its timing",
-                                         [=](Context& c) { return RunNow(c, *now); });
-  run_now->add_option("schedule", now->name, "Name of the schedule")->required();
-  run_now->add_option("sessions", now->sessions, "Only these (default: all that it fits)");
-  run_now->add_flag("--wait", now->wait, "Until the runs have ended");
-
-  auto past = std::make_shared<HistoryArguments>();
-  CLI::App* history = context.AddCommand(*group, "history", "What was run, missed and skipped",
-                                         [=](Context& c) { return History(c, *past); });
-  history->add_option("schedule", past->name, "Only of this schedule");
-  history->add_option("--session", past->session, "Only of this session");
-  history->add_option("--limit", past->limit, "At most this many, the newest")->capture_default_str();
-
+  AddScheduleRuns(*group, context);
   AddSchedulePreview(*group, context);
 
   context.AddCommand(*group, "run-due", "Run what is due and wait for it, on hosts without stilld (by a timer)",

@@ -11,6 +11,7 @@
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/interruption.h"
 #include "tools/still/labels.h"
 
 namespace still::cli {
@@ -37,7 +38,8 @@ absl::Status WriteChain(Context& context, store::Repository& repository, const s
                          snapshot::ExportChain(repository, {.snapshot = options.snapshot,
                                                             .image = options.image,
                                                             .path = options.path,
-                                                            .progress = context.MakeProgress()}));
+                                                            .progress = options.progress,
+                                                            .go_on = options.go_on}));
   context.ProgressDone();
   context.Print({{"path", options.path}, {"files", files}}, [&] {
     for (const std::string& file : files) std::cout << JoinPath(options.path, file) << "\n";
@@ -45,23 +47,35 @@ absl::Status WriteChain(Context& context, store::Repository& repository, const s
   return absl::OkStatus();
 }
 
-absl::Status Export(Context& context, snapshot::ExportOptions options, bool chain) {
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  if (chain) return WriteChain(context, *repository, options);
+absl::Status Write(Context& context, store::Repository& repository, const snapshot::ExportOptions& options,
+                   bool chain) {
+  if (chain) return WriteChain(context, repository, options);
+  const nlohmann::json json = {{"path", options.path}, {"format", options.format}};
   if (options.format == "directory") {
     STILL_RETURN_IF_ERROR(snapshot::ExportMachine(
-        *repository, {.snapshot = options.snapshot, .path = options.path, .progress = context.MakeProgress()}));
+        repository,
+        {.snapshot = options.snapshot, .path = options.path, .progress = options.progress, .go_on = options.go_on}));
     context.ProgressDone();
-    context.Print({{"path", options.path}, {"format", options.format}},
-                  [&] { std::cout << JoinPath(options.path, "run") << " starts it with plain QEMU\n"; });
+    context.Print(json, [&] { std::cout << JoinPath(options.path, "run") << " starts it with plain QEMU\n"; });
     return absl::OkStatus();
   }
-  options.progress = context.MakeProgress();
-  STILL_RETURN_IF_ERROR(snapshot::ExportImage(*repository, options));
+  STILL_RETURN_IF_ERROR(snapshot::ExportImage(repository, options));
   context.ProgressDone();
-  context.Print({{"path", options.path}, {"format", options.format}},
-                [&] { std::cout << options.path << " written\n"; });
+  context.Print(json, [&] { std::cout << options.path << " written\n"; });
   return absl::OkStatus();
+}
+
+absl::Status Export(Context& context, snapshot::ExportOptions options, bool chain) {
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  // Ctrl-C leaves nothing half written.
+  Interruption interruption;
+  options.progress = context.MakeProgress();
+  options.go_on = [&interruption] { return !interruption.asked(); };
+  absl::Status written = Write(context, *repository, options, chain);
+  context.ProgressDone();
+  // With its lease: a signal ends us here.
+  repository.reset();
+  return written;
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ import threading
 import time
 import unittest
 
-from repository_case import BUSY, DENIED, EXISTS, FULL, MIB, MISSING, STATE, STILL, USAGE, RepositoryCase
+from repository_case import BUSY, DAMAGED, DENIED, EXISTS, FULL, MIB, MISSING, STATE, STILL, USAGE, RepositoryCase
 
 PATIENCE = 120
 
@@ -232,6 +232,19 @@ class ReadOnly(RepositoryCase):
     def test_an_encrypted_one_is_read_and_says_why_it_is_not_written(self):
         self.check()
 
+    def test_a_drill_restores_from_it_also_at_a_limited_rate(self):
+        self.store("disk.img", "one")
+        begun = self.folder / "begun"
+        machine = self.folder / "no-machine"
+        machine.write_text(f"#!/bin/sh\necho begun >>{begun}\nexit 1\n")
+        machine.chmod(0o755)
+        self.environment["STILL_SESSION_PROGRAM"] = str(machine)
+        for limit in ("0", "1G"):
+            done = self.read_only("drill", "one", "--bandwidth", limit)
+            self.assertEqual(done.returncode, DAMAGED, f"it has no machine to answer: {done.stdout}{done.stderr}")
+            self.assertTrue(begun.exists(), f"--bandwidth {limit} has not come to the machine: {done.stdout}{done.stderr}")
+            begun.unlink()
+
     def test_a_plain_one_too(self):
         self.repository = self.folder / "plain"
         self.environment["STILL_REPO"] = str(self.repository)
@@ -272,6 +285,37 @@ class Export(RepositoryCase):
         self.assertEqual(out.read_bytes(), self.content())
         self.run_still("export", "one", chain, "--chain")
         self.assertEqual([path.name for path in self.folder.iterdir() if "partial" in path.name], [])
+
+    def interrupted(self, number, *words):
+        """The exit code of an export that gets the signal in the midst of its work; None: it was over by then."""
+        out = self.folder / "out"
+        child = subprocess.Popen([STILL, "export", "large", out, *words], env=self.environment, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        while not os.path.exists(f"{out}.still-partial") and child.poll() is None:
+            time.sleep(0.001)
+        if child.poll() is None:
+            child.send_signal(number)
+        code = child.wait(PATIENCE)
+        if not out.exists():
+            return code
+        subprocess.run(["rm", "-r", out], check=True)
+        return None
+
+    def test_one_that_is_interrupted_leaves_nothing(self):
+        with open(self.folder / "large.img", "wb") as file:
+            for _ in range(64):
+                file.write(os.urandom(MIB))
+        self.run_still("import", self.folder / "large.img", "--name", "large")
+        before = sorted(path.name for path in self.folder.iterdir())
+        for number, words in ((signal.SIGINT, []), (signal.SIGTERM, ["--format", "qcow2"]), (signal.SIGHUP, ["--chain"])):
+            for _ in range(20):  # One that was over has proven nothing.
+                code = self.interrupted(number, *words)
+                if code is not None:
+                    break
+            self.assertEqual(code, -number, f"{words}: it ends as if it had not caught the signal")
+            self.assertEqual(sorted(path.name for path in self.folder.iterdir()), before, f"after {number.name}: {words}")
 
     def test_what_another_one_is_writing_is_left_to_it(self):
         partial = self.folder / "out.img.still-partial"

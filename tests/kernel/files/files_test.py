@@ -1,5 +1,6 @@
 """still mount, ls and cp: files of a snapshot, without booting it. Needs root, /dev/fuse and loop devices."""
 
+import json
 import os
 import pathlib
 import stat
@@ -190,10 +191,12 @@ class Files(unittest.TestCase):
         self.assertNotEqual(self.host.run("ls", "parts:vda:3:/").returncode, 0)
 
     def test_a_mount_stays_until_it_is_taken_away(self):
-        directory = self.host.directory / "mounted"
+        directory, second = self.host.directory / "mounted", self.host.directory / "second"
         directory.mkdir()
+        second.mkdir()
         self.host.still("mount", "parts:vda:2", directory)
         try:
+            self.host.still("mount", "ext4", second)
             self.assertEqual((directory / "etc/hostname").read_text(), "guest\n")
             with self.assertRaises(OSError):
                 (directory / "new").write_text("refused")
@@ -207,7 +210,9 @@ class Files(unittest.TestCase):
             self.assertEqual(pruned["packs_deleted"], 0)
             self.assertGreater(pruned["packs_waiting"], 0)
         finally:
-            self.host.still("umount", directory)
+            done = self.host.run("--json", "umount", directory, self.host.state, second)
+        self.assertEqual(done.returncode, 3, "nothing is mounted on the state directory: " + done.stderr)
+        self.assertEqual(json.loads(done.stdout), [{"unmounted": str(directory)}, {"unmounted": str(second)}])
         self.assertEqual(list(directory.iterdir()), [])
         self.assertEqual(list((self.host.state / "mounts").iterdir()), [])
         self.assertEqual(self.host.run("umount", directory).returncode, 3)

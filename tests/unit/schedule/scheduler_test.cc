@@ -290,6 +290,21 @@ TEST_F(SchedulerTest, ByHandKeepsToTheLimitsAndTheRestFollows) {
   EXPECT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(9));
 }
 
+TEST_F(SchedulerTest, SeveralByHandOfOneMachineFollowEachOther) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "05:00");
+  book_.Add("weekly", "web", "06:00");
+  Begin();
+  ASSERT_TRUE(scheduler_->RunNow("nightly", {}).ok());
+  absl::StatusOr<BegunRuns> second = scheduler_->RunNow("weekly", {});
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_THAT(second->runs, IsEmpty());
+  EXPECT_THAT(second->waiting, ElementsAre("web"));
+  Live(absl::Hours(1));
+  EXPECT_EQ(host_.most_running, 1u);
+  EXPECT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(2));
+}
+
 TEST_F(SchedulerTest, WhatCouldNotBeWrittenDownStaysDue) {
   host_.machines = {{"web", true}};
   book_.Add("nightly", "web", "01:00");

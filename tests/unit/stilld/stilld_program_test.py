@@ -122,6 +122,40 @@ class Schedules(StilldTest):
         self.assertEqual({run["outcome"] for run in self.runs("check")}, {"succeeded"})
         self.assertIn("slice 2 of 2", self.runs("check")[0]["message"])
 
+    def run_several(self):
+        names = ["check-a", "check-b", "other"]
+        for name in names:
+            self.host.still("schedule", "add", name, "--kind", "verify", "--on", "yearly")
+        runs = self.host.json("schedule", "run-now", "other", "check-*", "--wait")["runs"]
+        self.assertEqual(sorted((run["schedule"], run["outcome"]) for run in runs), [(name, "succeeded") for name in names])
+        done = self.host.run("--json", "schedule", "run-now", "other", "nosuch", "check-a", "--wait")
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn("nosuch", done.stderr)
+        self.assertEqual({run["schedule"] for run in json.loads(done.stdout)["runs"]}, {"other", "check-a"}, "the others run")
+        none = self.host.run("schedule", "run-now", "nightly-*")
+        self.assertEqual(none.returncode, 3, none.stderr)
+        self.assertIn("no schedule fits", none.stderr)
+
+    def test_several_run_by_hand_without_a_daemon(self):
+        self.run_several()
+
+    def test_several_run_by_hand_with_a_daemon(self):
+        self.daemon()
+        self.run_several()
+
+    def test_sessions_to_run_by_hand_have_an_option_and_the_old_place_for_now(self):
+        self.host.still("schedule", "add", "nightly", "--session", "web", "--session", "weekly", "--on", "yearly")
+        self.host.still("schedule", "add", "weekly", "--session", "db", "--on", "yearly")
+        for words in (["nightly", "--session", "web"], ["nightly", "web"]):
+            done = self.host.run("schedule", "run-now", *words, "--wait")
+            self.assertEqual(done.returncode, 6, "there is no such session, and the run says so: " + done.stderr)
+            self.assertEqual("hint: write run-now nightly --session web" in done.stderr, words == ["nightly", "web"], done.stderr)
+        self.assertEqual([(run["schedule"], run["session"]) for run in self.runs()], [("nightly", "web")] * 2)
+        both = self.host.run("schedule", "run-now", "nightly", "weekly")
+        self.assertEqual(both.returncode, 2, both.stderr)
+        self.assertIn("nightly --session weekly", both.stderr)
+        self.assertEqual(len(self.runs()), 2, "nothing is run that may not have been meant")
+
     def test_only_one_is_in_charge_and_a_killed_one_is_replaced(self):
         first = self.daemon()
         second = subprocess.run([BUILD / "bin/stilld", "--config", ""], env=self.host.environment, capture_output=True, text=True,
@@ -271,6 +305,21 @@ class Alerts(StilldTest):
         self.assertEqual(told.read_text(), "stale\n", "told once")
         self.assertEqual(self.runs(), [], "it begins nothing")
 
+    def test_what_run_due_found_is_told_also_when_it_ends_with_an_error(self):
+        told = self.host.directory / "told"
+        gone = self.host.directory / "repository-that-went"
+        self.host.still("schedule", "add", "often", "--session", "gone", "--every", "1h", "--max-age", "1s")
+        self.host.still("schedule", "add", "check", "--kind", "verify", "--every", "10s", "--retries", "0", "--before",
+                        f"mv {self.host.environment['STILL_REPO']} {gone}")
+        due = int(self.host.json("schedule", "show", "check")["next_unix_ns"])
+        wait_for(lambda: time.time_ns() > due, "the run to be due", 60)
+        # The alert comes with the first turn. It is still on its way when a later turn fails.
+        slow = f"while [ ! -e {gone} ]; do sleep 0.05; done; sleep 1; echo $STILL_EVENT >> {told}"
+        done = self.host.run("schedule", "run-due", STILL_NOTIFY_COMMAND=slow)
+        self.assertEqual(done.returncode, 5, done.stderr)
+        self.assertIn("no repository there", done.stderr)
+        self.assertIn("stale", told.read_text().split())
+
 
 class Pages(StilldTest):
     @classmethod
@@ -386,11 +435,14 @@ class SetUp(unittest.TestCase):
         self.etc.mkdir()
         self.told = self.host.directory / "told"
 
-    def set_up(self, *arguments):
+    def set_up_encrypted(self, *arguments, **environment):
         script = 'mount --bind "$0" /etc && exec "$@"'
         return subprocess.run(["unshare", "--mount", "sh", "-c", script, self.etc, BUILD / "bin/still", "--json", "setup",
-                               "--no-encryption", "--no-units", *arguments], env=self.host.environment,
+                               "--no-units", *arguments], env=self.host.environment | environment,
                               capture_output=True, text=True, timeout=120, check=False)
+
+    def set_up(self, *arguments):
+        return self.set_up_encrypted("--no-encryption", *arguments)
 
     def step(self, done):
         [step] = [one for one in json.loads(done.stdout)["steps"] if one["what"] == "test alert"]
@@ -419,6 +471,18 @@ class SetUp(unittest.TestCase):
         done = self.set_up()
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("journal", self.step(done)["detail"])
+
+    def test_no_passphrase_is_made_up_for_a_repository_that_has_one(self):
+        theirs = self.host.directory / "theirs"
+        self.host.still("--repo", theirs, "init", STILL_PASSPHRASE="theirs")
+        done = self.set_up_encrypted("--generate-passphrase", STILL_REPO=str(theirs))
+        self.assertEqual(done.returncode, 5, done.stdout + done.stderr)
+        self.assertIn(f"repository {theirs} has a passphrase already", done.stderr)
+        self.assertIn("--passphrase-file or STILL_PASSPHRASE", done.stderr)
+        self.assertNotIn("passphrase", json.loads(done.stdout), "none was made up")
+        self.assertEqual(list(self.etc.iterdir()), [], "none is stored")
+        given = self.set_up_encrypted("--generate-passphrase", STILL_REPO=str(theirs), STILL_PASSPHRASE="theirs")
+        self.assertEqual(given.returncode, 0, given.stdout + given.stderr)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-// Whom commands tell.
+// Whom commands tell, and that they tell it where nothing answers.
 #include "tools/still/schedule_client.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 
+#include <CLI/CLI.hpp>
 #include <string>
 
 #include "base/file.h"
@@ -27,6 +29,28 @@ TEST(ConfiguredChannelsTest, AreThoseOfTheServiceAndOverThemThoseOfTheEnvironmen
   EXPECT_EQ(ConfiguredChannels(path + ".none").mail_to, "admin");
   ASSERT_EQ(::unsetenv("STILL_MAIL_TO"), 0);
   ASSERT_TRUE(RemoveFile(path).ok());
+}
+
+// The state directory is where a mount is whose server is gone: whoever opens a file in it waits for good.
+TEST(LookWithinLimitTest, WhatHangsIsToldAndTheProcessEnds) {
+  std::string state = JoinPath(::testing::TempDir(), "still-hangs-XXXXXX");
+  ASSERT_NE(::mkdtemp(state.data()), nullptr);
+  ASSERT_EQ(::mkfifo(JoinPath(state, "host-id").c_str(), 0600), 0);
+  const std::string told = JoinPath(state, "told");
+  ASSERT_EQ(::setenv("STILL_NOTIFY_COMMAND", ("echo \"$STILL_EVENT $STILL_MESSAGE\" >>" + told).c_str(), 1), 0);
+  CLI::App app;
+  Context context;
+  context.AddOptions(app);
+  app.parse("--state " + state + " --repo " + state + "/repository");
+  const absl::Status hangs = absl::DeadlineExceededError("");
+  EXPECT_EXIT((void)LookWithinLimit(context, "stilld does not answer: it is asleep", absl::Milliseconds(50)),
+              ::testing::ExitedWithCode(ExitCode(hangs)), "the repository or the book hangs.*; stilld does not answer");
+  absl::StatusOr<std::string> words = ReadFile(told, 1 << 16);
+  ASSERT_TRUE(words.ok()) << words.status();
+  EXPECT_THAT(*words, ::testing::StartsWith("scheduler the schedules cannot be looked at: the repository or the book"));
+  EXPECT_THAT(*words, ::testing::HasSubstr(state + "/repository")) << "what to look at";
+  ASSERT_EQ(::unsetenv("STILL_NOTIFY_COMMAND"), 0);
+  ASSERT_TRUE(RemoveTree(state).ok());
 }
 
 }  // namespace
