@@ -291,6 +291,13 @@ TEST_F(CriticalWindowTest, AGuestThatOnlySaysAbortedWasNotReset) {
   EXPECT_TRUE(absl::IsAborted(Run(sessionpb::QUIESCE_TRY).status()));
 }
 
+TEST_F(CriticalWindowTest, FrozenFileSystemsWithoutANameAreCountedAndNotKept) {
+  world_.freeze.add_frozen();
+  EXPECT_THAT(Label().second, HasSubstr("only 1 of 2 file systems were still frozen at the thaw"));
+  world_.thaw.set_thawed(2);
+  EXPECT_EQ(Run(sessionpb::QUIESCE_REQUIRE)->consistency.frozen_size(), 1);
+}
+
 TEST_F(CriticalWindowTest, AMountThatSomebodyThawedEarlyLowersTheLabel) {
   world_.thaw.add_thawed_early("/data");
   absl::StatusOr<WindowReport> report = Run(sessionpb::QUIESCE_TRY);
