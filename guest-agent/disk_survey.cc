@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "base/clean_text.h"
 #include "base/file.h"
 #include "guest-agent/block_topology.h"
 #include "guest-agent/bounded_call.h"
@@ -77,9 +78,8 @@ std::string PciAddress(const std::string& directory) {
   return address;
 }
 
-std::string Cut(const std::string& name) {
-  return name.size() <= kMaxNameBytes ? name : absl::StrCat(name.substr(0, kMaxNameBytes), "...");
-}
+// Cleaned first: what is no UTF-8 grows fourfold.
+std::string Cut(const std::string& name) { return CleanText(name, kMaxNameBytes); }
 
 struct Swap {
   std::string path;

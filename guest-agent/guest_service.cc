@@ -21,8 +21,8 @@ constexpr size_t kMaxNameBytes = 64;
 constexpr size_t kMaxPingBytes = 4 << 10;
 // Each holds a thread and some pipes.
 constexpr int kMaxCommands = 32;
-// gRPC's default limit for a message is 4 MiB, and a report of skipped mounts is not worth more than this.
-constexpr size_t kMaxReportBytes = 1 << 20;
+// Of one list in an answer: mount points are long, there may be thousands, and the host takes answers of 2 MiB.
+constexpr size_t kMaxListBytes = 512 << 10;
 constexpr size_t kMaxErrorBytes = 1024;
 
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -30,22 +30,51 @@ grpc::Status ToGrpc(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), CleanText(status.message(), kMaxErrorBytes));
 }
 
+size_t BytesOf(const std::string& text) { return text.size(); }
+size_t BytesOf(const google::protobuf::Message& message) { return message.ByteSizeLong(); }
+
+// Drops the end of a list that is too long; gives how many.
+template <typename List>
+int DropSurplus(List& list) {
+  size_t bytes = 0;
+  int kept = 0;
+  while (kept < list.size() && bytes < kMaxListBytes) bytes += BytesOf(list.Get(kept++));
+  const int dropped = list.size() - kept;
+  list.DeleteSubrange(kept, dropped);
+  return dropped;
+}
+
+std::string AndMore(int count) { return absl::StrCat("and ", count, " more"); }
+
+// The host compares their number with that of the thaw, so those beyond the limit lose only their names.
+void BoundFrozen(google::protobuf::RepeatedPtrField<pb::FrozenMount>& frozen) {
+  const int nameless = DropSurplus(frozen);
+  if (nameless == 0) return;
+  frozen.Add()->set_mount_point(AndMore(nameless));
+  for (int i = 1; i < nameless; ++i) frozen.Add();
+}
+
+void BoundLists(google::protobuf::Message&) {}  // Other answers have none that grow with the guest's mounts.
+void BoundLists(pb::QuiesceResponse& response) {
+  BoundFrozen(*response.mutable_frozen());
+  const int dropped = DropSurplus(*response.mutable_skipped());
+  if (dropped > 0) response.add_skipped()->set_detail(AndMore(dropped));
+}
+void BoundLists(pb::QuiesceStatusResponse& response) { BoundFrozen(*response.mutable_frozen()); }
+void BoundLists(pb::ThawResponse& response) {
+  const int dropped = DropSurplus(*response.mutable_thawed_early());
+  if (dropped > 0) response.add_thawed_early(AndMore(dropped));
+}
+void BoundLists(pb::AdoptIdentityResponse& response) { BoundLists(*response.mutable_thaw()); }
+
 template <typename Response>
 grpc::Status Answer(absl::StatusOr<Response> result, Response* response) {
   if (!result.ok()) return ToGrpc(result.status());
   *response = *std::move(result);
+  // In this order: what is no UTF-8 grows fourfold when it is made valid.
   MakeTextsValid(*response);
+  BoundLists(*response);
   return grpc::Status::OK;
-}
-
-void BoundSkipped(pb::QuiesceResponse& response) {
-  size_t bytes = 0;
-  int kept = 0;
-  while (kept < response.skipped_size() && bytes < kMaxReportBytes) bytes += response.skipped(kept++).ByteSizeLong();
-  int dropped = response.skipped_size() - kept;
-  if (dropped == 0) return;
-  response.mutable_skipped()->DeleteSubrange(kept, dropped);
-  response.add_skipped()->set_detail(absl::StrCat("and ", dropped, " more"));
 }
 
 }  // namespace
@@ -136,11 +165,6 @@ grpc::Status GuestService::Quiesce(grpc::ServerContext* context, const pb::Quies
     CallWatch watch({.cancelled = [context] { return context->IsCancelled(); },
                      .on_cancel = [this, request] { controller_.Abandon(request->token()); }});
     result = controller_.Quiesce(*request, context->peer());
-  }
-  if (result.ok()) {
-    // In this order: what is no UTF-8 grows fourfold when it is made valid.
-    MakeTextsValid(*result);
-    BoundSkipped(*result);
   }
   return Answer(std::move(result), response);
 }

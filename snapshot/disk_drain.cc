@@ -36,6 +36,25 @@ absl::Status NbdError(const NbdSource& source, absl::string_view operation) {
       absl::StrCat("NBD export ", source.export_name, ", ", operation, ": ", text ? text : "no reason given"));
 }
 
+// What a request's failure means. All that is asked for lies inside of the export, and the connection is a good one.
+absl::Status RequestError(const NbdSource& source, nbd_handle* nbd, absl::string_view operation) {
+  const int error_number = ::nbd_get_errno();
+  absl::Status status = NbdError(source, operation);
+  // The other side knows why it has hung up or takes the export away; libnbd may call what is asked then our mistake.
+  if (error_number == ESHUTDOWN || ::nbd_aio_is_dead(nbd) == 1 || ::nbd_aio_is_closed(nbd) == 1) {
+    return absl::UnavailableError(status.message());
+  }
+  // The only reason to refuse it: a pin that is broken (docs/qemu.md, "A capture"). QEMU answers that with EACCES, which
+  // NBD has no number for.
+  if (error_number == EINVAL) {
+    return absl::AbortedError(absl::StrCat(
+        "disk ", source.export_name, " cannot be read as of the snapshot's point any more: when the guest overwrote ",
+        "a block, its old content could not be read and kept in time (a storage or a repository that was away, slow ",
+        "or full); the guest went on, and this snapshot is lost; take it again (", status.message(), ")"));
+  }
+  return status;
+}
+
 absl::StatusOr<Nbd> Connect(const NbdSource& source) {
   Nbd nbd(::nbd_create());
   if (nbd == nullptr) return absl::ResourceExhaustedError("NBD: no memory for a connection");
@@ -157,7 +176,7 @@ absl::StatusOr<std::vector<Range>> MakePlan(const NbdSource& source, nbd_handle*
     Collector collector{.source = &source};
     nbd_extent_callback callback{.callback = &Collector::Extent, .user_data = &collector, .free = nullptr};
     uint64_t step = std::min(kExtentStep, size - offset);
-    if (::nbd_block_status(nbd, step, offset, callback, 0) < 0) return NbdError(source, "block status");
+    if (::nbd_block_status(nbd, step, offset, callback, 0) < 0) return RequestError(source, nbd, "block status");
     Cursor allocation(collector.allocation, know_allocation);
     Cursor dirty(collector.dirty, !source.dirty_context.empty());
     uint64_t end = std::min(allocation.End(offset, offset + step), dirty.End(offset, offset + step));
@@ -191,7 +210,7 @@ class Reader {
       slot->buffer.resize(part);
       slot->offset = offset;
       slot->cookie = ::nbd_aio_pread(nbd_, slot->buffer.data(), part, offset, NBD_NULL_COMPLETION, 0);
-      if (slot->cookie < 0) return NbdError(source_, "read");
+      if (slot->cookie < 0) return RequestError(source_, nbd_, "read");
       offset += part;
       length -= part;
       bytes_read += part;
@@ -228,7 +247,7 @@ class Reader {
 
   absl::Status AwaitAnswer() {
     int turns = ::nbd_poll(nbd_, static_cast<int>(absl::ToInt64Milliseconds(source_.patience)));
-    if (turns < 0) return NbdError(source_, "poll");
+    if (turns < 0) return RequestError(source_, nbd_, "poll");
     if (turns > 0) return absl::OkStatus();
     return absl::DeadlineExceededError(absl::StrCat("NBD export ", source_.export_name,
                                                     ": the server has not answered for ",
@@ -239,7 +258,7 @@ class Reader {
     for (Slot& slot : slots_) {
       if (slot.cookie < 0) continue;
       int done = ::nbd_aio_command_completed(nbd_, static_cast<uint64_t>(slot.cookie));
-      if (done < 0) return NbdError(source_, absl::StrCat("read at ", slot.offset));
+      if (done < 0) return RequestError(source_, nbd_, absl::StrCat("read at ", slot.offset));
       if (done == 0) continue;
       slot.cookie = -1;
       STILL_RETURN_IF_ERROR(image_.Write(slot.offset, slot.buffer));

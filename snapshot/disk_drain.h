@@ -30,7 +30,8 @@ struct DrainedDisk {
 };
 
 // Blocks until the whole image is written (not finished). `progress` gets the bytes of the image that are done.
-// UNAVAILABLE when the server goes away, DEADLINE_EXCEEDED when it does not answer.
+// UNAVAILABLE when the server goes away or cannot read, DEADLINE_EXCEEDED when it does not answer, ABORTED when it has lost
+// what was pinned: another capture is needed.
 absl::StatusOr<DrainedDisk> DrainDisk(const NbdSource& source, uint64_t size, store::ImageWriter& image,
                                       const std::function<void(uint64_t)>& progress);
 

@@ -250,10 +250,11 @@ void SnapshotRun::Release() {
 }
 
 // Of several errors about one thing the first in time: a full repository breaks our end of the stream, which the
-// session then reports as a lost reader; a session that gives up closes its end, which we then see as a broken socket.
+// session then reports as a lost reader; a session that gives up closes its end, which we then see as a broken socket; a
+// host's disk that is full breaks the pins, of which the session says why.
 absl::Status SnapshotRun::Cause(const absl::Status& seen) {
   if (memory_ != nullptr && !memory_->own_failure().ok()) return memory_->own_failure();
-  bool effect = absl::IsUnavailable(seen) || absl::IsDataLoss(seen) || absl::IsCancelled(seen);
+  bool effect = absl::IsUnavailable(seen) || absl::IsDataLoss(seen) || absl::IsCancelled(seen) || absl::IsAborted(seen);
   return seen.ok() || effect ? stream_->FailureOr(seen) : seen;
 }
 

@@ -226,6 +226,7 @@ void CriticalWindow::ReportFreeze(const guestpb::QuiesceResponse& report) {
   manifestpb::Consistency& out = report_.consistency;
   for (const guestpb::FrozenMount& mount : report.frozen()) {
     if (out.frozen_size() >= kMaxMountsKept) break;
+    if (mount.mount_point().empty()) break;  // What the agent only counts: one line before says how many.
     manifestpb::Consistency::Mount& kept = *out.add_frozen();
     kept.set_mount_point(mount.mount_point());
     kept.set_fs_type(mount.fs_type());

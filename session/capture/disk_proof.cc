@@ -64,11 +64,13 @@ std::vector<const guestpb::Disk*> Candidates(const manifestpb::Disk& captured, c
   return candidates;
 }
 
-// Covered only as long as nothing writes to it, which the agent tells at the thaw.
+// Covered only as long as nothing writes to it, which the agent tells at the thaw. What nothing uses is not among the uses: a
+// partition or a volume beside those that are may be such a part. A use of the whole disk leaves no room for any.
 bool IsProvisional(const guestpb::Disk& disk) {
   if (disk.read_only()) return false;
-  return disk.uses().empty() || absl::c_any_of(disk.uses(), [](const guestpb::DiskUse& use) {
-           return use.state() == guestpb::DiskUse::CLEAN || use.state() == guestpb::DiskUse::READ_ONLY;
+  return disk.uses().empty() || absl::c_any_of(disk.uses(), [&disk](const guestpb::DiskUse& use) {
+           return use.state() == guestpb::DiskUse::CLEAN || use.state() == guestpb::DiskUse::READ_ONLY ||
+                  use.device() != disk.name();
          });
 }
 

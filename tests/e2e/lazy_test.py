@@ -9,6 +9,7 @@ import unittest
 from still_host import Host, wait_for
 
 BLOB = "/data/blob"
+OTHER = "/data/other"  # 1 MiB that may be overwritten.
 MIB = 1 << 20
 
 
@@ -36,7 +37,7 @@ class Lazy(unittest.TestCase):
         cls.extra_sum = hashlib.md5(cls.extra.read_bytes()).hexdigest()
         cls.host.boot("web", disks=[cls.host.disk("web"), f"{cls.extra},ro"])
         wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
-        cls.host.guest("web", "sh", "-c", f"head -c 6000000 /dev/urandom > {BLOB} && sync")
+        cls.host.guest("web", "sh", "-c", f"head -c 6000000 /dev/urandom > {BLOB} && head -c 1048576 /dev/urandom > {OTHER} && sync")
         cls.sum = cls.host.guest("web", "md5sum", BLOB)
         # So that the pack which holds it holds nothing else, and holds it as it is.
         cls.host.still("import", cls.extra, "--name", "extra")
@@ -177,6 +178,51 @@ class LazyTrouble(Lazy):
         self.assert_unharmed("held")
         self.host.still("hydrate", "held")
         self.assert_unharmed("held")
+
+    def test_held_while_a_capture_drains_the_guest_goes_on_and_the_capture_says_that_it_is_lost(self):
+        fault = self.host.directory / "fault"
+        self.addCleanup(fault.unlink, missing_ok=True)
+        self.host.environment["STILL_FAULT_FILE"] = str(fault)
+        self.addCleanup(self.host.environment.pop, "STILL_FAULT_FILE")
+        self.restore("drained", "--cold", "--no-hydrate")
+        directory = self.host.state / "sessions/drained"
+        pinned = lambda: list(directory.glob("capture-*.fleece"))
+        # The caller is stopped before it reads anything: the window needs it no more.
+        fault.write_text("thaw:1000\n")
+        snapshot = self.host.start("snapshot", "drained", "--name", "lost", "--disk-only", "--quiesce", "require")
+        self.addCleanup(lambda: (snapshot.kill(), snapshot.communicate()))
+        wait_for(lambda: "step=thaw" in (directory / "session.log").read_text(), "the thaw", 120)
+        os.kill(snapshot.pid, signal.SIGSTOP)
+        # Refused as long as the guest is frozen.
+        wait_for(lambda: self.host.run("exec", "drained", "--", "true").returncode == 0, "the end of the thaw", 120)
+        repository = self.host.directory / "repo"
+        away = self.host.directory / "repo-away"
+        # A guest that is held answers to no new command, so this one waits for the repository to go. What it overwrites first
+        # nobody can keep for the capture then; its read holds the guest.
+        write = f"dd if=/dev/zero of={OTHER} bs=64k conv=notrunc,fsync 2> /dev/null"
+        reading = self.host.start("exec", "drained", "--timeout", "240s", "--", "sh", "-c",
+                                  f"{write} count=1; echo ready; sleep 5; {write} count=4 seek=4; "
+                                  f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
+        self.addCleanup(lambda: (reading.kill(), reading.communicate()))
+        self.assertEqual(reading.stdout.readline(), "ready\n")
+        repository.rename(away)
+        try:
+            wait_for(lambda: self.status("drained") == "held", "the guest to be held", 60)
+        finally:
+            away.rename(repository)
+        output, errors = reading.communicate(timeout=240)
+        self.assertEqual(output, self.sum, errors)
+        self.assertTrue(pinned(), "it went on beside the capture, not after it")
+        os.kill(snapshot.pid, signal.SIGCONT)
+        _, errors = snapshot.communicate(timeout=240)
+        self.assertEqual(snapshot.returncode, 6, errors)
+        self.assertIn("disk vda cannot be read as of the snapshot's point any more", errors)
+        self.assertIn("take it again", errors)
+        wait_for(lambda: not pinned(), "the end of the capture", 60)
+        again = self.host.json("snapshot", "drained", "--name", "again", "--disk-only", "--quiesce", "require")
+        found = self.host.check_disk(self.host.export(again["id"], "--image", "vda"))
+        self.assertTrue(found["clean"])
+        self.assert_unharmed("drained")
 
 
 if __name__ == "__main__":

@@ -51,8 +51,9 @@ class Message {
 // One client. Every step returns false when the connection is over.
 class Connection {
  public:
-  Connection(int fd, const std::vector<NbdExport>& exports, const std::atomic<bool>& stopping)
-      : fd_(fd), exports_(exports), stopping_(stopping) {}
+  Connection(int fd, const std::vector<NbdExport>& exports, const std::atomic<bool>& stopping,
+             const std::atomic<bool>& failing)
+      : fd_(fd), exports_(exports), stopping_(stopping), failing_(failing) {}
 
   void Serve() {
     uint32_t client_flags;
@@ -170,7 +171,8 @@ class Connection {
     if (type == kBlockStatus) return StatusReply(cookie, offset, size, (flags & 8) != 0);
     if (type != kRead || size > kMaxRead) return ErrorReply(cookie, EINVAL);
     while (offset + size > export_->hang_reads_from && !stopping_) absl::SleepFor(absl::Milliseconds(5));
-    if (offset + size > export_->fail_reads_from) return ErrorReply(cookie, EIO);
+    if (offset + size > export_->drop_reads_from) return false;
+    if (failing_ || offset + size > export_->fail_reads_from) return ErrorReply(cookie, export_->read_error);
     return ChunkReply(cookie, 1, kOffsetData,
                       Message().U64(offset).Raw(absl::string_view(export_->content).substr(offset, size)).bytes());
   }
@@ -185,6 +187,7 @@ class Connection {
 
   bool StatusReply(uint64_t cookie, uint64_t offset, uint32_t size, bool only_one) {
     if (contexts_.empty()) return ErrorReply(cookie, EINVAL);
+    if (export_->status_error != 0) return ErrorReply(cookie, export_->status_error);
     for (uint32_t context : contexts_) {
       Message extents;
       extents.U32(context);
@@ -206,6 +209,7 @@ class Connection {
   const int fd_;
   const std::vector<NbdExport>& exports_;
   const std::atomic<bool>& stopping_;
+  const std::atomic<bool>& failing_;
   const NbdExport* export_ = nullptr;
   bool structured_ = false;
   std::vector<uint32_t> contexts_;
@@ -242,7 +246,7 @@ void NbdServer::AcceptLoop() {
     absl::MutexLock lock(&mutex_);
     connections_.push_back(connection);
     threads_.emplace_back([this, connection] {
-      Connection(connection->get(), exports_, stopping_).Serve();
+      Connection(connection->get(), exports_, stopping_, failing_).Serve();
       ::shutdown(connection->get(), SHUT_RDWR);
     });
   }

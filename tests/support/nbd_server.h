@@ -24,8 +24,11 @@ struct NbdExport {
   std::string content;
   std::string dirty_context;              // Empty: none.
   std::set<uint64_t> dirty;               // Numbers of blocks of kDirtyBlock bytes.
-  uint64_t fail_reads_from = UINT64_MAX;  // Reads that reach this offset get EIO.
+  uint64_t fail_reads_from = UINT64_MAX;  // Reads that reach this offset get read_error.
   uint64_t hang_reads_from = UINT64_MAX;  // They get no answer until the server ends.
+  uint64_t drop_reads_from = UINT64_MAX;  // They end their connection.
+  uint32_t read_error = 5;                // NBD_EIO; 22 is NBD_EINVAL.
+  uint32_t status_error = 0;              // What a question for extents gets; 0: an answer.
 
   static constexpr uint64_t kDirtyBlock = 64 << 10;
 };
@@ -37,6 +40,9 @@ class NbdServer {
   // Disconnects everybody.
   ~NbdServer();
 
+  // Until told otherwise, all reads get their export's read_error.
+  void FailReads(bool fail) { failing_ = fail; }
+
  private:
   NbdServer(OwnedFd listening, std::vector<NbdExport> exports)
       : listening_(std::move(listening)), exports_(std::move(exports)) {}
@@ -45,6 +51,7 @@ class NbdServer {
   const OwnedFd listening_;
   const std::vector<NbdExport> exports_;
   std::atomic<bool> stopping_ = false;
+  std::atomic<bool> failing_ = false;
   absl::Mutex mutex_;
   std::vector<std::shared_ptr<OwnedFd>> connections_ ABSL_GUARDED_BY(mutex_);  // Shared with their threads.
   std::vector<std::thread> threads_ ABSL_GUARDED_BY(mutex_);

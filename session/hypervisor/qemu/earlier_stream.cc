@@ -48,6 +48,12 @@ absl::Status AwaitEarlierStream(QemuMachine& machine) {
   for (;;) {
     STILL_ASSIGN_OR_RETURN(bool there, HasMigration(machine));
     if (!there) {
+      // Whoever began it wanted the VM to run and sent `cont` behind a `migrate` that was executed late. Since 9.0 QEMU
+      // restores the run state that the snapshot has found, "paused", in a bottom half that may come after that `cont`: a VM
+      // that is called paused then, though its vcpus run. Now nothing comes after it any more.
+      if (machine.earlier_stream != nullptr) {
+        STILL_RETURN_IF_ERROR(ResumeVcpus(*machine.qmp, machine.command_deadline));
+      }
       machine.earlier_stream.reset();
       return absl::OkStatus();
     }

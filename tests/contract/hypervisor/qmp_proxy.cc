@@ -21,6 +21,11 @@ void SendAll(int socket, const char* data, size_t size) {
   }
 }
 
+std::string NameOf(const std::string& line) {
+  nlohmann::json command = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  return command.is_object() ? command.value("execute", "?") : "?";
+}
+
 // The descriptor that comes with a chunk is that of its last line: a client sends one line at a time.
 ssize_t Receive(int socket, char* chunk, OwnedFd& fd) {
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
@@ -66,8 +71,15 @@ void QmpProxy::HoldAfter(uint64_t commands) {
   held_.clear();
 }
 
+void QmpProxy::HoldAt(const std::string& command) {
+  absl::MutexLock lock(&mutex_);
+  hold_at_ = command;
+  held_.clear();
+}
+
 void QmpProxy::LetGo() {
   absl::MutexLock lock(&mutex_);
+  hold_at_.clear();
   hold_after_ = UINT64_MAX;
 }
 
@@ -78,10 +90,12 @@ std::string QmpProxy::held() const {
 
 void QmpProxy::AwaitTurn(const std::string& line) {
   absl::MutexLock lock(&mutex_);
-  if (++seen_ > hold_after_ && held_.empty()) {
-    nlohmann::json command = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    held_ = command.is_object() ? command.value("execute", "?") : "?";
+  ++seen_;
+  if (!hold_at_.empty() && NameOf(line) == hold_at_) {
+    hold_after_ = seen_ - 1;
+    hold_at_.clear();
   }
+  if (seen_ > hold_after_ && held_.empty()) held_ = NameOf(line);
   auto turn = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return seen_ <= hold_after_; };
   mutex_.Await(absl::Condition(&turn));
 }

@@ -23,6 +23,8 @@ class QmpProxy {
   OwnedFd TakeClient() { return std::move(client_); }
   // The command after the next `commands` ones and all that follow wait, until LetGo.
   void HoldAfter(uint64_t commands);
+  // The next one of this name and all that follow wait, until LetGo.
+  void HoldAt(const std::string& command);
   void LetGo();
   // The first command that waits or has waited; empty when none has.
   std::string held() const;
@@ -40,6 +42,7 @@ class QmpProxy {
   mutable absl::Mutex mutex_;
   uint64_t seen_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t hold_after_ ABSL_GUARDED_BY(mutex_) = UINT64_MAX;
+  std::string hold_at_ ABSL_GUARDED_BY(mutex_);
   std::string held_ ABSL_GUARDED_BY(mutex_);
   std::thread commands_;
   std::thread answers_;

@@ -13,6 +13,7 @@
 namespace still::agent {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -166,6 +167,16 @@ TEST_F(DiskSurveyTest, WhatCouldNotBeLookedAtIsNotCovered) {
   ASSERT_EQ(disk.uses_size(), 2);
   EXPECT_EQ(disk.uses(0).detail(), "too many open files");
   EXPECT_EQ(disk.uses(1).state(), pb::DiskUse::NOT_COVERED);
+}
+
+// An answer has room for 2,048 of them.
+TEST_F(DiskSurveyTest, ANameThatIsNoTextIsNoLongerThanOthers) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  const std::string table = absl::StrCat("1 0 254:0 / /", std::string(900, '\xff'), " rw - ext4 /dev/vda rw\n");
+  pb::Disk disk = Describe(table, {{254, 0}});
+  ASSERT_EQ(disk.uses_size(), 1);
+  EXPECT_LE(disk.uses(0).name().size(), 256u);
+  EXPECT_THAT(disk.uses(0).name(), AllOf(HasSubstr("\\xff"), HasSubstr("...")));
 }
 
 TEST_F(DiskSurveyTest, AGuestOfManyUsesIsCutWithAWordAboutIt) {

@@ -148,7 +148,7 @@ inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
   for (const DeviceId& device : watched) report.watched[device].insert("vda");
   for (const MountEntry& mount : facts.survey.mounts) {
     pb::DiskUse use;
-    use.set_name(mount.mount_point);
+    use.set_name(mount.mount_point.substr(0, 64));  // Cut, as those of KernelDisks are.
     auto clean = facts.clean.find(mount.device);
     if (facts.frozen.contains(mount.device)) {
       use.set_state(pb::DiskUse::FROZEN);

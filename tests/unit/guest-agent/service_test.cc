@@ -190,6 +190,41 @@ TEST_F(ServiceTest, ManyMountsWhosePathsAreNoTextLeaveTheAnswerShortEnough) {
   EXPECT_THAT(frozen.skipped(frozen.skipped_size() - 1).detail(), HasSubstr("more"));
 }
 
+// As the host counts: it compares the two numbers.
+TEST_F(ServiceTest, ManyFrozenFileSystemsAreAllCountedAndTheAnswersStayShortEnough) {
+  constexpr int kMounts = 700;
+  std::string path = "/";
+  for (int i = 0; i < 900; ++i) path += '\xff';
+  for (int i = 0; i < kMounts; ++i) {
+    guest_.AddMount(absl::StrCat(90001000 + i, " 90000021 7:", i, " / ", path, i, " rw - ext4 /dev/loop", i, " rw\n"));
+  }
+  ConnectAndInit();
+  grpc::ClientContext quiesce, status_context, thaw;
+  pb::QuiesceResponse frozen;
+  grpc::Status status = stub_->Quiesce(&quiesce, QuiesceOf("t"), &frozen);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(frozen.frozen_size(), kMounts + 1);
+  EXPECT_EQ(guest_.frozen_now(), kMounts + 1);
+  EXPECT_LT(frozen.ByteSizeLong(), 2u << 20);
+  int told = 0;
+  while (!frozen.frozen(told).mount_point().empty()) ++told;
+  EXPECT_EQ(frozen.frozen(told - 1).mount_point(), absl::StrCat("and ", kMounts + 2 - told, " more"));
+  pb::QuiesceStatusResponse quiesce_status;
+  ASSERT_TRUE(stub_->QuiesceStatus(&status_context, {}, &quiesce_status).ok());
+  EXPECT_EQ(quiesce_status.frozen_size(), kMounts + 1);
+  EXPECT_LT(quiesce_status.ByteSizeLong(), 2u << 20);
+
+  // Somebody else thaws them all.
+  for (int i = 0; i < kMounts; ++i) guest_.superblock(absl::StrCat(path, i)).freezes = 0;
+  pb::ThawRequest request;
+  request.set_token("t");
+  pb::ThawResponse thawed;
+  ASSERT_TRUE(stub_->Thaw(&thaw, request, &thawed).ok());
+  EXPECT_EQ(thawed.thawed(), 1u);
+  EXPECT_LT(thawed.ByteSizeLong(), 2u << 20);
+  EXPECT_THAT(thawed.thawed_early(thawed.thawed_early_size() - 1), HasSubstr("more"));
+}
+
 TEST_F(ServiceTest, AFrozenGuestAdoptsItsIdentityAndRunsOn) {
   ConnectAndInit();
   EXPECT_THAT(init_.features(), ::testing::ElementsAre("identity", "disks"));

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/file.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/nbd_server.h"
 #include "tests/unit/snapshot/recording_image.h"
@@ -14,6 +15,8 @@ using ::still::testing::NbdExport;
 using ::still::testing::NbdServer;
 using ::still::testing::RecordedImage;
 using ::still::testing::RecordingImage;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 
 constexpr uint64_t kBytes = 3 << 20;
 
@@ -74,6 +77,33 @@ TEST_F(DiskDrainTest, OfACleanRangeTheParentIsKeptAndNothingIsRead) {
 TEST_F(DiskDrainTest, AReadErrorEndsIt) {
   export_.fail_reads_from = (1 << 20) + 4096;
   EXPECT_FALSE(Drain().ok());
+}
+
+// The answers of a QEMU whose copy-before-write filter has broken its snapshot (qemu_broken_pin_test.cc).
+TEST_F(DiskDrainTest, APinThatIsBrokenIsCalledThatAndWhatToDo) {
+  export_.read_error = export_.status_error = 22;
+  const auto expect_told = [this] {
+    absl::Status drained = Drain().status();
+    EXPECT_EQ(drained.code(), absl::StatusCode::kAborted) << drained;
+    EXPECT_THAT(
+        std::string(drained.message()),
+        AllOf(HasSubstr("disk vda cannot be read as of the snapshot's point any more"), HasSubstr("take it again")));
+  };
+  expect_told();
+  export_.status_error = 0;
+  export_.fail_reads_from = (1 << 20) + 4096;
+  expect_told();
+}
+
+// Why, the other side knows: it is no fault of what was asked.
+TEST_F(DiskDrainTest, AConnectionThatIsCutOffIsAServerThatHasGone) {
+  for (uint64_t from : {uint64_t{1}, uint64_t{1} << 20, uint64_t{kBytes} - 1}) {
+    SCOPED_TRACE(from);
+    export_.content.assign(kBytes, 'x');
+    export_.drop_reads_from = from;
+    absl::Status drained = Drain().status();
+    EXPECT_EQ(drained.code(), absl::StatusCode::kUnavailable) << drained;
+  }
 }
 
 TEST_F(DiskDrainTest, AServerThatHangsIsGivenUp) {
