@@ -13,6 +13,7 @@ namespace {
 
 using store::RunOutcome;
 using store::RunRow;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
