@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clean_text.h"
 #include "base/code_point.h"
+#include "base/hex.h"
 #include "base/name_match.h"
 
 namespace still {
@@ -62,7 +63,7 @@ std::string UnescapeName(absl::string_view text) {
   std::string out;
   while (!text.empty()) {
     if (BeginsWithEscape(text)) {
-      out += absl::HexStringToBytes(text.substr(2, 2));
+      out += BytesFromHex(text.substr(2, 2)).value_or("");
       text.remove_prefix(kEscape);
       continue;
     }

@@ -18,7 +18,7 @@
 namespace still::snapshot {
 namespace {
 
-constexpr size_t kDiskBytes = 64 << 20;
+constexpr size_t kImageBytes = 64 << 20;
 constexpr size_t kLongestFile = 16 << 20;
 
 // As ext4 refuses what is longer than 16 TiB - 4 KiB: with EFBIG.
@@ -46,9 +46,9 @@ class SessionFilesTest : public ::testing::Test {
     const store::RepositoryOptions repository = {.path = JoinPath(root_, "repository"), .workers = 1};
     ASSERT_TRUE(store::Repository::Init(repository).ok());
     repository_ = *store::Repository::Open(repository);
-    disk_ = std::string(kDiskBytes, '\0');
+    disk_ = std::string(kImageBytes, '\0');
     disk_.replace(0, 5, "begin");
-    disk_.replace(kDiskBytes - 3, 3, "end");
+    disk_.replace(kImageBytes - 3, 3, "end");
     const std::string path = JoinPath(root_, "disk.img");
     ASSERT_TRUE(WriteFileAtomically(path, disk_).ok());
     absl::StatusOr<manifestpb::Snapshot> imported = ImportFile(*repository_, {.path = path});
@@ -83,7 +83,7 @@ TEST_F(SessionFilesTest, ADiskIsARawFile) {
   const sessionpb::DiskFile file = Write();
   EXPECT_EQ(file.format(), "raw");
   EXPECT_EQ(file.path(), "/used/as/vda.raw");
-  EXPECT_TRUE(ReadFile(JoinPath(directory_, "vda.raw"), kDiskBytes).value_or("") == disk_);
+  EXPECT_TRUE(ReadFile(JoinPath(directory_, "vda.raw"), kImageBytes).value_or("") == disk_);
 }
 
 TEST_F(SessionFilesTest, ADiskThatIsLongerThanAnyFileIsQcow2) {
@@ -102,7 +102,7 @@ TEST_F(SessionFilesTest, ADiskThatIsLongerThanAnyFileIsQcow2) {
       RunCommand({.argv = {"qemu-img", "convert", "-f", "qcow2", "-O", "raw", JoinPath(directory_, "vda.qcow2"), back}},
                  absl::Minutes(5));
   ASSERT_TRUE(converted.ok() && converted->exit.ok()) << converted.status();
-  EXPECT_TRUE(ReadFile(back, kDiskBytes).value_or("") == disk_);
+  EXPECT_TRUE(ReadFile(back, kImageBytes).value_or("") == disk_);
 }
 
 }  // namespace
