@@ -34,6 +34,8 @@ UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|HA[C]K)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.$}*])/(?:ro[o]t|wo[r]k|fa[r]m)/\w")
 REGISTRY_HOST = re.compile(r"\b(?:de[b]\.debian\.org|security\.de[b]ian\.org|pyp[i]\.org|pythonhoste[d]\.org|npmj[s]\.org|"
                            r"crates\.i[o]|golan[g]\.org)\b")
+# What one of the two Debians' libraries warns of, and the other's compiler does not see; and what we have instead.
+DEPRECATED_CALLS = {re.compile(r"\babsl::HexStringTo[B]ytes\b"): "BytesFromHex (base/hex.h)"}
 
 TEXT_SUFFIXES = {".cc", ".h", ".py", ".sh", ".md", ".txt", ".cmake", ".proto", ".json", ".yml", ".sql", ""}
 SKIPPED = {"build", ".git", "__pycache__"}
@@ -154,7 +156,7 @@ def check_sizes(root):
 
 
 def check_words(root):
-    """Nothing unfinished, nothing of one machine or one network."""
+    """Nothing unfinished, nothing of one machine, one network or one release of a library."""
     for path in text_files(root):
         for number, line in enumerate(lines_of(path), 1):
             where = f"{path.relative_to(root)}:{number}"
@@ -164,6 +166,9 @@ def check_words(root):
                 yield f"{where}: a path of one machine"
             if REGISTRY_HOST.search(line):
                 yield f"{where}: a registry's host name; the machine's own configuration knows it"
+            for call, instead in DEPRECATED_CALLS.items():
+                if call.search(line):
+                    yield f"{where}: deprecated on Debian 13; use {instead}"
 
 
 def check_files(root):

@@ -84,7 +84,8 @@ class LintTest(unittest.TestCase):
         self.assert_finds("words")
         self.write("base/bad.cc", "// TO" + "DO: later\n// /wo" + "rk/x\n\n// see deb" + ".debian.org\n")
         self.write("docs/bad.md", "FIX" + "ME\n")
-        self.assert_finds("words", "base/bad.cc:1", "base/bad.cc:2", "base/bad.cc:4", "docs/bad.md:1")
+        self.write("base/old.cc", "absl::HexStringTo" + "Bytes(text);\n")
+        self.assert_finds("words", "base/bad.cc:1", "base/bad.cc:2", "base/bad.cc:4", "base/old.cc:1", "docs/bad.md:1")
 
     def test_headers_without_purpose_orphans_and_dead_links_are_found(self):
         self.write("base/CMakeLists.txt", "still_library(x SRCS good.cc DEPS y)\n")
