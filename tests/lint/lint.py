@@ -36,6 +36,14 @@ REGISTRY_HOST = re.compile(r"\b(?:de[b]\.debian\.org|security\.de[b]ian\.org|pyp
                            r"crates\.i[o]|golan[g]\.org)\b")
 # What one of the two Debians' libraries warns of, and the other's compiler does not see; and what we have instead.
 DEPRECATED_CALLS = {re.compile(r"\babsl::HexStringTo[B]ytes\b"): "BytesFromHex (base/hex.h)"}
+# What other headers happen to bring on one Debian and not on the other.
+HEADERS_OF_CALLS = {
+    "absl/strings/match.h": re.compile(r"\babsl::(?:StrContains|StartsWith|EndsWith|EqualsIgnoreCase)\b"),
+    "absl/strings/str_cat.h": re.compile(r"\babsl::(?:StrCat|StrAppend)\b"),
+    "absl/strings/str_join.h": re.compile(r"\babsl::StrJoin\b"),
+    "absl/strings/str_split.h": re.compile(r"\babsl::StrSplit\b"),
+    "absl/strings/strip.h": re.compile(r"\babsl::(?:Consume|Strip)(?:Prefix|Suffix)\b"),
+}
 
 TEXT_SUFFIXES = {".cc", ".h", ".py", ".sh", ".md", ".txt", ".cmake", ".proto", ".json", ".yml", ".sql", ""}
 SKIPPED = {"build", ".git", "__pycache__"}
@@ -75,10 +83,21 @@ def shell_scripts(root):
     return [path for path in text_files(root) if re.match(r"#!.*\b(?:ba)?sh\b", (lines_of(path) or [""])[0])]
 
 
+def missing_headers(path):
+    """The headers of what a file calls that neither it nor its own header includes."""
+    text = path.read_text(encoding="utf-8")
+    own = path.with_suffix(".h")
+    included = text + (own.read_text(encoding="utf-8") if path.suffix == ".cc" and own.exists() else "")
+    for header, call in HEADERS_OF_CALLS.items():
+        if call.search(text) and f'#include "{header}"' not in included:
+            yield header
+
+
 def check_includes(root):
-    """Arrows between folders are kept, and includes are written from the project's root."""
+    """Arrows between folders are kept, includes are written from the project's root, and what is called is included."""
     for path in cxx_files(root):
         here = path.relative_to(root)
+        yield from (f"{here}:1: include {header}" for header in missing_headers(path))
         folder = here.parts[0]
         for number, line in enumerate(lines_of(path), 1):
             match = re.match(r'\s*#\s*include\s+"([^"]+)"', line)

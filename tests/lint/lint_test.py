@@ -42,6 +42,13 @@ class LintTest(unittest.TestCase):
         self.write("store/bad.cc", '#include "tests/unit/a.h"\n#include "session/a.h"\n')
         self.assert_finds("includes", "base/bad.cc:1", "session/bad.cc:2", "store/bad.cc:1", "store/bad.cc:2")
 
+    def test_a_call_without_its_header_is_found(self):
+        self.write("base/a.h", HEADER + '#include "absl/strings/str_cat.h"\n')
+        self.write("base/a.cc", '#include "base/a.h"\nabsl::StrAppend(&text, 1);\n')
+        self.assert_finds("includes")
+        self.write("base/b.cc", '#include "base/a.h"\nabsl::StrCat(absl::StrJoin(list, ","));\n')
+        self.assert_finds("includes", "base/b.cc:1: include absl/strings/str_cat.h", "base/b.cc:1: include absl/strings/str_join.h")
+
     def test_an_include_that_is_not_from_the_root_is_found(self):
         self.write("base/a.h", HEADER)
         self.write("base/bad.cc", '#include "a.h"\n#include "../base/a.h"\n#include "base/missing.h"\n')

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 
+#include "absl/strings/str_cat.h"
 #include "tests/support/fault/sqlite_faults.h"
 #include "tests/unit/store/test_repository.h"
 

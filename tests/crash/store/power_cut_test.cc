@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 
+#include "absl/strings/str_cat.h"
 #include "tests/support/fault/simulated_disk.h"
 #include "tests/unit/store/test_repository.h"
 

@@ -5,6 +5,7 @@
 
 #include <functional>
 
+#include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "tests/unit/store/test_repository.h"
 

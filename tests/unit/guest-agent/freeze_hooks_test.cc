@@ -1,4 +1,5 @@
 // When the controller runs hooks, and what becomes of their failures.
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

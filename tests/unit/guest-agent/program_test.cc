@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
 
+#include "absl/strings/str_cat.h"
 #include "base/process.h"
 #include "base/unix_socket.h"
 #include "gmock/gmock.h"

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "store/pack/pack_format.h"
 #include "tests/unit/store/test_repository.h"
 
