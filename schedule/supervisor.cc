@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "session/control/session_registry.h"
 #include "snapshot/drill.h"
+#include "store/config.h"
 
 namespace still::schedule {
 namespace {
@@ -92,9 +93,19 @@ absl::Status Supervisor::TakeOverOnce() {
   return charge_.valid() ? scheduler_->Load() : absl::OkStatus();
 }
 
+// Of an encrypted repository the catalog lies elsewhere: it is still there when the repository is not.
+absl::Status Supervisor::LookWhetherItIsThere() {
+  const std::string& path = options_.repository.path;
+  auto opened = looking_.Try([config = JoinPath(path, store::kConfigObject)] { return OpenFile(config, O_RDONLY); },
+                             kLongestOpening);
+  if (!opened.has_value()) return absl::DeadlineExceededError(absl::StrCat(path, ": it does not answer"));
+  return opened->status();
+}
+
 // A catalog is a cache: whoever deletes or rebuilds it must not stop the schedules.
 absl::Status Supervisor::KeepRepositoryOpen() {
   absl::Status why = why_closed_;
+  if (why.ok()) why = LookWhetherItIsThere();
   if (why.ok()) why = catalog_->CheckNotReplaced();
   if (why.ok()) return why;
   if (absl::Status used = Use(TryToOpen(kLongestOpening)); !used.ok()) {

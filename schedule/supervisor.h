@@ -95,6 +95,7 @@ class Supervisor {
   absl::StatusOr<Opened> TryToOpen(absl::Duration wait) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Use(absl::StatusOr<Opened> opened) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status TakeOverOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status LookWhetherItIsThere() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status KeepRepositoryOpen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   schedulepb::CheckReport ReportLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -104,6 +105,7 @@ class Supervisor {
   std::unique_ptr<HookAnnouncer> announcer_;
   absl::Mutex mutex_;
   InBackground<Opened> opening_ ABSL_GUARDED_BY(mutex_);
+  InBackground<OwnedFd> looking_ ABSL_GUARDED_BY(mutex_);
   absl::Status why_closed_ ABSL_GUARDED_BY(mutex_);                        // Of the last try to open it.
   std::shared_ptr<store::Repository> repository_ ABSL_GUARDED_BY(mutex_);  // Shared with those who read it.
   std::unique_ptr<store::Catalog> catalog_ ABSL_GUARDED_BY(mutex_);

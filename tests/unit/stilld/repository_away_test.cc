@@ -135,6 +135,23 @@ TEST_F(RepositoryAwayTest, ItBeginsWithoutItTellsAndGoesOnWhenItIsBack) {
   EXPECT_THAT(Metrics().Render(*figures), HasSubstr("stillpoint_repository_snapshots 0"));
 }
 
+// Its catalog lies in the cache, and is still there.
+TEST_F(RepositoryAwayTest, AnEncryptedOneThatGoesWhileItRunsIsTold) {
+  ASSERT_TRUE(RemoveTree(options_.repository.path).ok());
+  ASSERT_EQ(::setenv("STILL_CACHE_DIR", JoinPath(root_, "cache").c_str(), 1), 0);
+  options_.repository.credentials.passphrase = "secret";
+  options_.repository.key_cost = {.passes = 1, .memory_kib = 8192};
+  ASSERT_TRUE(store::Repository::Init(options_.repository).ok());
+  Begin();
+  TurnUntil([](const auto& report) { return report.turned_unix_ns() != 0; });
+  TakeAway();
+  const auto told = TurnUntil([](const auto& report) { return Find(report, "scheduler") != nullptr; });
+  EXPECT_THAT(Find(told, "scheduler")->message(), HasSubstr("the repository cannot be opened"));
+  BringBack();
+  TurnUntil([](const auto& report) { return Find(report, "scheduler") == nullptr; });
+  ::unsetenv("STILL_CACHE_DIR");
+}
+
 // Nothing ends a system call that hangs: neither the start nor a turn may wait for it.
 TEST_F(RepositoryAwayTest, OneThatHangsHoldsUpNeitherTheStartNorATurn) {
   const std::string config = JoinPath(options_.repository.path, "config");
