@@ -153,6 +153,8 @@ TEST_F(HookOrderTest, AThawDoesNotWaitForItsHooksButTheNextFreezeDoes) {
   EXPECT_TRUE(Quiesce(QuiesceOf("v")).ok());
   EXPECT_THAT(guest_.hooks.ran, ElementsAre("freeze h1", "freeze h2", "freeze h3", "thaw h3", "thaw h2", "thaw h1",
                                             "freeze h1", "freeze h2", "freeze h3"));
+  ASSERT_TRUE(controller().Thaw(ThawOf("v")).ok());
+  AfterThawHooks();  // They use `go_on`.
 }
 
 TEST_F(HookOrderTest, TheMountTableIsReadAgainAfterTheHooks) {
@@ -164,7 +166,8 @@ TEST_F(HookOrderTest, TheMountTableIsReadAgainAfterTheHooks) {
   ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   EXPECT_EQ(surveys_at_hook, 1);
   EXPECT_EQ(guest_.surveys, 3);                      // And for the disks, while frozen.
-  ASSERT_TRUE(controller().Thaw(ThawOf("t")).ok());  // While what the hooks write to still lives.
+  ASSERT_TRUE(controller().Thaw(ThawOf("t")).ok());
+  AfterThawHooks();  // They use what is above.
 }
 
 }  // namespace

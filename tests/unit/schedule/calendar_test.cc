@@ -52,9 +52,10 @@ std::vector<std::string> Theirs(const std::string& expression, absl::Time from, 
   if (!output->exit.ok()) return {"invalid"};
   std::vector<std::string> times;
   for (absl::string_view line : absl::StrSplit(output->stdout_text, '\n')) {
-    // "    Next elapse: Sun 2026-11-22 23:00:00 UTC", "       Iter. #2: Sun ...".
-    bool first = absl::StrContains(line, "Next elapse: ");
-    if ((!first && !absl::StrContains(line, "Iter. #")) || absl::StrContains(line, "never")) continue;
+    // "    Next elapse: Sun 2026-11-22 23:00:00 UTC", "       Iter. #2: Sun ..."; systemd 257 writes "   Iteration #2: Sun ...".
+    const bool is_time = absl::StrContains(line, "Next elapse: ") || absl::StrContains(line, "Iter. #") ||
+                         absl::StrContains(line, "Iteration #");
+    if (!is_time || absl::StrContains(line, "never")) continue;
     std::vector<std::string> words = absl::StrSplit(line.substr(line.find(": ") + 2), ' ');
     if (words.size() >= 3) times.push_back(absl::StrCat(words[1], " ", words[2]));
   }
