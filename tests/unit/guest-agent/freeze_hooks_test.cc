@@ -165,7 +165,7 @@ TEST_F(HookOrderTest, TheMountTableIsReadAgainAfterTheHooks) {
   };
   ASSERT_TRUE(Quiesce(QuiesceOf("t")).ok());
   EXPECT_EQ(surveys_at_hook, 1);
-  EXPECT_EQ(guest_.surveys, 3);                      // And for the disks, while frozen.
+  EXPECT_EQ(guest_.surveys, 3);  // And for the disks, while frozen.
   ASSERT_TRUE(controller().Thaw(ThawOf("t")).ok());
   AfterThawHooks();  // They use what is above.
 }
