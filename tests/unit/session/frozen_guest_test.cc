@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "absl/synchronization/mutex.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/fake_agent.h"
@@ -30,8 +31,10 @@ TEST(FrozenGuest, RecheckAndThawTakeOneRoundTripEach) {
 
 TEST(FrozenGuest, AThawWhoseConnectionIsLostIsAskedForAgainByTheSameToken) {
   still::testing::FakeAgent agent;
+  absl::Mutex mutex;
   std::vector<guestpb::ThawRequest> asked;
   agent.thaw = [&](const guestpb::ThawRequest& request, guestpb::ThawResponse* response) {
+    absl::MutexLock lock(&mutex);
     asked.push_back(request);
     response->set_cause(guestpb::REQUESTED);
     return asked.size() == 1 ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "reset") : grpc::Status::OK;
@@ -41,6 +44,7 @@ TEST(FrozenGuest, AThawWhoseConnectionIsLostIsAskedForAgainByTheSameToken) {
   ASSERT_TRUE(frozen.ok()) << frozen.status();
   absl::StatusOr<guestpb::ThawResponse> thawed = frozen->Thaw(absl::Seconds(20));
   ASSERT_TRUE(thawed.ok()) << thawed.status();
+  absl::MutexLock lock(&mutex);
   ASSERT_EQ(asked.size(), 2u);
   EXPECT_FALSE(asked[0].token().empty());
   EXPECT_EQ(asked[0].token(), asked[1].token());

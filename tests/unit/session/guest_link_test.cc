@@ -126,7 +126,7 @@ TEST_F(GuestLinkTest, WhoWasTurnedAwayIsNamedWhereAnAgentIsMissed) {
 }
 
 TEST_F(GuestLinkTest, AFrozenGuestIsAskedAgainToPowerOff) {
-  int asked = 0;
+  std::atomic<int> asked = 0;
   first_.lie = [&](const std::string& call, google::protobuf::Message&) {
     if (call != "Shutdown" || ++asked > 2) return grpc::Status::OK;
     return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "refused while the guest is frozen");
