@@ -28,6 +28,8 @@ ARROWS = {
 MAX_HEADER_LINES = 200
 MAX_SOURCE_LINES = 450
 MAX_FUNCTION_LINES = 70
+FORMATTER = "14"  # Each version of clang-format has its own view of a few lines.
+SKIPPED_EXIT_CODE = 77
 
 # Written so that they do not find themselves.
 UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|HA[C]K)\b")
@@ -250,11 +252,21 @@ def check_scripts(root):
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
 
 
+def other_clang_format():
+    """Its version where it formats otherwise than Debian 12's, of which the project's format is; else nothing."""
+    said = subprocess.run(["clang-format", "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"version (\d+)", said)
+    return version[1] if version and version[1] != FORMATTER else ""
+
+
 def main():
     if len(sys.argv) not in (2, 3) or sys.argv[1] not in CHECKS:
         print(f"usage: lint.py {'|'.join(CHECKS)} [ROOT]", file=sys.stderr)
         return 2
     root = pathlib.Path(sys.argv[2] if len(sys.argv) == 3 else pathlib.Path(__file__).parents[2]).resolve()
+    if sys.argv[1] == "format" and len(sys.argv) == 2 and (version := other_clang_format()):
+        print(f"skipped: lint_format: clang-format {version} formats otherwise than {FORMATTER}, which is Debian 12's")
+        return SKIPPED_EXIT_CODE
     findings = list(CHECKS[sys.argv[1]](root))
     for finding in findings:
         print(finding)
