@@ -62,7 +62,7 @@ void GuestLink::AcceptLoop() {
     if (connection.ok()) {
       BeginHandshake(*std::move(connection));
     } else if (absl::IsPermissionDenied(connection.status())) {
-      Refused(connection.status());
+      Refused(connection.status(), unprivileged_lines_);
     } else {
       LogWarning("guest connection not accepted", {{"error", connection.status().ToString()}});
       Clock::Real().Sleep(absl::Milliseconds(100));  // Whatever it is (descriptors, memory), do not spin on it.
@@ -71,8 +71,8 @@ void GuestLink::AcceptLoop() {
   ReapHandshakes(/*all=*/true);
 }
 
-void GuestLink::Refused(const absl::Status& why) {
-  if (auto left_out = refused_lines_.Admit(); left_out.has_value()) {
+void GuestLink::Refused(const absl::Status& why, LogLimiter& lines) {
+  if (auto left_out = lines.Admit(); left_out.has_value()) {
     LogWarning("turned away who dialled as the guest's agent", {{"why", why.message()}, {"left_out", *left_out}});
   }
   absl::MutexLock lock(&mutex_);
@@ -136,7 +136,7 @@ void GuestLink::Offer(std::shared_ptr<GuestClient> client) {
     present = client_;
   }
   if (present != nullptr && present->Ping(kPingTimeout).ok()) {
-    Refused(absl::AlreadyExistsError("the guest has a connected agent, and it answers"));
+    Refused(absl::AlreadyExistsError("the guest has a connected agent, and it answers"), second_agent_lines_);
     return;
   }
   LogInfo("guest agent connected", {{"version", client->init().agent_version()}});

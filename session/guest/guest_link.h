@@ -71,7 +71,8 @@ class GuestLink {
   };
 
   void AcceptLoop();
-  void Refused(const absl::Status& why);
+  // Logs it as often as `lines` admits: each reason has lines of its own, so that none hides another.
+  void Refused(const absl::Status& why, LogLimiter& lines);
   void BeginHandshake(OwnedFd connection);
   // Takes finished ones away, and with `all` ends and awaits the others.
   void ReapHandshakes(bool all);
@@ -90,7 +91,8 @@ class GuestLink {
   std::string refused_ ABSL_GUARDED_BY(mutex_);
   std::list<Handshake> handshakes_ ABSL_GUARDED_BY(mutex_);  // The oldest first.
   absl::Mutex offer_mutex_;  // One newcomer after the other, while the present agent is asked.
-  LogLimiter refused_lines_;
+  LogLimiter unprivileged_lines_;
+  LogLimiter second_agent_lines_;
   LogLimiter handshake_lines_;
   std::thread thread_;
 };

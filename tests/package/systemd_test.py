@@ -163,7 +163,7 @@ class Systemd(unittest.TestCase):
 
     def drill_inside_the_unit(self):
         self.say("a drill")
-        self.run_("still schedule add trial --kind drill --session web --on 'Sun 05:00' --check 'test -e /etc/inittab'")
+        self.run_("still schedule add trial --kind drill --session web --on 'Sun 05:00' --check 'test -e /etc/inittab && sleep 10'")
         self.run_("still schedule run-now trial")
         users = set()
 

@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "absl/synchronization/notification.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/unix_socket.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -28,11 +30,18 @@ constexpr absl::Duration kLinkPatience = absl::Seconds(60);
 class GuestLinkTest : public ::testing::Test {
  protected:
   void SetUp() override {
+    impostor_lines_ = 0;
+    SetLogSink([](absl::string_view line) { impostor_lines_ += absl::StrContains(line, "unprivileged port") ? 1 : 0; });
     auto vsock = std::make_unique<still::testing::ScriptedVsock>();
     vsock_ = vsock.get();
     first_.version = "first";
     second_.version = "second";
     link_ = std::make_unique<GuestLink>(std::move(vsock), GuestHello{.session = "web"});
+  }
+
+  void TearDown() override {
+    link_.reset();  // Its threads log.
+    SetLogSink(nullptr);
   }
 
   // The version of the agent that answers.
@@ -46,6 +55,7 @@ class GuestLinkTest : public ::testing::Test {
     return condition();
   }
 
+  static inline std::atomic<int> impostor_lines_ = 0;
   still::testing::ScriptedVsock* vsock_ = nullptr;
   still::testing::FakeAgent first_;
   still::testing::FakeAgent second_;
@@ -123,6 +133,15 @@ TEST_F(GuestLinkTest, WhoWasTurnedAwayIsNamedWhereAnAgentIsMissed) {
   vsock_->Push(first_.Dial());
   EXPECT_EQ(Agent(), "first");
   EXPECT_EQ(link_->refused(), "") << "past";
+}
+
+TEST_F(GuestLinkTest, ASecondAgentThatDialsAgainAndAgainDoesNotHideTheLineAboutAnImpostor) {
+  vsock_->Push(first_.Dial());
+  EXPECT_EQ(Agent(), "first");
+  vsock_->Push(second_.Dial());
+  EXPECT_TRUE(ComesTrue([&] { return absl::StrContains(link_->refused(), "has a connected agent"); }));
+  vsock_->Push(absl::PermissionDeniedError("it dialled from an unprivileged port"));
+  EXPECT_TRUE(ComesTrue([] { return impostor_lines_ == 1; }));
 }
 
 TEST_F(GuestLinkTest, AFrozenGuestIsAskedAgainToPowerOff) {
