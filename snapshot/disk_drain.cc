@@ -52,6 +52,13 @@ absl::Status RequestError(const NbdSource& source, nbd_handle* nbd, absl::string
         "a block, its old content could not be read and kept in time (a storage or a repository that was away, slow ",
         "or full); the guest went on, and this snapshot is lost; take it again (", status.message(), ")"));
   }
+  // Of what the disk lies on; QEMU has told us no more.
+  if (error_number == EIO) {
+    return absl::UnavailableError(absl::StrCat(
+        "disk ", source.export_name, " cannot be read: its storage fails, or the repository of a lazy restore is away ",
+        "(`still ps` says more); nothing was changed, take the snapshot again when it is back (", status.message(),
+        ")"));
+  }
   return status;
 }
 

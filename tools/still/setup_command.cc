@@ -150,6 +150,11 @@ absl::Status Setup::MakeRepository() {
   // There already: whoever opens it is not shut out by what we go on to store.
   absl::StatusOr<std::unique_ptr<store::Repository>> opened = store::Repository::Open(options);
   if (!opened.ok()) return step.changed || !PathExists(JoinPath(options.path, "config")) ? made : opened.status();
+  if (!(*opened)->encrypted() && (arguments_.generate_passphrase || !arguments_.passphrase_file.empty())) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "repository ", options.path, " is there already, without encryption, and cannot be encrypted later: ",
+        "give another place by --repo, or no passphrase"));
+  }
   step.detail = absl::StrCat(options.path, (*opened)->encrypted() ? ", encrypted" : ", WITHOUT encryption");
   return Note(std::move(step));
 }
@@ -300,10 +305,13 @@ void AddSetupCommand(CLI::App& app, Context& context) {
   CLI::App* setup = context.AddCommand(
       app, "setup", "Make this host take snapshots every night: repository, passphrase, stilld, a schedule",
       [=](Context& c) { return RunSetup(c, *arguments, *schedule); });
-  setup->add_flag("--no-encryption", arguments->no_encryption, "A repository that whoever has the disk can read");
-  setup->add_flag("--generate-passphrase", arguments->generate_passphrase, "Make one up and show it, once");
+  CLI::Option* plain =
+      setup->add_flag("--no-encryption", arguments->no_encryption, "A repository that whoever has the disk can read");
+  setup->add_flag("--generate-passphrase", arguments->generate_passphrase, "Make one up and show it, once")
+      ->excludes(plain);
   setup->add_option("--passphrase-file", arguments->passphrase_file, "Read it from here (or STILL_PASSPHRASE)")
-      ->type_name(kFileType);
+      ->type_name(kFileType)
+      ->excludes(plain);
   setup->add_option("--webhook", arguments->webhook, "URL that gets each alert as JSON");
   setup->add_option("--notify-command", arguments->notify_command, "Shell command for each alert");
   setup->add_option("--mail-to", arguments->mail_to, "Address that gets each alert by sendmail");

@@ -74,9 +74,12 @@ TEST_F(DiskDrainTest, OfACleanRangeTheParentIsKeptAndNothingIsRead) {
   EXPECT_TRUE(image_.content == expected);
 }
 
-TEST_F(DiskDrainTest, AReadErrorEndsIt) {
+TEST_F(DiskDrainTest, AReadErrorEndsItAndSaysWhatToDo) {
   export_.fail_reads_from = (1 << 20) + 4096;
-  EXPECT_FALSE(Drain().ok());
+  absl::Status drained = Drain().status();
+  EXPECT_EQ(drained.code(), absl::StatusCode::kUnavailable) << drained;
+  EXPECT_THAT(std::string(drained.message()),
+              AllOf(HasSubstr("disk vda cannot be read: "), HasSubstr("take the snapshot again when it is back")));
 }
 
 // The answers of a QEMU whose copy-before-write filter has broken its snapshot (qemu_broken_pin_test.cc).

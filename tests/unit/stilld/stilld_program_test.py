@@ -485,6 +485,16 @@ class SetUp(unittest.TestCase):
         given = self.set_up_encrypted("--generate-passphrase", STILL_REPO=str(theirs), STILL_PASSPHRASE="theirs")
         self.assertEqual(given.returncode, 0, given.stdout + given.stderr)
 
+    def test_who_asks_for_encryption_gets_no_repository_without(self):
+        self.assertEqual(self.set_up().returncode, 0)
+        before = {path.name: path.read_bytes() for path in self.etc.rglob("*") if path.is_file()}
+        done = self.set_up_encrypted("--generate-passphrase")
+        self.assertEqual(done.returncode, 5, done.stdout + done.stderr)
+        self.assertIn("is there already, without encryption, and cannot be encrypted later", done.stderr)
+        self.assertNotIn("passphrase", json.loads(done.stdout), "none was made up")
+        self.assertEqual({path.name: path.read_bytes() for path in self.etc.rglob("*") if path.is_file()}, before)
+        self.assertEqual(self.set_up("--generate-passphrase").returncode, 2, "it contradicts --no-encryption")
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)
