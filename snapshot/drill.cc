@@ -37,10 +37,11 @@ void Fail(DrillRecord& drill, const absl::Status& status) {
   drill.message = End(std::string(status.message()), kMaxMessage);
 }
 
-// The session's name stands for its newest snapshot, unless a snapshot has that name.
+// The session's name stands for its newest snapshot, unless a snapshot has that name or id. Beginnings of names come last: the
+// only one that begins with "web" may be "web-before-rollback-1".
 absl::StatusOr<manifestpb::Snapshot> FindSnapshot(store::Repository& repository, const std::string& reference) {
   absl::StatusOr<manifestpb::Snapshot> found = repository.FindSnapshot(reference);
-  if (found.ok()) return found;
+  if (found.ok() && (found->name() == reference || found->id() == reference)) return found;
   absl::StatusOr<manifestpb::Snapshot> newest = repository.FindSnapshot(absl::StrCat(reference, "@latest"));
   return newest.ok() ? newest : found;
 }

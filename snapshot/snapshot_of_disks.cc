@@ -1,10 +1,7 @@
 #include "snapshot/snapshot_of_disks.h"
 
 #include <fcntl.h>
-#include <stdlib.h>
 
-#include <cerrno>
-#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -20,6 +17,7 @@
 #include "session/start_again.h"
 #include "snapshot/disk_drain.h"
 #include "snapshot/file_image.h"
+#include "snapshot/scratch_directory.h"
 
 namespace still::snapshot {
 namespace {
@@ -34,24 +32,19 @@ constexpr size_t kLongestError = 4096;
 class DiskFileServer {
  public:
   static absl::StatusOr<std::unique_ptr<DiskFileServer>> Start(const sessionpb::DiskFile& disk) {
-    std::string scratch = (std::filesystem::temp_directory_path() / "still-disk-XXXXXX").string();
-    if (::mkdtemp(scratch.data()) == nullptr) return ErrnoStatus(errno, absl::StrCat("mkdtemp ", scratch));
-    std::unique_ptr<DiskFileServer> server(new DiskFileServer(scratch));
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<ScratchDirectory> scratch, ScratchDirectory::Make());
+    std::unique_ptr<DiskFileServer> server(new DiskFileServer(std::move(scratch)));
     STILL_RETURN_IF_ERROR(server->Launch(disk));
     return server;
   }
-  ~DiskFileServer() {
-    process_.reset();  // Ends it.
-    RemoveTree(scratch_).IgnoreError();
-  }
-  NbdSource Source() const { return {.socket = JoinPath(scratch_, "nbd.sock"), .export_name = "disk"}; }
+  NbdSource Source() const { return {.socket = JoinPath(scratch_->path(), "nbd.sock"), .export_name = "disk"}; }
   uint64_t size() const { return size_; }
 
  private:
-  explicit DiskFileServer(std::string scratch) : scratch_(std::move(scratch)) {}
+  explicit DiskFileServer(std::unique_ptr<ScratchDirectory> scratch) : scratch_(std::move(scratch)) {}
 
   absl::Status Launch(const sessionpb::DiskFile& disk) {
-    const std::string log = JoinPath(scratch_, "log");
+    const std::string log = JoinPath(scratch_->path(), "log");
     STILL_ASSIGN_OR_RETURN(OwnedFd errors, OpenFile(log, O_RDWR | O_CREAT));
     STILL_ASSIGN_OR_RETURN(
         ChildProcess process,
@@ -76,7 +69,7 @@ class DiskFileServer {
     return absl::OkStatus();
   }
 
-  const std::string scratch_;
+  const std::unique_ptr<ScratchDirectory> scratch_;  // Removed when the process has ended: destroyed after it.
   std::unique_ptr<ChildProcess> process_;
   uint64_t size_ = 0;
 };

@@ -198,6 +198,10 @@ absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_vie
   }
   if (row.has_value()) {
     STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> found, Parse({*std::move(row)}));
+    if (found.empty()) {
+      return absl::DataLossError(
+          absl::StrCat("the manifest of snapshot ", reference, " is damaged; `still verify` says more"));
+    }
     return std::move(found.front());
   }
   STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> snapshots, ListSnapshots());

@@ -1,6 +1,7 @@
 """Guests that hang before their session is ready: the command ends by its limit, whoever ends it leaves nothing alive, and
 meanwhile every other command knows that somebody works in the session's directory."""
 
+import os
 import pathlib
 import signal
 import unittest
@@ -138,6 +139,20 @@ class HangingBoot(HangTest):
             )
             self.assert_lives_unready("mute")
             self.assert_ends_with_its_command("mute", command, how)
+
+    def test_a_session_whose_process_hangs_is_ended_by_force_only(self):
+        self.host.still("run", "mute", "--kernel", GUEST / "vmlinux", "--append", "panic=0", "--agent-timeout", "0")
+        begun = self.processes("mute")
+        os.kill(begun[0], signal.SIGSTOP)
+        self.assert_refused(6, "does not answer; `still stop --force mute`", "stop", "mute")
+        self.assertTrue(all(map(is_alive, begun)))
+        self.host.still("stop", "--force", "mute")
+        wait_for(lambda: not any(map(is_alive, begun)), "its processes to end", 60)
+        self.host.still("start", "mute", "--agent-timeout", "0")
+        self.host.still("stop", "--force", "mute")
+        self.host.still("start", "mute", "--agent-timeout", "0")
+        self.host.still("stop", "--force", "mute")
+        self.host.still("rm", "mute")
 
 
 if __name__ == "__main__":

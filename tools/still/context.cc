@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/file.h"
 #include "base/home_directory.h"
 #include "base/host_identity.h"
 #include "base/name_match.h"
@@ -15,6 +14,7 @@
 #include "base/secret.h"
 #include "schedule/stored_book.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/configuration.h"
 #include "tools/still/credentials.h"
 #include "tools/still/progress_bar.h"
 
@@ -32,7 +32,8 @@ void Context::AddOptions(CLI::App& app) {
   state_ = DefaultStateDirectory();
   repository_ = Environment("STILL_REPO");
   passphrase_ = TakeSecretVariable("STILL_PASSPHRASE");
-  app.add_option("--repo", repository_, "Repository directory (STILL_REPO; default: repository in the state directory)")
+  app.add_option("--repo", repository_,
+                 "Repository directory (STILL_REPO; default: the service's, else repository in the state directory)")
       ->type_name(kDirectoryType);
   // What is the default here depends on who asks; the man page has one for all.
   app.add_option("--state", state_,
@@ -120,7 +121,7 @@ void Context::ReadGlobalOptions(const std::vector<std::string>& words) {
     if (words[i] == "--repo") repository_ = words[i + 1];
     if (words[i] == "--key-file") key_file_ = words[i + 1];
   }
-  if (repository_.empty()) repository_ = JoinPath(state_, "repository");
+  repository_ = ChooseRepository(repository_, state_);
 }
 
 absl::Status Context::ResolveSessions(CLI::App& app) const {
@@ -169,7 +170,7 @@ absl::Status Context::CheckPlaces() const {
 absl::Status Context::RunChosen(CLI::App& app) {
   STILL_RETURN_IF_ERROR(CheckPlaces());
   STILL_RETURN_IF_ERROR(CheckWords(app));
-  if (repository_.empty()) repository_ = JoinPath(state_, "repository");
+  repository_ = ChooseRepository(repository_, state_);
   STILL_RETURN_IF_ERROR(ResolveSessions(app));
   absl::Status status = chosen_(*this);
   ProgressDone();

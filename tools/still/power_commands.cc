@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "proto/grpc_status.h"
 #include "session/control/session_autostart.h"
 #include "session/control/session_process.h"
@@ -24,6 +25,10 @@ namespace {
 
 // From the end of a session's VM to the end of its process.
 constexpr absl::Duration kEndTimeout = absl::Seconds(30);
+// One that works answers in milliseconds.
+constexpr absl::Duration kAnswerTimeout = absl::Seconds(10);
+// Beyond what the guest gets: QEMU flushes its disks when it ends.
+constexpr absl::Duration kStopAllowance = absl::Minutes(5);
 // Beyond what the agent gets: for the hypervisor, and a disk server.
 constexpr absl::Duration kStartAllowance = absl::Seconds(120);
 constexpr size_t kAtOnce = 8;  // Each waits for its guest most of the time.
@@ -35,6 +40,23 @@ absl::Status StopStarting(const session::SessionRegistry& sessions, const sessio
     return absl::FailedPreconditionError(
         absl::StrCat("session ", entry.name, " is still being made; end the command that makes it"));
   }
+  return absl::IsNotFound(ended) ? absl::OkStatus() : ended;
+}
+
+absl::Status ExpectAnswer(sessionpb::SessionControl::Stub& stub) {
+  grpc::ClientContext call;
+  call.set_deadline(absl::ToChronoTime(Clock::Real().Now() + kAnswerTimeout));
+  sessionpb::DescribeResponse ignored;
+  return FromGrpc(stub.Describe(&call, {}, &ignored));
+}
+
+// What ends a session whose process hangs: the process. The hypervisor ends with it.
+absl::Status StopSilent(const session::SessionEntry& entry, bool force) {
+  if (!force) {
+    return absl::DeadlineExceededError(absl::StrCat("session ", entry.name, " does not answer; `still stop --force ",
+                                                    entry.name, "` ends its process"));
+  }
+  absl::Status ended = session::EndSessionProcess(entry.directory);
   return absl::IsNotFound(ended) ? absl::OkStatus() : ended;
 }
 
@@ -60,7 +82,14 @@ absl::StatusOr<Done> StopOne(const session::SessionRegistry& sessions, const std
     sessionpb::StopRequest request;
     request.set_grace_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(grace)));
     grpc::ClientContext call;
-    STILL_RETURN_IF_ERROR(FromGrpc(stub->Stop(&call, request, &end)));
+    call.set_deadline(absl::ToChronoTime(Clock::Real().Now() + grace + kStopAllowance));
+    absl::Status stopped = ExpectAnswer(*stub);
+    if (stopped.ok()) stopped = FromGrpc(stub->Stop(&call, request, &end));
+    if (absl::IsDeadlineExceeded(stopped)) {
+      stopped = StopSilent(entry, grace == absl::ZeroDuration());
+      end.set_kind(sessionpb::SessionEnd::STOPPED);
+    }
+    STILL_RETURN_IF_ERROR(stopped);
   }
   // Its process too: whoever stopped it may remove it, or start it again.
   STILL_RETURN_IF_ERROR(sessions.AwaitGone(name, kEndTimeout));
@@ -83,6 +112,11 @@ absl::StatusOr<Done> StartOne(Context& context, const StartArguments& arguments,
                               std::optional<absl::Duration> agent_timeout, const std::string& name) {
   const session::SessionRegistry sessions = context.sessions();
   STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, sessions.Find(name));
+  if (entry.alive && entry.end.has_value()) {
+    // Its VM has ended, its process is about to.
+    STILL_RETURN_IF_ERROR(sessions.AwaitGone(name, kEndTimeout));
+    STILL_ASSIGN_OR_RETURN(entry, sessions.Find(name));
+  }
   if (entry.ready) {
     return Done{absl::StrCat("session ", name, " is running already"), {{"name", name}, {"started", false}}};
   }

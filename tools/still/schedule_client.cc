@@ -4,19 +4,16 @@
 #include <grpcpp/create_channel_posix.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
-#include <fstream>
 #include <future>
 #include <iostream>
+#include <map>
 #include <string>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/host_identity.h"
-#include "base/log.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
 #include "session/control/session_registry.h"
@@ -37,18 +34,9 @@ schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration) 
                                                            {"webhook", &options.webhook},
                                                            {"mail-to", &options.mail_to},
                                                            {"ping", &options.ping}};
-  std::ifstream file(configuration);
-  if (!file) return options;
-  std::vector<CLI::ConfigItem> items;
-  try {
-    items = CLI::ConfigINI().from_config(file);  // As stilld reads it.
-  } catch (const CLI::Error& error) {
-    LogWarning("the channels of stilld are not read", {{"file", configuration}, {"error", error.what()}});
-  }
-  for (const CLI::ConfigItem& item : items) {
-    for (const auto& [name, value] : channels) {
-      if (item.name == name && value->empty() && !item.inputs.empty()) *value = item.inputs.front();
-    }
+  std::map<std::string, std::string> values = ReadConfiguration(configuration);
+  for (const auto& [name, value] : channels) {
+    if (value->empty()) *value = values[name];
   }
   return options;
 }

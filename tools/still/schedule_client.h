@@ -11,6 +11,7 @@
 #include "proto/schedule.grpc.pb.h"
 #include "schedule/schedule_service.h"
 #include "schedule/supervisor.h"
+#include "tools/still/configuration.h"
 #include "tools/still/context.h"
 
 namespace still::cli {
@@ -52,7 +53,7 @@ class ScheduleClient {
 
 // Who is told by commands: those whom stilld tells (its configuration file, if that can be read), and over them the
 // environment's.
-schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration = "/etc/stillpoint/stilld.conf");
+schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration = kConfigurationFile);
 
 // The schedules of this host by ourselves, whether a daemon runs or not.
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context);

@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/absolute_path.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/process.h"
@@ -20,6 +21,7 @@
 #include "schedule/announcements.h"
 #include "schedule/supervisor.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/configuration.h"
 #include "tools/still/context.h"
 #include "tools/still/credentials.h"
 #include "tools/still/format.h"
@@ -35,6 +37,8 @@ using Stub = ScheduleControl::Stub;
 
 constexpr absl::Duration kSystemctlTimeout = absl::Minutes(3);
 constexpr size_t kGeneratedBytes = 24;
+// Does without stilld what stilld does.
+constexpr char kRunDueTimer[] = "still-run-due.timer";
 constexpr char kDefaultOn[] = "*-*-* 02:00";
 constexpr char kDefaultSpread[] = "2h";
 constexpr char kDefaultRetention[] = "daily=7 weekly=4 monthly=6";
@@ -120,7 +124,7 @@ absl::Status Setup::FindCredentials() {
   if (arguments_.no_encryption) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(credentials_, context_.GivenCredentials());
   // Services are given it too, and have another working directory.
-  if (!credentials_.key_file.empty()) credentials_.key_file = std::filesystem::absolute(credentials_.key_file).string();
+  STILL_ASSIGN_OR_RETURN(credentials_.key_file, AbsolutePath(credentials_.key_file));
   if (!arguments_.passphrase_file.empty()) {
     STILL_ASSIGN_OR_RETURN(credentials_.passphrase, ReadPassphraseFile(arguments_.passphrase_file));
   }
@@ -186,6 +190,12 @@ absl::Status Setup::StartUnits() {
     absl::StatusOr<std::string> on = RunTool({"systemctl", "--quiet", "is-enabled", unit});
     absl::StatusOr<std::string> runs = RunTool({"systemctl", "--quiet", "is-active", unit});
     step.changed |= !on.ok() || !runs.ok();
+  }
+  // Its service ends stilld, and stilld does its work.
+  if (RunTool({"systemctl", "--quiet", "is-enabled", kRunDueTimer}).ok() ||
+      RunTool({"systemctl", "--quiet", "is-active", kRunDueTimer}).ok()) {
+    STILL_RETURN_IF_ERROR(RunTool({"systemctl", "disable", "--now", kRunDueTimer}).status());
+    step.changed = true;
   }
   bool configured = false;
   for (const SetupStep& done : steps_) configured |= done.changed;
@@ -289,6 +299,11 @@ void Setup::Print() const {
 absl::Status RunSetup(Context& context, const SetupArguments& arguments, const ScheduleOptions& schedule) {
   if (!std::filesystem::path(context.repository_path()).is_absolute()) {
     return absl::InvalidArgumentError("the repository's path must be absolute: a service has no working directory");
+  }
+  if (!arguments.no_units && context.state_directory() != kServiceState) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the units work on ", kServiceState, ", not on ", context.state_directory(),
+                     ": leave --state and STILL_STATE out, or give --no-units and start stilld yourself"));
   }
   if (::geteuid() != 0) return absl::PermissionDeniedError("setup writes to /etc and enables units: run it as root");
   Setup setup(context, arguments, schedule);

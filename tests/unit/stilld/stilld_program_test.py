@@ -485,6 +485,13 @@ class SetUp(unittest.TestCase):
         given = self.set_up_encrypted("--generate-passphrase", STILL_REPO=str(theirs), STILL_PASSPHRASE="theirs")
         self.assertEqual(given.returncode, 0, given.stdout + given.stderr)
 
+    def test_units_work_on_their_own_state_only(self):
+        done = subprocess.run([BUILD / "bin/still", "setup", "--no-encryption"], env=self.host.environment,
+                              capture_output=True, text=True, timeout=120, check=False)
+        self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
+        self.assertIn("the units work on /var/lib/stillpoint, not on", done.stderr)
+        self.assertFalse((self.host.state / "repository").exists(), "nothing was begun")
+
     def test_who_asks_for_encryption_gets_no_repository_without(self):
         self.assertEqual(self.set_up().returncode, 0)
         before = {path.name: path.read_bytes() for path in self.etc.rglob("*") if path.is_file()}

@@ -31,6 +31,16 @@ TEST(ConfiguredChannelsTest, AreThoseOfTheServiceAndOverThemThoseOfTheEnvironmen
   ASSERT_TRUE(RemoveFile(path).ok());
 }
 
+TEST(ChooseRepositoryTest, IsTheOneOfTheServiceWhereTheStateIsTheServices) {
+  const std::string path = JoinPath(::testing::TempDir(), "still-repository.conf");
+  ASSERT_TRUE(WriteFileAtomically(path, "max-running=2\nrepo=\"/srv/back ups\"\n").ok());
+  EXPECT_EQ(ChooseRepository("", kServiceState, path), "/srv/back ups");
+  EXPECT_EQ(ChooseRepository("/given", kServiceState, path), "/given");
+  EXPECT_EQ(ChooseRepository("", "/home/me/state", path), "/home/me/state/repository");
+  EXPECT_EQ(ChooseRepository("", kServiceState, path + ".none"), "/var/lib/stillpoint/repository");
+  ASSERT_TRUE(RemoveFile(path).ok());
+}
+
 // The state directory is where a mount is whose server is gone: whoever opens a file in it waits for good.
 TEST(LookWithinLimitTest, WhatHangsIsToldAndTheProcessEnds) {
   std::string state = JoinPath(::testing::TempDir(), "still-hangs-XXXXXX");
