@@ -191,6 +191,7 @@ int main(int argc, char** argv) {
   still::SetLogLevel(still::LogLevel::kInfo);
   still::SessionLog::Begin(arguments.directory);
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);  // A file that would be longer than allowed is an error, too.
   // The repository's, of an older `still` that started us: the hypervisor, which serves the guest, must not inherit it.
   (void)still::TakeSecretVariable("STILL_PASSPHRASE");
   if (arguments.report_fd >= 0) ::fcntl(arguments.report_fd, F_SETFD, FD_CLOEXEC);

@@ -12,8 +12,11 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/time/time.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/process.h"
 
 namespace still::session {
 namespace {
@@ -22,6 +25,7 @@ constexpr absl::string_view kPinPrefix = "capture-";
 constexpr absl::string_view kSuffix = ".fleece";
 constexpr absl::string_view kUnfinished = ".new";  // Behind the suffix, until its lock is held.
 constexpr uint64_t kStatBlock = 512;               // stat(2), st_blocks.
+constexpr absl::Duration kToolLimit = absl::Minutes(1);
 
 std::vector<std::string> PinFilesIn(const std::string& directory) {
   std::vector<std::string> paths;
@@ -55,6 +59,16 @@ absl::Status RemoveUnheld(const std::vector<std::string>& paths) {
   return result;
 }
 
+// In the file that is there, whose lock and owner stay.
+absl::Status MakeQcow2(const std::string& path, uint64_t size) {
+  STILL_ASSIGN_OR_RETURN(CommandOutput output,
+                         RunCommand({.argv = {"qemu-img", "create", "-q", "-f", "qcow2", path, absl::StrCat(size)},
+                                     .end_with_parent = true},
+                                    kToolLimit));
+  if (output.exit.ok()) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("qemu-img create: ", absl::StripSuffix(output.stderr_text, "\n")));
+}
+
 }  // namespace
 
 absl::StatusOr<PinPool::File> PinPool::Make(const std::string& name, uint64_t size) const {
@@ -62,10 +76,13 @@ absl::StatusOr<PinPool::File> PinPool::Make(const std::string& name, uint64_t si
   const std::string unfinished = absl::StrCat(file.path, kUnfinished);
   STILL_ASSIGN_OR_RETURN(file.lock, OpenFile(unfinished, O_RDWR | O_CREAT | O_TRUNC));
   // It gets its name only now: others remove what nobody holds.
-  if (::flock(file.lock.get(), LOCK_EX) != 0 || ::ftruncate(file.lock.get(), static_cast<off_t>(size)) != 0 ||
-      ::rename(unfinished.c_str(), file.path.c_str()) != 0) {
-    return ErrnoStatus(errno, absl::StrCat("make ", file.path));
+  if (::flock(file.lock.get(), LOCK_EX) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", unfinished));
+  if (::ftruncate(file.lock.get(), static_cast<off_t>(size)) != 0) {
+    if (errno != EFBIG) return ErrnoStatus(errno, absl::StrCat("make ", unfinished));
+    STILL_RETURN_IF_ERROR(MakeQcow2(unfinished, size));
+    file.qcow2 = true;
   }
+  if (::rename(unfinished.c_str(), file.path.c_str()) != 0) return ErrnoStatus(errno, absl::StrCat("make ", file.path));
   return file;
 }
 

@@ -25,10 +25,12 @@ class PinPool {
   PinPool(std::string directory, std::string sessions, uint64_t limit = 0)
       : directory_(std::move(directory)), sessions_(std::move(sessions)), limit_(limit) {}
 
-  // Makes the file for one disk of a capture, sparse and of this size. It is held until `lock` is closed.
+  // Makes the file for one disk of a capture, sparse and of this size: raw, or qcow2 where no file of this file system may
+  // be that long. It is held until `lock` is closed.
   struct File {
     std::string path;
     OwnedFd lock;
+    bool qcow2 = false;
   };
   absl::StatusOr<File> Make(const std::string& name, uint64_t size) const;
   // Bytes that the files of this session take.

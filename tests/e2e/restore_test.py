@@ -343,6 +343,9 @@ exec {BUILD}/bin/still-session "$@"
         self.host.still("restore", "long", "--as", "long", *self.ALONE)
         self.assertEqual(self.running(), {"long": "running"})
         self.assertEqual([path.name for path in (self.host.state / "sessions/long").glob("vda.*")], ["vda.qcow2"])
+        # Nor may the file be that keeps what the guest overwrites.
+        taken = self.host.json("snapshot", "long", "--disk-only")
+        self.assertEqual(self.host.json("diff", "long", taken["id"])["images"]["vda"]["ranges"], [])
 
 
 class CannotWork(RestoreTest):

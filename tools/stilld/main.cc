@@ -122,6 +122,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   still::SetLogLevel(still::LogLevel::kInfo);
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);  // A file that would be longer than allowed is an error, too.
   if (arguments.execute == 0) {
     // Before there are threads: all of them inherit it, and one waits for them. A worker dies of them as usual, which is
     // harmless for its guest.

@@ -144,11 +144,10 @@ absl::Status DiskPins::BeginBitmap(PinnedDisk& pin) {
 }
 
 absl::Status DiskPins::AddFilter(PinnedDisk& pin, absl::Duration deadline) {
-  json fleece = {{"driver", "file"},
-                 {"node-name", FleeceNode(pin.index, capture_id_)},
-                 {"filename", NameForQemu(machine_, pin.fleece.path)},
-                 {"discard", "unmap"},
-                 {"locking", "off"}};
+  json fleece = {{"driver", "file"}, {"filename", NameForQemu(machine_, pin.fleece.path)}, {"locking", "off"}};
+  if (pin.fleece.qcow2) fleece = {{"driver", "qcow2"}, {"file", std::move(fleece)}};
+  fleece["node-name"] = FleeceNode(pin.index, capture_id_);
+  fleece["discard"] = "unmap";
   STILL_RETURN_IF_ERROR(machine_.qmp->Run("blockdev-add", fleece, deadline));
   json filter = {{"driver", "copy-before-write"},    {"node-name", FilterNode(pin.index, capture_id_)},
                  {"file", DiskNode(pin.index)},      {"target", FleeceNode(pin.index, capture_id_)},

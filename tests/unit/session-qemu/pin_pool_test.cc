@@ -2,7 +2,9 @@
 #include "session/hypervisor/pin_pool.h"
 
 #include <gmock/gmock.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -45,6 +47,23 @@ TEST_F(PinPoolTest, AFileIsSparseAndCountsWhatItHolds) {
   EXPECT_GE(Pool("web").own_bytes(), kMiB);
   EXPECT_LT(Pool("web").own_bytes(), 2 * kMiB);
   EXPECT_EQ(Pool("db").own_bytes(), 0u);
+}
+
+// As ext4 refuses what is longer than 16 TiB - 4 KiB.
+TEST_F(PinPoolTest, WhatNoFileCanBeAsLongAsIsQcow2) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  auto* old_handler = ::signal(SIGXFSZ, SIG_IGN);  // As the programs have it.
+  const rlimit small{.rlim_cur = 32 * kMiB, .rlim_max = before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  auto file = Pool("web").Make("1-vda", 64 * kMiB);
+  EXPECT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, old_handler);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_TRUE(file->qcow2);
+  EXPECT_EQ(ReadFile(file->path, kMiB).value_or("").substr(0, 4), "QFI\xfb");
+  EXPECT_TRUE(Pool("web").Sweep().ok());
+  EXPECT_TRUE(PathExists(file->path)) << "it is held like any other";
 }
 
 TEST_F(PinPoolTest, TogetherTheyAreBoundedAndTheOneThatKeepsMostGivesUp) {
