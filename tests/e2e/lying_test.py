@@ -1,11 +1,13 @@
 """Guests that lie: who may become the agent, names that are no names, and a network that looks for its host."""
 
 import http.server
+import json
+import re
 import socket
 import threading
 import unittest
 
-from still_host import Host, wait_for
+from still_host import BUILD, Host, wait_for
 
 PASSWD = "root:x:0:0::/:/bin/sh\\nnobody:x:65534:65534::/:/bin/sh\\n"
 
@@ -103,6 +105,53 @@ class Impostor(unittest.TestCase):
                 self.skipTest("this host has no network, so nothing shows that the guest has one")
             own = probe.getsockname()[0]
         self.assertIn("page", fetch(own), "the network works, and other addresses of the host are a neighbour's")
+
+
+class Liar(unittest.TestCase):
+    """A guest whose agent lies in every field of every answer."""
+
+    BAD = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202e\ufffd]")
+
+    @classmethod
+    def setUpClass(cls):
+        cls.host = Host()
+        cls.addClassCleanup(cls.host.close)
+        # `exec` has no input: the program comes as a disk.
+        program = (BUILD / "guest-programs/lying-agent").read_bytes()
+        disk = cls.host.directory / "liar.raw"
+        disk.write_bytes(program.ljust(16 << 20, b"\0"))
+        cls.host.boot("web", disks=[cls.host.disk(mib=64), disk], workload="")
+        cls.host.guest("web", "sh", "-c", f"head -c {len(program)} /dev/vdb >/liar && chmod +x /liar")
+        before = cls.host.still("logs", "web", "--session-log").count("guest agent connected")
+        # Its place in the file system is what init starts again.
+        cls.host.run("exec", "web", "--", "sh", "-c", "mv /liar $(command -v still-agent) && killall -9 still-agent")
+        wait_for(lambda: cls.host.still("logs", "web", "--session-log").count("guest agent connected") > before, "the liar", 120)
+
+    def assert_clean(self, text):
+        self.assertIsNone(self.BAD.search(text), text[:1000])
+        self.assertLess(max(map(len, text.splitlines()), default=0), 100_000)
+
+    def test_what_it_says_is_shown_and_harms_nobody(self):
+        self.assert_clean(self.host.still("ps"))
+        self.assertIn("owned", json.dumps(self.host.session("web")), "it is shown, as text")
+
+    def test_a_snapshot_ends_claims_nothing_and_leaves_the_guest_running(self):
+        refused = self.host.run("snapshot", "web", "--quiesce", "require")
+        self.assertNotEqual(refused.returncode, 0, refused.stdout)
+        self.assert_clean(refused.stdout + refused.stderr)
+        taken = self.host.json("snapshot", "web", "--name", "lied")
+        self.assertEqual(taken["consistency"]["level"], "CRASH")
+        for words in (("show", "lied"), ("list",), ("thaw", "web")):
+            result = self.host.run(*words)
+            self.assert_clean(result.stdout + result.stderr)
+        self.assertEqual(self.host.session("web")["status"], "running")
+        drill = self.host.run("drill", "lied")
+        self.assert_clean(drill.stdout + drill.stderr)
+
+    def test_its_words_do_not_fill_the_session_log(self):
+        log = self.host.still("logs", "web", "--session-log")
+        self.assert_clean(log)
+        self.assertLess(len(log), 1 << 20)
 
 
 if __name__ == "__main__":

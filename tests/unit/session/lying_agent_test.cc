@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "session/guest/guest_client.h"
 #include "session/guest/guest_words.h"
+#include "tests/guest/lies.h"
 #include "tests/support/fake_agent.h"
 
 namespace still::session {
@@ -17,36 +18,11 @@ bool NeverCancelled() { return false; }
 
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
+using still::testing::Lie;
+using still::testing::LieInEveryField;
 using ::testing::HasSubstr;
 
 constexpr absl::Duration kTimeout = absl::Seconds(30);
-
-// An escape sequence, a forged line, what is no UTF-8, a change of direction, and more than anybody reads.
-std::string Lie() {
-  return absl::StrCat("\x1b]0;owned\x07\n2026-01-01T00:00:00Z I forged\xff\xfe\xe2\x80\xae", std::string(100'000, 'x'));
-}
-
-// Fills every text, and puts one element into every list.
-void LieInEveryField(Message& answer) {
-  const google::protobuf::Reflection& reflection = *answer.GetReflection();
-  for (int i = 0; i < answer.GetDescriptor()->field_count(); ++i) {
-    const FieldDescriptor* field = answer.GetDescriptor()->field(i);
-    if (field->type() == FieldDescriptor::TYPE_STRING) {
-      if (field->is_repeated()) {
-        reflection.AddString(&answer, field, Lie());
-      } else {
-        reflection.SetString(&answer, field, Lie());
-      }
-    } else if (field->type() == FieldDescriptor::TYPE_MESSAGE) {
-      LieInEveryField(field->is_repeated() ? *reflection.AddMessage(&answer, field)
-                                           : *reflection.MutableMessage(&answer, field));
-    } else if (field->type() == FieldDescriptor::TYPE_ENUM && !field->is_repeated()) {
-      reflection.SetEnumValue(&answer, field, 77);
-    } else if (field->type() == FieldDescriptor::TYPE_UINT64) {
-      reflection.SetUInt64(&answer, field, UINT64_MAX);
-    }
-  }
-}
 
 int texts_seen = 0;
 
