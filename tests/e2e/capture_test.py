@@ -41,7 +41,7 @@ class AdoptedProcess(unittest.TestCase):
         self.writer = subprocess.Popen([sys.executable, "-c", WRITER, *self.disks])
         self.addCleanup(self.writer.wait)
         self.addCleanup(self.writer.kill)
-        wait_for(lambda: newest(self.disks[1]) > RECORDS, "the writer", 30)
+        wait_for(lambda: newest(self.disks[1]) > RECORDS, "the writer", 120)
 
     def snapshot(self, *arguments):
         words = ["snapshot", "vmm", "--pid", str(self.writer.pid), "--max-pause", "20s", *arguments]
@@ -51,7 +51,7 @@ class AdoptedProcess(unittest.TestCase):
 
     def runs(self):
         before = newest(self.disks[0])
-        wait_for(lambda: newest(self.disks[0]) > before + 3, "the writer to go on", 30)
+        wait_for(lambda: newest(self.disks[0]) > before + 3, "the writer to go on", 120)
 
     def test_its_disks_are_of_one_instant(self):
         snapshot = self.snapshot("--name", "first")

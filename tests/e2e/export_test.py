@@ -17,7 +17,7 @@ def leaves_traces_of_us(text):
 class Qmp:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(30)
+        self.socket.settimeout(120)
         self.socket.connect(str(path))
         self.lines = self.socket.makefile("rw")
         self.lines.readline()
@@ -45,7 +45,7 @@ class ExportedMachine(unittest.TestCase):
         process = subprocess.Popen([directory / "run", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True)
         self.addCleanup(lambda: (process.kill(), process.wait(), process.stdout.close()))
-        wait_for(lambda: (directory / "qmp.sock").exists() or process.poll() is not None, "QEMU", 30)
+        wait_for(lambda: (directory / "qmp.sock").exists() or process.poll() is not None, "QEMU", 120)
         self.assertIsNone(process.poll(), process.stdout.read() if process.poll() is not None else "")
         qmp = Qmp(directory / "qmp.sock")
         self.addCleanup(qmp.close)
@@ -66,7 +66,7 @@ class ExportedMachine(unittest.TestCase):
                 taken = self.host.json("snapshot", "web", "--quiesce", "off", "--disk-only")
                 return self.host.check_disk(self.host.export(taken["id"])).get("records", 0) > 3
 
-            wait_for(working, "the record writer", 60)
+            wait_for(working, "the record writer", 120)
             self.host.still("snapshot", "web", "--quiesce", "off", "--name", "point")
             self.host.still("stop", "web", "--force")
             directory = self.host.directory / "machine"
@@ -75,21 +75,21 @@ class ExportedMachine(unittest.TestCase):
             before = self.records(directory / "vda.raw")
 
             process, qmp = self.start(directory)
-            wait_for(lambda: qmp.ask("query-status")["status"] == "running", "the machine to run", 30)
+            wait_for(lambda: qmp.ask("query-status")["status"] == "running", "the machine to run", 120)
             begun = qmp.written()
-            wait_for(lambda: qmp.written() > begun + 20, "the guest's writer to go on", 30)
+            wait_for(lambda: qmp.written() > begun + 20, "the guest's writer to go on", 120)
             qmp.ask("quit")
-            process.wait(30)
+            process.wait(120)
             self.assertGreater(self.records(directory / "vda.raw"), before)
 
-            again = subprocess.run([directory / "run"], capture_output=True, text=True, timeout=30, check=False)
+            again = subprocess.run([directory / "run"], capture_output=True, text=True, timeout=120, check=False)
             self.assertEqual(again.returncode, 1)
             self.assertIn("--cold", again.stderr)
 
             process, qmp = self.start(directory, "--cold")
-            wait_for(lambda: qmp.written() > 20, "the booted guest's writer", 60)
+            wait_for(lambda: qmp.written() > 20, "the booted guest's writer", 120)
             qmp.ask("quit")
-            process.wait(30)
+            process.wait(120)
 
 
 class ExportedChain(unittest.TestCase):

@@ -71,8 +71,8 @@ class HangTest(unittest.TestCase):
     def assert_ends_with_its_command(self, name, command, how):
         command.send_signal(how)
         command.communicate()
-        wait_for(lambda: not any(map(is_alive, self.begun)), "its processes to end", 60)
-        wait_for(lambda: self.host.session(name)["status"].startswith("stopped"), "its end to be known", 10)
+        wait_for(lambda: not any(map(is_alive, self.begun)), "its processes to end", 120)
+        wait_for(lambda: self.host.session(name)["status"].startswith("stopped"), "its end to be known", 120)
         self.host.still("rm", name)
         self.assertIsNone(self.host.session(name))
 

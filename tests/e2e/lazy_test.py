@@ -36,7 +36,7 @@ class Lazy(unittest.TestCase):
         cls.extra.write_bytes(bytes(MIB) + os.urandom(2 * MIB) + bytes(5 * MIB))
         cls.extra_sum = hashlib.md5(cls.extra.read_bytes()).hexdigest()
         cls.host.boot("web", disks=[cls.host.disk("web"), f"{cls.extra},ro"])
-        wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
+        wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 120)
         cls.host.guest("web", "sh", "-c", f"head -c 6000000 /dev/urandom > {BLOB} && head -c 1048576 /dev/urandom > {OTHER} && sync")
         cls.sum = cls.host.guest("web", "md5sum", BLOB)
         # So that the pack which holds it holds nothing else, and holds it as it is.
@@ -72,7 +72,7 @@ class Lazy(unittest.TestCase):
         self.assertEqual(self.read_anew(name), self.sum)
         self.assertNotIn("I/O error", self.host.console(name))
         before = self.host.records(name)["acknowledged"]
-        wait_for(lambda: self.host.records(name)["acknowledged"] > before, "the writer to go on", 30)
+        wait_for(lambda: self.host.records(name)["acknowledged"] > before, "the writer to go on", 120)
 
 
 class LazyStart(Lazy):
@@ -89,10 +89,10 @@ class LazyStart(Lazy):
     def test_a_damaged_block_holds_the_guest_until_repair_has_it_from_another_copy(self):
         self.restore("damaged", "--cold", "--no-hydrate")
         self.damage(self.extra.read_bytes()[2 * MIB :][:64])
-        reading = self.host.start("exec", "damaged", "--timeout", "240s", "--", "md5sum", "/dev/vdb")
+        reading = self.host.start("exec", "damaged", "--timeout", "600s", "--", "md5sum", "/dev/vdb")
         self.addCleanup(lambda: (reading.kill(), reading.communicate()))
         wait_for(lambda: self.status("damaged") == "held" and "snapshot point, image vdb, bytes 2097152 to "
-                 in self.trouble("damaged"), "the guest to be held over the block", 60)
+                 in self.trouble("damaged"), "the guest to be held over the block", 120)
         lost = self.host.json("repair")["lost"]
         self.assertEqual([(entry["name"], entry["image"]) for entry in lost], [("point", "vdb")])
         # Not at the same place: the same piece of an image again would be found without a repair, and the guest go on.
@@ -100,9 +100,9 @@ class LazyStart(Lazy):
         shifted.write_bytes(bytes(MIB // 2) + self.extra.read_bytes())
         self.host.still("import", shifted, "--name", "another-copy")
         self.assertEqual(self.host.json("repair")["lost"], [])
-        output, errors = reading.communicate(timeout=240)
+        output, errors = reading.communicate(timeout=600)
         self.assertIn(self.extra_sum, output, errors)
-        wait_for(lambda: self.status("damaged") == "lazy" and not self.trouble("damaged"), "the end of the trouble", 60)
+        wait_for(lambda: self.status("damaged") == "lazy" and not self.trouble("damaged"), "the end of the trouble", 120)
         self.assert_unharmed("damaged")
 
     def test_cold_boots_over_the_repository_and_in_the_end_needs_it_no_more(self):
@@ -121,7 +121,7 @@ class LazyStart(Lazy):
         self.assertFalse(found["needs_recovery"])
 
         self.host.still("hydrate", "cold")
-        wait_for(lambda: self.servers("cold") == [], "the disk server to end", 10)
+        wait_for(lambda: self.servers("cold") == [], "the disk server to end", 120)
         self.assertEqual(self.status("cold"), "running")
         (free,) = self.host.json("forget", "point", "--dry-run")["decisions"]
         self.assertFalse(free["keep"])
@@ -135,7 +135,7 @@ class LazyStart(Lazy):
     def test_warm_goes_on_completes_itself_and_can_be_snapshotted_meanwhile(self):
         self.restore("warm", "--hydrate-rate", "1M")
         self.assertEqual(self.host.counter("warm", "--check")["errors"], 0)
-        self.assertTrue(wait_for(lambda: self.status("warm").startswith("hydrating"), "hydration", 10))
+        self.assertTrue(wait_for(lambda: self.status("warm").startswith("hydrating"), "hydration", 120))
         self.host.still("snapshot", "warm", "--name", "second", "--quiesce", "require")
         self.host.still("hydrate", "warm")
         self.assertEqual(self.status("warm"), "running")
@@ -162,19 +162,19 @@ class LazyTrouble(Lazy):
         repository = self.host.directory / "repo"
         away = self.host.directory / "repo-away"
         repository.rename(away)
-        reading = self.host.start("exec", "held", "--timeout", "120s", "--", "sh", "-c",
+        reading = self.host.start("exec", "held", "--timeout", "600s", "--", "sh", "-c",
                                   f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
         self.addCleanup(lambda: (reading.kill(), reading.communicate()))
         try:
             # The read fails first, and then the server, which is started anew: in the end both are told together.
             for words in ("the guest is held: disks vda, vdb of snapshot ", ": snapshot point, image vda, bytes ",
                           "repo: No such file or directory"):
-                wait_for(lambda: self.status("held") == "held" and words in self.trouble("held"), words, 60)
+                wait_for(lambda: self.status("held") == "held" and words in self.trouble("held"), words, 120)
         finally:
             away.rename(repository)
-        output, errors = reading.communicate(timeout=240)
+        output, errors = reading.communicate(timeout=600)
         self.assertEqual(output, self.sum, errors)
-        wait_for(lambda: self.status("held") == "lazy", "the guest to go on", 60)
+        wait_for(lambda: self.status("held") == "lazy", "the guest to go on", 120)
         self.assert_unharmed("held")
         self.host.still("hydrate", "held")
         self.assert_unharmed("held")
@@ -200,25 +200,25 @@ class LazyTrouble(Lazy):
         # A guest that is held answers to no new command, so this one waits for the repository to go. What it overwrites first
         # nobody can keep for the capture then; its read holds the guest.
         write = f"dd if=/dev/zero of={OTHER} bs=64k conv=notrunc,fsync 2> /dev/null"
-        reading = self.host.start("exec", "drained", "--timeout", "240s", "--", "sh", "-c",
+        reading = self.host.start("exec", "drained", "--timeout", "600s", "--", "sh", "-c",
                                   f"{write} count=1; echo ready; sleep 5; {write} count=4 seek=4; "
                                   f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
         self.addCleanup(lambda: (reading.kill(), reading.communicate()))
         self.assertEqual(reading.stdout.readline(), "ready\n")
         repository.rename(away)
         try:
-            wait_for(lambda: self.status("drained") == "held", "the guest to be held", 60)
+            wait_for(lambda: self.status("drained") == "held", "the guest to be held", 120)
         finally:
             away.rename(repository)
-        output, errors = reading.communicate(timeout=240)
+        output, errors = reading.communicate(timeout=600)
         self.assertEqual(output, self.sum, errors)
         self.assertTrue(pinned(), "it went on beside the capture, not after it")
         os.kill(snapshot.pid, signal.SIGCONT)
-        _, errors = snapshot.communicate(timeout=240)
+        _, errors = snapshot.communicate(timeout=600)
         self.assertEqual(snapshot.returncode, 6, errors)
         self.assertIn("disk vda cannot be read as of the snapshot's point any more", errors)
         self.assertIn("take it again", errors)
-        wait_for(lambda: not pinned(), "the end of the capture", 60)
+        wait_for(lambda: not pinned(), "the end of the capture", 120)
         again = self.host.json("snapshot", "drained", "--name", "again", "--disk-only", "--quiesce", "require")
         found = self.host.check_disk(self.host.export(again["id"], "--image", "vda"))
         self.assertTrue(found["clean"])

@@ -34,8 +34,8 @@ class Impostor(unittest.TestCase):
         before = self.session_log().count("guest agent connected")
         # A copy of the agent, of an ordinary user, which dials again and again.
         self.in_guest("setsid su -s /bin/sh nobody -c 'exec still-agent --no-guardian --marker /tmp/frozen' "
-                      "</dev/null >/tmp/impostor.log 2>&1 &")
-        self.addCleanup(self.in_guest, "pkill -u nobody still-agent || true")
+                      "</dev/null >/tmp/impostor.log 2>&1 & echo $! >/tmp/impostor.pid")
+        self.addCleanup(self.in_guest, "kill -9 $(cat /tmp/impostor.pid)")
         wait_for(lambda: "unprivileged port" in self.session_log(), "the impostor to be turned away", 60)
         self.assertIn("connection ended", self.in_guest("cat /tmp/impostor.log"), "it was connected, and no more")
         for _ in range(5):

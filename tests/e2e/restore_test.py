@@ -96,7 +96,7 @@ class Identity(RestoreTest):
         self.assertEqual(len({s["guest_cid"] for s in sessions}), 8)
         # The network is up again: a card without its cable has no carrier.
         self.host.guest("fork-8", "ip", "link", "set", "eth0", "up")
-        wait_for(lambda: self.host.guest("fork-8", "cat", "/sys/class/net/eth0/carrier").strip() == "1", "the link", 20)
+        wait_for(lambda: self.host.guest("fork-8", "cat", "/sys/class/net/eth0/carrier").strip() == "1", "the link", 120)
         self.stop(*names)
 
     def test_a_machine_that_is_gone_comes_back_as_itself(self):
@@ -144,7 +144,7 @@ class HotImages(RestoreTest):
         # In use until the last session on it has ended, whatever way.
         self.assertEqual([image["in_use"] for image in self.hot()], [True, True, True])
         os.kill(self.host.pids()["one"], signal.SIGKILL)
-        wait_for(lambda: sum(image["in_use"] for image in self.hot()) == 2, "the killed session's image", 30)
+        wait_for(lambda: sum(image["in_use"] for image in self.hot()) == 2, "the killed session's image", 120)
         self.assertEqual(len(self.hot("--drop")), 2)
         self.stop("two", "three", "sibling")
         self.assertEqual(self.hot("--drop"), [])

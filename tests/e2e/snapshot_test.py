@@ -21,15 +21,15 @@ class VmTest(unittest.TestCase):
         environment = {"STILL_FAULT_FILE": str(cls.host.directory / "fault")} if cls.fault_file else {}
         cls.disk = cls.host.disk("web")
         cls.host.boot("web", *cls.boot_arguments, disks=[cls.disk], **environment)
-        wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 60)
+        wait_for(lambda: cls.host.records("web")["acknowledged"] > 5, "the record writer", 120)
 
     def assert_web_works(self):
         """Running, thawed, nothing under way, and its writer goes on."""
-        web = wait_for(lambda: (s := self.host.session("web"))["active_capture"] == "" and s, "the capture's end", 30)
+        web = wait_for(lambda: (s := self.host.session("web"))["active_capture"] == "" and s, "the capture's end", 120)
         self.assertEqual(web["status"], "running")
         self.assertEqual(web["agent"]["quiesce_state"], "THAWED")
         before = self.host.records("web")["acknowledged"]
-        wait_for(lambda: self.host.records("web")["acknowledged"] > before, "the writer to go on", 30)
+        wait_for(lambda: self.host.records("web")["acknowledged"] > before, "the writer to go on", 120)
 
     def assert_fails(self, code, fragment, *arguments):
         result = self.host.run(*arguments)
@@ -132,7 +132,7 @@ class Restore(VmTest):
 
     def test_cold_boots_the_disks_with_another_memory_size(self):
         self.host.still("restore", "point", "--as", "cold", "--cold", "--memory", "192M")
-        wait_for(lambda: self.host.records("cold")["acknowledged"] > 0, "the record writer", 60)
+        wait_for(lambda: self.host.records("cold")["acknowledged"] > 0, "the record writer", 120)
         report = self.host.records("cold")
         self.assertGreater(report["first"], 5, "the records of before the snapshot are on the disk")
         self.assertEqual(self.host.session("cold")["machine"]["memory_bytes"], 192 << 20)

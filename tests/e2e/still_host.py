@@ -57,7 +57,7 @@ class Host:
                 os.kill(entry, signal.SIGKILL)  # still-session; its hypervisor ends with it.
             except ProcessLookupError:
                 pass
-        wait_for(lambda: not self.pids(), "sessions to end", 30)
+        wait_for(lambda: not self.pids(), "sessions to end", 120)
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.rmtree(self.hot, ignore_errors=True)
 

@@ -38,6 +38,9 @@ REGISTRY_HOST = re.compile(r"\b(?:de[b]\.debian\.org|security\.de[b]ian\.org|pyp
                            r"crates\.i[o]|golan[g]\.org)\b")
 # What one of the two Debians' libraries warns of, and the other's compiler does not see; and what we have instead.
 DEPRECATED_CALLS = {re.compile(r"\babsl::HexStringTo[B]ytes\b"): "BytesFromHex (base/hex.h)"}
+# A test that starts QEMU runs under whatever its host has (tests/support/test_accelerator.h).
+STARTS_QEMU = re.compile(r"\bStartQemu(?:With)?\(")
+FIXED_ACCELERATOR = re.compile(r'"(?:tcg|kvm)"')
 # What other headers happen to bring on one Debian and not on the other.
 HEADERS_OF_CALLS = {
     "absl/strings/match.h": re.compile(r"\babsl::(?:StrContains|StartsWith|EndsWith|EqualsIgnoreCase)\b"),
@@ -174,6 +177,16 @@ def check_sizes(root):
         for first, length in function_lengths(lines):
             if length > MAX_FUNCTION_LINES:
                 yield f"{here}:{first}: a function of {length} lines; {MAX_FUNCTION_LINES} is the limit"
+
+
+def check_accelerators(root):
+    """No test that starts QEMU fixes what its guests run under."""
+    for path in cxx_files(root):
+        here = path.relative_to(root)
+        if here.parts[0] == "tests" and STARTS_QEMU.search(path.read_text(encoding="utf-8")):
+            for number, line in enumerate(lines_of(path), 1):
+                if FIXED_ACCELERATOR.search(line):
+                    yield f"{here}:{number}: use TestAccelerator()"
 
 
 def check_words(root):

@@ -94,6 +94,14 @@ class LintTest(unittest.TestCase):
         self.write("base/old.cc", "absl::HexStringTo" + "Bytes(text);\n")
         self.assert_finds("words", "base/bad.cc:1", "base/bad.cc:2", "base/bad.cc:4", "base/old.cc:1", "docs/bad.md:1")
 
+    def test_a_test_that_fixes_the_accelerator_of_its_qemu_is_found(self):
+        self.write("tests/a.cc", 'config.accelerator = TestAccelerator();\nauto vm = StartQemu(config);\n')
+        self.write("tests/b.cc", 'EXPECT_EQ(ChooseAccelerator("tcg")->name, "tcg");\n')
+        self.write("session/c.cc", 'auto vm = StartQemu({.accelerator = "tcg"});\n')
+        self.assert_finds("accelerators")
+        self.write("tests/bad.cc", 'config.accelerator = "tcg";\nauto vm = session::StartQemuWith(options, config);\n')
+        self.assert_finds("accelerators", "tests/bad.cc:1")
+
     def test_headers_without_purpose_orphans_and_dead_links_are_found(self):
         self.write("base/CMakeLists.txt", "still_library(x SRCS good.cc DEPS y)\n")
         self.write("base/good.cc", "")

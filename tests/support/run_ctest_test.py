@@ -75,6 +75,12 @@ class RunCtest(unittest.TestCase):
         again = self.run_ctest("--sample", seed="2"), self.run_ctest("--sample", seed="2")
         self.assertEqual(*(re.findall("Left out.*", result.stdout) for result in again))
 
+    def test_no_seed_leaves_out_all_that_is_sampled(self):
+        for number in range(2):
+            self.add(f"sampled_{number}", "true", label="e2e;sampled")
+            for seed in range(3):
+                self.assertEqual(self.run_ctest("--sample", seed=str(seed)).stdout.count("Passed"), 1, (number, seed))
+
     def test_a_python_test_that_is_skipped_is_counted_as_such(self):
         for body, code in (("pass", 0), ("self.skipTest('no moon')", 77), ("self.fail()", 1)):
             (self.directory / "moon.py").write_text(

@@ -13,6 +13,7 @@
 #include "session/vm_keeper.h"
 #include "tests/contract/hypervisor/counting_guest.h"
 #include "tests/contract/hypervisor/snapshot_files.h"
+#include "tests/support/test_accelerator.h"
 
 namespace still::testing {
 namespace {
@@ -40,8 +41,10 @@ class QemuSilenceTest : public ::testing::Test {
   void SetUp() override {
     directory_ = JoinPath(::testing::TempDir(), "still-silence-XXXXXX");
     ASSERT_NE(::mkdtemp(directory_.data()), nullptr);
-    session::VmConfig config{
-        .name = "silence", .directory = directory_, .accelerator = "tcg", .memory_bytes = kGuestMemoryBytes};
+    session::VmConfig config{.name = "silence",
+                             .directory = directory_,
+                             .accelerator = TestAccelerator(),
+                             .memory_bytes = kGuestMemoryBytes};
     for (const char* name : {"vda", "vdb"}) {
       config.disks.push_back({.name = name, .path = JoinPath(directory_, name), .format = "raw"});
       ASSERT_TRUE(MakeRawDisk(config.disks.back().path, 1 << 20, name[2] == 'a' ? CountingGuest() : "").ok());

@@ -14,6 +14,7 @@
 #include "session/vm_keeper.h"
 #include "tests/contract/hypervisor/counting_guest.h"
 #include "tests/kernel/guest-agent/sandbox.h"
+#include "tests/support/test_accelerator.h"
 
 namespace still::session {
 namespace {
@@ -59,7 +60,7 @@ class NoSpaceTest : public ::testing::Test {
     TheSandbox()->Mount({"-t", "tmpfs", "-o", "size=4m", "none", *TheSandbox() / "full"});
     VmConfig config{.name = "full",
                     .directory = *TheSandbox() / "session",
-                    .accelerator = "tcg",
+                    .accelerator = testing::TestAccelerator(),
                     .memory_bytes = testing::kGuestMemoryBytes};
     config.disks.push_back({.name = "vda", .path = *TheSandbox() / "session/vda.raw", .format = "raw"});
     config.disks.push_back({.name = "vdb", .path = *TheSandbox() / "full/vdb.raw", .format = "raw"});

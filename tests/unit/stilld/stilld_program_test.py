@@ -43,7 +43,7 @@ class Daemon:
 
     def get(self, path, **headers):
         request = urllib.request.Request(f"http://{self.ready['http']}{path}", headers=headers)
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.read().decode()
 
     def end(self, number=signal.SIGTERM):
@@ -276,7 +276,7 @@ class Alerts(StilldTest):
         wait_for(lambda: {event["event"] for event in received} >= {"failed", "stale"}, "both alerts", 90)
         self.assertEqual(len([event for event in received if event["event"] == "failed"]), 1, "told once")
         self.assertEqual(received[0]["session"], "gone")
-        wait_for(lambda: told.exists() and "stale gone" in told.read_text(), "the command", 30)
+        wait_for(lambda: told.exists() and "stale gone" in told.read_text(), "the command", 90)
         self.assertIn("alert", [line["message"] if "event" not in line else "alert" for line in daemon.lines()])
         self.assertIn("there is no such session", self.runs("often")[-1]["message"])
 
