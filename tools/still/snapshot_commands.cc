@@ -264,7 +264,8 @@ void PrintSnapshot(const Snapshot& snapshot) {
 
 absl::Status Show(Context& context, const std::vector<std::string>& references) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, references));
+  STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, references, here));
   nlohmann::json list = nlohmann::json::array();
   for (const Snapshot& snapshot : snapshots) list.push_back(ToJson(snapshot));
   const bool several = references.size() > 1 || IsPattern(references[0]);
