@@ -20,29 +20,6 @@ constexpr size_t kMinIdPrefix = 4;
 constexpr size_t kShownIdDigits = 12;
 constexpr absl::string_view kLatest = "latest";
 
-// What stands before the "@" or before "latest": "", "web", "host/", "host/web".
-struct Whose {
-  absl::string_view host;  // Empty: this one.
-  absl::string_view session;
-};
-
-Whose ParseWhose(absl::string_view text) {
-  const size_t slash = text.find('/');
-  if (slash == absl::string_view::npos) return {.host = {}, .session = text};
-  return {.host = text.substr(0, slash), .session = text.substr(slash + 1)};
-}
-
-// As it can be written in a reference.
-std::string HostText(const Snapshot& snapshot) {
-  if (snapshot.host_id().empty()) return snapshot.host();
-  return absl::StrCat(snapshot.host(), " (", snapshot.host_id().substr(0, kShownIdDigits), ")");
-}
-
-bool IsOfNamedHost(const Snapshot& snapshot, absl::string_view host) {
-  return snapshot.host() == host ||
-         (host.size() >= kMinIdPrefix && absl::StartsWith(snapshot.host_id(), absl::AsciiStrToLower(host)));
-}
-
 // The snapshots among which the newest is looked for.
 absl::StatusOr<std::vector<size_t>> Among(const Snapshots& snapshots, absl::string_view reference,
                                           absl::string_view host, const HostIdentity& here) {
@@ -147,6 +124,22 @@ bool AreOfHost(const std::string& host_id, const std::string& host_name, const H
 }
 
 }  // namespace
+
+Whose ParseWhose(absl::string_view text) {
+  const size_t slash = text.find('/');
+  if (slash == absl::string_view::npos) return {.host = {}, .session = text};
+  return {.host = text.substr(0, slash), .session = text.substr(slash + 1)};
+}
+
+std::string HostText(const Snapshot& snapshot) {
+  if (snapshot.host_id().empty()) return snapshot.host();
+  return absl::StrCat(snapshot.host(), " (", snapshot.host_id().substr(0, kShownIdDigits), ")");
+}
+
+bool IsOfNamedHost(const Snapshot& snapshot, absl::string_view host) {
+  return snapshot.host() == host ||
+         (host.size() >= kMinIdPrefix && absl::StartsWith(snapshot.host_id(), absl::AsciiStrToLower(host)));
+}
 
 bool IsOfHost(const Snapshot& snapshot, const HostIdentity& host) {
   return AreOfHost(snapshot.host_id(), snapshot.host(), host);

@@ -1,6 +1,7 @@
 // Which snapshot a user means (store/repository.h, FindSnapshot). Pure: no repository, no clock.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -21,6 +22,17 @@ struct Asker {
 // time, which have none, are everybody's.
 bool IsOfHost(const stillpoint::manifest::v1::Snapshot& snapshot, const HostIdentity& host);
 bool IsOfHost(const SnapshotSummary& snapshot, const HostIdentity& host);
+// Whether HOST/.. means the one that took it: by its name, or the beginning of its id.
+bool IsOfNamedHost(const stillpoint::manifest::v1::Snapshot& snapshot, absl::string_view host);
+// For messages: name and id, as references take both.
+std::string HostText(const stillpoint::manifest::v1::Snapshot& snapshot);
+
+// What stands before the "@" of a reference, or before "latest": "", "web", "host/", "host/web".
+struct Whose {
+  absl::string_view host;  // Empty: this one.
+  absl::string_view session;
+};
+Whose ParseWhose(absl::string_view text);
 
 // `snapshots`: in the order of their commits. The index of the one that is meant. NOT_FOUND suggests a name that is near,
 // or the hosts that have such a one; FAILED_PRECONDITION lists what it could be.

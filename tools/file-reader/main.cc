@@ -79,9 +79,10 @@ absl::Status Serve(const json& request, json& reply) {
   }
   STILL_RETURN_IF_ERROR(Mount("none", kDestination, "hostfs", kGuarded, destination));
   ::umask(request.value("umask", mode_t{022}));
-  absl::Status copied = tree.Copy(path, JoinPath(kDestination, TextOf(request, "as")), [&](const std::string& skipped) {
-    reply["skipped"].push_back(absl::CEscape(skipped));
-  });
+  absl::Status copied =
+      tree.Copy({.path = path,
+                 .destination = JoinPath(kDestination, TextOf(request, "as")),
+                 .skipped = [&](const std::string& skipped) { reply["skipped"].push_back(absl::CEscape(skipped)); }});
   ::sync();
   return copied;
 }

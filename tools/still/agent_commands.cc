@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/mount_namespace.h"
+#include "base/names.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/guest_image/install_agent.h"
@@ -39,7 +40,7 @@ absl::Status Install(Context& context, const InstallArguments& arguments) {
     STILL_RETURN_IF_ERROR(root->Commit());
   }
   STILL_RETURN_IF_ERROR(disk->Close());
-  context.Print({{"image", arguments.image}, {"init", init}}, [&] {
+  context.Print({{"image", EscapeName(arguments.image)}, {"init", init}}, [&] {
     std::cout << "still-agent is in " << arguments.image << "; " << init << " starts it at the next boot\n";
   });
   return absl::OkStatus();

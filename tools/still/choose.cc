@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/name_match.h"
 #include "schedule/schedule.h"
+#include "store/snapshot_reference.h"
 
 namespace still::cli {
 
@@ -43,8 +44,46 @@ absl::StatusOr<std::vector<std::string>> ChooseNames(
   return chosen;
 }
 
+absl::StatusOr<std::vector<size_t>> FitsOnHost(const std::vector<manifestpb::Snapshot>& snapshots,
+                                               const std::string& word, const TextOfSnapshot& text,
+                                               const HostIdentity& here) {
+  const store::Whose whose = store::ParseWhose(word);
+  const std::string host(whose.host);
+  const std::string name(whose.session);
+  const auto is_meant = [&](const manifestpb::Snapshot& snapshot) {
+    if (host.empty()) return store::IsOfHost(snapshot, here);
+    return IsPattern(host) ? schedule::MatchesPattern(snapshot.host(), host) : store::IsOfNamedHost(snapshot, host);
+  };
+  std::vector<size_t> found;
+  std::set<std::string> hosts;  // Those before there were ids go with any host of their host's name.
+  std::set<std::string> others;
+  for (size_t i = 0; i < snapshots.size(); ++i) {
+    const std::string& given = text(snapshots[i]);
+    if (given.empty() || !FitsOneOf({name}, given)) continue;
+    if (!is_meant(snapshots[i])) {
+      others.insert(store::HostText(snapshots[i]));
+      continue;
+    }
+    found.push_back(i);
+    if (!snapshots[i].host_id().empty()) hosts.insert(store::HostText(snapshots[i]));
+  }
+  const auto texts = [](const std::set<std::string>& of) {
+    return ListSome(std::vector<std::string>(of.begin(), of.end()));
+  };
+  if (!host.empty() && !IsPattern(host) && hosts.size() > 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(Quoted(word), ": several hosts are called so; write the id: ", texts(hosts)));
+  }
+  if (!found.empty()) return found;
+  std::string why = absl::StrCat("no snapshot of ", host.empty() ? "this host" : absl::StrCat("a host ", Quoted(host)),
+                                 " fits ", Quoted(name));
+  if (!others.empty()) absl::StrAppend(&why, "; of others, write HOST/", name, ": ", texts(others));
+  return absl::NotFoundError(why);
+}
+
 absl::StatusOr<std::vector<manifestpb::Snapshot>> ChooseSnapshots(store::Repository& repository,
-                                                                  const std::vector<std::string>& words) {
+                                                                  const std::vector<std::string>& words,
+                                                                  const HostIdentity& here) {
   std::vector<manifestpb::Snapshot> chosen;
   std::set<std::string> ids;
   for (const std::string& word : words) {
@@ -53,14 +92,12 @@ absl::StatusOr<std::vector<manifestpb::Snapshot>> ChooseSnapshots(store::Reposit
       if (ids.insert(snapshot.id()).second) chosen.push_back(std::move(snapshot));
       continue;
     }
-    bool fits = false;
     STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository.ListSnapshots());
-    for (manifestpb::Snapshot& snapshot : all) {
-      if (snapshot.name().empty() || !schedule::MatchesPattern(snapshot.name(), word)) continue;
-      fits = true;
-      if (ids.insert(snapshot.id()).second) chosen.push_back(std::move(snapshot));
+    const auto name = [](const manifestpb::Snapshot& one) -> const std::string& { return one.name(); };
+    STILL_ASSIGN_OR_RETURN(const std::vector<size_t> fits, FitsOnHost(all, word, name, here));
+    for (size_t i : fits) {
+      if (ids.insert(all[i].id()).second) chosen.push_back(std::move(all[i]));
     }
-    if (!fits) return absl::NotFoundError(absl::StrCat("no snapshot's name fits ", Quoted(word)));
   }
   return chosen;
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/host_identity.h"
 #include "base/status.h"
 #include "proto/aliases.h"
 #include "proto/manifest.pb.h"
@@ -23,9 +24,20 @@ absl::StatusOr<std::vector<std::string>> ChooseNames(
     const std::string& kind, const std::vector<std::string>& words, std::vector<std::string> names,
     const std::function<absl::StatusOr<std::string>(const std::string& word)>& resolve);
 
-// The same with snapshots: references (store/repository.h), and patterns of their names. In the order of the words, and
-// of a pattern in that of the commits.
+// What a word is compared with in FitsOnHost: a snapshot's name, or that of its session.
+using TextOfSnapshot = std::function<const std::string&(const manifestpb::Snapshot& snapshot)>;
+
+// Indices of the snapshots that a name or a pattern means: of `here`, as all references do (store/repository.h), unless a
+// host stands before it: "host/web-*", by its name or the beginning of its id; "*/web-*": of all hosts. NOT_FOUND when it is
+// none, with the hosts that have such; FAILED_PRECONDITION when several hosts are called so.
+absl::StatusOr<std::vector<size_t>> FitsOnHost(const std::vector<manifestpb::Snapshot>& snapshots,
+                                               const std::string& word, const TextOfSnapshot& text,
+                                               const HostIdentity& here);
+
+// Snapshots by references, and by patterns of their names, of which each means those of `here` alone (FitsOnHost). In the
+// order of the words, and of a pattern in that of the commits.
 absl::StatusOr<std::vector<manifestpb::Snapshot>> ChooseSnapshots(store::Repository& repository,
-                                                                  const std::vector<std::string>& words);
+                                                                  const std::vector<std::string>& words,
+                                                                  const HostIdentity& here);
 
 }  // namespace still::cli

@@ -26,6 +26,16 @@ std::string Environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
+// JSON is UTF-8, and what guests, files and other programs say need not be. Escaped it can still be told apart.
+nlohmann::json Readable(nlohmann::json json) {
+  if (json.is_structured()) {
+    for (nlohmann::json& member : json) member = Readable(std::move(member));
+  } else if (json.is_string() && !IsUtf8(json.get_ref<const std::string&>())) {
+    json = EscapeName(json.get_ref<const std::string&>());
+  }
+  return json;
+}
+
 }  // namespace
 
 void Context::AddOptions(CLI::App& app) {
@@ -99,7 +109,7 @@ void Context::ProgressDone() {
 void Context::Print(const nlohmann::json& json, const std::function<void()>& text) const {
   if (json_) {
     printed_json_ = true;
-    std::cout << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+    std::cout << Readable(json).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
   } else {
     text();
   }

@@ -51,7 +51,8 @@ class Context {
   snapshot::ProgressSink MakeProgress();
   void ProgressDone();
 
-  // Prints `json` with --json, else what `text` prints.
+  // Prints `json` with --json, else what `text` prints. A string that is no UTF-8 is escaped (base/names.h); a path is best
+  // escaped by whoever knows that it is one, so that its reader gets the bytes back in any case.
   void Print(const nlohmann::json& json, const std::function<void()>& text) const;
 
   // A command's body: what it returns becomes the exit code, its message one line on stderr.

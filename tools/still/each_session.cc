@@ -10,7 +10,6 @@
 #include "tools/still/choose.h"
 
 namespace still::cli {
-namespace {
 
 absl::StatusOr<std::vector<std::string>> ChooseSessions(const session::SessionRegistry& sessions,
                                                         const std::vector<std::string>& words, bool beginnings) {
@@ -24,7 +23,11 @@ absl::StatusOr<std::vector<std::string>> ChooseSessions(const session::SessionRe
   });
 }
 
-}  // namespace
+absl::Status WorstError(const absl::Status& all, const absl::Status& next) {
+  if (all.ok() || next.ok()) return all.ok() ? next : all;
+  const absl::Status& worse = ExitCode(next) > ExitCode(all) ? next : all;
+  return absl::Status(worse.code(), absl::StrCat(all.message(), "; ", next.message()));
+}
 
 absl::Status WithEachSession(Context& context, const std::vector<std::string>& words, bool beginnings, size_t at_once,
                              const OnSession& action) {
@@ -46,7 +49,7 @@ absl::Status WithEachSession(Context& context, const std::vector<std::string>& w
   absl::Status error;
   for (size_t i = 0; i < results.size(); ++i) {
     if (!results[i].ok()) {
-      error = FirstError(error, several ? Annotate(results[i].status(), names[i]) : results[i].status());
+      error = WorstError(error, several ? Annotate(results[i].status(), names[i]) : results[i].status());
       continue;
     }
     list.push_back(std::move(results[i]->json));

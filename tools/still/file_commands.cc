@@ -2,27 +2,37 @@
 // root, the host's own kernel mounts the file system for the length of the command, in a mount namespace that goes with it:
 // nobody else sees it, and nothing of it can be left behind.
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "base/absolute_path.h"
 #include "base/file.h"
 #include "base/mount_namespace.h"
+#include "base/move_into_place.h"
 #include "base/names.h"
+#include "snapshot/export_place.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 #include "tools/still/guest_tree.h"
 #include "tools/still/image_mount.h"
+#include "tools/still/interruption.h"
 #include "tools/still/user_files.h"
 
 namespace still::cli {
 namespace {
+
+constexpr size_t kLongestName = 200;  // Of 255; the rest is for what marks it as half done.
 
 struct PathReference {
   ImageReference image;
@@ -83,14 +93,84 @@ absl::StatusOr<std::vector<TreeEntry>> ListTree(const Context& context, const Pa
   return entries;
 }
 
-// Gives the paths that were left out.
-absl::StatusOr<std::vector<std::string>> CopyTree(const Context& context, const PathReference& reference,
-                                                  const std::string& destination, bool host_kernel) {
-  if (!host_kernel) return CopyAsUser(context, reference.image, reference.path, destination);
+absl::Status CopyTree(const Context& context, const ImageReference& image, const TreeCopy& copy, bool host_kernel) {
+  if (!host_kernel) return CopyAsUser(context, image, copy);
+  return WithTree(context, image, [&](const GuestTree& tree) { return tree.Copy(copy); });
+}
+
+// What a copy is called in the end: in a directory, as what is copied.
+absl::StatusOr<std::string> PlaceOfCopy(const std::string& source, const std::string& destination) {
+  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(destination));
+  std::filesystem::path target = absolute;
+  if (!target.has_filename()) target = target.parent_path();
+  std::error_code error;
+  if (std::filesystem::is_directory(target, error)) {
+    const std::string name = std::filesystem::path(source).filename().string();
+    target /= name.empty() ? "root" : name;
+  }
+  const std::filesystem::path parent = std::filesystem::canonical(target.parent_path(), error);
+  if (error) return ErrnoStatus(error.value(), target.parent_path().string());
+  const std::string place = (parent / target.filename()).string();
+  if (PathExists(place)) {
+    return absl::AlreadyExistsError(absl::StrCat(place, " exists; choose another place or remove it"));
+  }
+  return place;
+}
+
+// Where it is made. A guest's names may be as long as names can be, and this one gets an ending.
+absl::StatusOr<std::unique_ptr<snapshot::ExportPlace>> PartialPlace(const std::string& place) {
+  const std::filesystem::path path = place;
+  return snapshot::ExportPlace::Make((path.parent_path() / path.filename().string().substr(0, kLongestName)).string(),
+                                     snapshot::ExportPlace::Kind::kDirectory);
+}
+
+// A guest's directories may be closed to their owner, who could then neither move nor remove them.
+void OpenToUs(const std::string& path) {
+  std::error_code ignored;  // What stays closed is told by whoever cannot remove it.
+  const auto open = [&](const std::filesystem::path& directory) {
+    std::filesystem::permissions(directory, std::filesystem::perms::owner_all, std::filesystem::perm_options::add,
+                                 ignored);
+  };
+  open(path);
+  std::filesystem::recursive_directory_iterator entry(path, ignored);
+  for (const std::filesystem::recursive_directory_iterator end; entry != end; entry.increment(ignored)) {
+    if (entry->is_directory(ignored) && !entry->is_symlink(ignored)) open(entry->path());
+  }
+}
+
+absl::Status GiveName(const std::string& made, const std::string& place) {
+  struct stat info {};
+  if (::lstat(made.c_str(), &info) != 0) return ErrnoStatus(errno, made);
+  // Moving a directory changes its "..", which needs the right to write in it.
+  const bool closed = S_ISDIR(info.st_mode) && (info.st_mode & S_IWUSR) == 0;
+  if (closed && ::chmod(made.c_str(), info.st_mode | S_IWUSR) != 0) return ErrnoStatus(errno, made);
+  STILL_RETURN_IF_ERROR(MoveIntoPlace(made, place));
+  if (closed && ::chmod(place.c_str(), info.st_mode) != 0) return ErrnoStatus(errno, place);
+  return absl::OkStatus();
+}
+
+// Under its name it is whole; what does not come so far is removed. Gives the paths that were left out.
+absl::StatusOr<std::vector<std::string>> CopyWhole(const Context& context, const PathReference& reference,
+                                                   const FileArguments& arguments, const std::function<bool()>& go_on) {
+  STILL_ASSIGN_OR_RETURN(const std::string place, PlaceOfCopy(reference.path, arguments.destination));
+  STILL_ASSIGN_OR_RETURN(auto partial, PartialPlace(place));
+  const std::string made = JoinPath(partial->partial(), std::filesystem::path(place).filename().string());
+  const std::vector<std::pair<std::string, std::string>> as_named = {{made, place}};
   std::vector<std::string> skipped;
-  STILL_RETURN_IF_ERROR(WithTree(context, reference.image, [&](const GuestTree& tree) {
-    return tree.Copy(reference.path, destination, [&](const std::string& path) { skipped.push_back(path); });
-  }));
+  absl::Status copied =
+      CopyTree(context, reference.image,
+               {.path = reference.path,
+                .destination = made,
+                .skipped = [&](const std::string& path) { skipped.push_back(absl::StrReplaceAll(path, as_named)); },
+                .go_on = go_on},
+               arguments.host_kernel);
+  if (!copied.ok()) copied = absl::Status(copied.code(), absl::StrReplaceAll(copied.message(), as_named));
+  // Only what is no file at all has made nothing.
+  if (copied.ok() && PathExists(made)) {
+    copied = ::syncfs(partial->fd()) == 0 ? GiveName(made, place) : ErrnoStatus(errno, absl::StrCat("sync ", place));
+  }
+  if (PathExists(made)) OpenToUs(made);
+  if (!copied.ok()) return copied;
   return skipped;
 }
 
@@ -133,8 +213,9 @@ absl::Status ListFiles(Context& context, const FileArguments& arguments) {
 
 absl::Status CopyFiles(Context& context, const FileArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(PathReference reference, ParsePathReference(arguments.path));
-  STILL_ASSIGN_OR_RETURN(std::vector<std::string> skipped,
-                         CopyTree(context, reference, arguments.destination, arguments.host_kernel));
+  Interruption interruption;
+  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> skipped,
+                         CopyWhole(context, reference, arguments, [&] { return !interruption.asked(); }));
   nlohmann::json left_out = nlohmann::json::array();
   for (const std::string& path : skipped) left_out.push_back(EscapeName(path));
   context.Print(

@@ -1,6 +1,7 @@
 // forget, hold, release.
 #include <iostream>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -8,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "base/host_identity.h"
 #include "snapshot/machine.h"
 #include "snapshot/retention.h"
 #include "snapshot/snapshots_in_use.h"
@@ -24,8 +26,8 @@ using manifestpb::Snapshot;
 
 struct ForgetArguments {
   std::vector<std::string> references;
-  std::string session;
-  std::vector<std::string> keep;  // As schedules have it.
+  std::vector<std::string> sessions;  // Names and patterns, with hosts (choose.h, FitsOnHost).
+  std::vector<std::string> keep;      // As schedules have it.
   // Old spellings of it. By rule word: what stands behind "--keep-WORD".
   std::vector<std::pair<std::string, std::string>> rules = {{"last", ""},   {"hourly", ""},  {"daily", ""},
                                                             {"weekly", ""}, {"monthly", ""}, {"yearly", ""}};
@@ -67,15 +69,30 @@ struct Decision {
   std::vector<std::string> reasons;
 };
 
+// Indices of the snapshots that the rules are applied to.
+absl::StatusOr<std::set<size_t>> UnderPolicy(const std::vector<Snapshot>& snapshots,
+                                             const std::vector<std::string>& sessions, const HostIdentity& here) {
+  std::set<size_t> meant;
+  for (size_t i = 0; sessions.empty() && i < snapshots.size(); ++i) {
+    if (store::IsOfHost(snapshots[i], here)) meant.insert(i);
+  }
+  const auto session = [](const Snapshot& one) -> const std::string& { return one.session(); };
+  for (const std::string& word : sessions) {
+    STILL_ASSIGN_OR_RETURN(const std::vector<size_t> fits, FitsOnHost(snapshots, word, session, here));
+    meant.insert(fits.begin(), fits.end());
+  }
+  return meant;
+}
+
 absl::StatusOr<std::vector<Decision>> DecideByPolicy(const std::vector<Snapshot>& snapshots,
+                                                     const std::set<size_t>& meant,
                                                      const snapshot::SnapshotsInUse& in_use,
                                                      const ForgetArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(snapshot::RetentionPolicy policy, PolicyOf(arguments));
   std::vector<Decision> decisions;
   std::vector<snapshot::RetentionCandidate> candidates;
   const std::vector<std::string> machines = snapshot::MachineKeys(snapshots);
-  for (size_t i = 0; i < snapshots.size(); ++i) {
-    if (!arguments.session.empty() && snapshots[i].session() != arguments.session) continue;
+  for (size_t i : meant) {
     decisions.push_back({.snapshot = &snapshots[i]});
     candidates.push_back(snapshot::CandidateOf(snapshots[i], machines[i], in_use));
   }
@@ -88,7 +105,8 @@ absl::StatusOr<std::vector<Decision>> DecideByPolicy(const std::vector<Snapshot>
   return decisions;
 }
 
-void PrintDecisions(const std::vector<Decision>& decisions, bool dry_run) {
+// `left_out`: snapshots of other hosts, which only rules for all sessions could have been meant for.
+void PrintDecisions(const std::vector<Decision>& decisions, bool dry_run, size_t left_out) {
   std::vector<std::vector<std::string>> rows = {{"ID", "NAME", "SESSION", "POINT", "", "WHY"}};
   int dropped = 0;
   for (const Decision& decision : decisions) {
@@ -100,6 +118,9 @@ void PrintDecisions(const std::vector<Decision>& decisions, bool dry_run) {
   }
   std::cout << FormatTable(rows) << (dry_run ? "would forget " : "forgot ") << dropped << " of " << decisions.size()
             << " snapshots" << (dropped > 0 && !dry_run ? "; `still prune` gives their space back" : "") << "\n";
+  if (left_out > 0) {
+    std::cout << "left to other hosts: " << left_out << " (--session 'HOST/*' means a host's, '*/*' all of them)\n";
+  }
 }
 
 // A pattern is meant to be different ones at different times; what finds one only now is not.
@@ -119,19 +140,23 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
   if (arguments.references.empty() == !arguments.has_policy()) {
     return absl::InvalidArgumentError("forget: name snapshots, or say which to keep (--keep): one of both");
   }
-  if (!arguments.session.empty() && !arguments.has_policy()) {
+  if (!arguments.sessions.empty() && !arguments.has_policy()) {
     return absl::InvalidArgumentError("forget: --session goes with --keep");
   }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use, snapshot::FindSnapshotsInUse(context.sessions()));
   std::vector<Snapshot> snapshots;
   std::vector<Decision> decisions;
+  size_t left_out = 0;
+  STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
   if (arguments.has_policy()) {
     STILL_ASSIGN_OR_RETURN(snapshots, repository->ListSnapshots());
-    STILL_ASSIGN_OR_RETURN(decisions, DecideByPolicy(snapshots, in_use, arguments));
+    STILL_ASSIGN_OR_RETURN(const std::set<size_t> meant, UnderPolicy(snapshots, arguments.sessions, here));
+    if (arguments.sessions.empty()) left_out = snapshots.size() - meant.size();
+    STILL_ASSIGN_OR_RETURN(decisions, DecideByPolicy(snapshots, meant, in_use, arguments));
   } else {
     STILL_RETURN_IF_ERROR(CheckNamedInFull(*repository, arguments.references));
-    STILL_ASSIGN_OR_RETURN(snapshots, ChooseSnapshots(*repository, arguments.references));
+    STILL_ASSIGN_OR_RETURN(snapshots, ChooseSnapshots(*repository, arguments.references, here));
     for (const Snapshot& snapshot : snapshots) {
       if (!arguments.dry_run) {
         STILL_RETURN_IF_ERROR(snapshot::CheckNotInUse(in_use, snapshot.id(), snapshot.name()));
@@ -157,8 +182,11 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
                     {"reasons", decision.reasons}});
   }
   if (!arguments.dry_run) STILL_RETURN_IF_ERROR(repository->Forget(ids));
-  context.Print({{"dry_run", arguments.dry_run}, {"forgotten", ids}, {"decisions", std::move(list)}},
-                [&] { PrintDecisions(decisions, arguments.dry_run); });
+  context.Print({{"dry_run", arguments.dry_run},
+                 {"forgotten", ids},
+                 {"decisions", std::move(list)},
+                 {"of_other_hosts", left_out}},
+                [&] { PrintDecisions(decisions, arguments.dry_run, left_out); });
   return absl::OkStatus();
 }
 
@@ -169,7 +197,8 @@ struct HoldArguments {
 
 absl::Status Hold(Context& context, const HoldArguments& arguments, bool hold) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, arguments.references));
+  STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, arguments.references, here));
   nlohmann::json list = nlohmann::json::array();
   for (const Snapshot& snapshot : snapshots) {
     STILL_RETURN_IF_ERROR(hold ? repository->HoldSnapshot(snapshot.id(), arguments.reason)
@@ -204,7 +233,11 @@ void AddForgetCommands(CLI::App& app, Context& context) {
   forget->add_option("--keep-label", forget_arguments->labels,
                      "Keep those with this label: KEY or KEY=VALUE; repeatable");
   forget->add_option("--keep-within", forget_arguments->within)->group("");
-  forget->add_option("--session", forget_arguments->session, "Apply the rules to this session's snapshots only")
+  forget
+      ->add_option("--session", forget_arguments->sessions,
+                   "Apply the rules to this session's snapshots only: a name or a pattern, of another host HOST/NAME; "
+                   "may be repeated (default: all of this host)")
+      ->allow_extra_args(false)
       ->type_name(kExactSessionType);
   forget->add_flag("--dry-run", forget_arguments->dry_run, "Only say what would be kept and dropped, and why");
 

@@ -68,8 +68,12 @@ void KeepTimes(int directory, const std::string& name, const struct stat& info) 
   [[maybe_unused]] int kept = ::utimensat(directory, name.c_str(), times, AT_SYMLINK_NOFOLLOW);
 }
 
+absl::Status Interrupted(const std::string& path) {
+  return absl::CancelledError(absl::StrCat("interrupted at ", path));
+}
+
 // Holes stay holes.
-absl::Status CopyContent(int from, int to, off_t size, const std::string& path) {
+absl::Status CopyContent(int from, int to, off_t size, const std::string& path, const std::function<bool()>& go_on) {
   std::vector<char> piece(kCopyPiece);
   for (off_t at = 0; at < size;) {
     const off_t data = ::lseek(from, at, SEEK_DATA);
@@ -79,6 +83,7 @@ absl::Status CopyContent(int from, int to, off_t size, const std::string& path) 
     if (end < 0) return ErrnoStatus(errno, absl::StrCat("read ", path));
     end = std::min(end, size);
     for (at = data; at < end;) {
+      if (!go_on()) return Interrupted(path);
       const auto wanted = static_cast<size_t>(std::min<off_t>(end - at, kCopyPiece));
       STILL_RETURN_IF_ERROR(PReadExactly(from, piece.data(), wanted, static_cast<uint64_t>(at), path));
       STILL_RETURN_IF_ERROR(PWriteAll(to, piece.data(), wanted, static_cast<uint64_t>(at), path));
@@ -93,14 +98,15 @@ absl::Status CopyContent(int from, int to, off_t size, const std::string& path) 
 // One entry of directory `from` as `name` in directory `to`.
 class Copier {
  public:
-  explicit Copier(const std::function<void(const std::string&)>& skipped) : skipped_(skipped) {}
+  explicit Copier(const TreeCopy& copy) : copy_(copy) {}
 
   absl::Status Copy(int from, const TreeEntry& entry, int to, const std::string& name, const std::string& path) {
     const mode_t mode = entry.info.st_mode;
+    if (!copy_.go_on()) return Interrupted(path);
     if (S_ISDIR(mode)) return CopyDirectory(from, entry, to, name, path);
     if (S_ISREG(mode)) return CopyFile(from, entry, to, name, path);
     if (!S_ISLNK(mode)) {
-      skipped_(path);
+      copy_.skipped(path);
       return absl::OkStatus();
     }
     if (::symlinkat(entry.link_target.c_str(), to, name.c_str()) != 0)
@@ -116,7 +122,7 @@ class Copier {
     OwnedFd out(::openat(to, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
                          entry.info.st_mode & kKeptBits));
     if (!out.valid()) return ErrnoStatus(errno, absl::StrCat("make ", path));
-    STILL_RETURN_IF_ERROR(CopyContent(in.get(), out.get(), entry.info.st_size, path));
+    STILL_RETURN_IF_ERROR(CopyContent(in.get(), out.get(), entry.info.st_size, path, copy_.go_on));
     KeepTimes(to, name, entry.info);
     return absl::OkStatus();
   }
@@ -143,7 +149,7 @@ class Copier {
     return absl::OkStatus();
   }
 
-  const std::function<void(const std::string&)>& skipped_;
+  const TreeCopy& copy_;
   int depth_ = 0;
 };
 
@@ -179,10 +185,9 @@ absl::StatusOr<std::vector<TreeEntry>> GuestTree::List(const std::string& path) 
   return entries;
 }
 
-absl::Status GuestTree::Copy(const std::string& path, const std::string& destination,
-                             const std::function<void(const std::string& path)>& skipped) const {
+absl::Status GuestTree::Copy(const TreeCopy& copy) const {
   // The last link is followed, as cp(1) does for what was named.
-  STILL_ASSIGN_OR_RETURN(OwnedFd source, Find(path, O_PATH));
+  STILL_ASSIGN_OR_RETURN(OwnedFd source, Find(copy.path, O_PATH));
   STILL_ASSIGN_OR_RETURN(std::string resolved, ReadLink(AT_FDCWD, absl::StrCat("/proc/self/fd/", source.get())));
   STILL_ASSIGN_OR_RETURN(std::string top, ReadLink(AT_FDCWD, absl::StrCat("/proc/self/fd/", root_.get())));
   const std::string inside(absl::StripPrefix(resolved, top));
@@ -191,16 +196,16 @@ absl::Status GuestTree::Copy(const std::string& path, const std::string& destina
   const std::string source_name = in_tree == "/" ? "." : in_tree.filename().string();
   STILL_ASSIGN_OR_RETURN(TreeEntry entry, Describe(parent.get(), source_name));
 
-  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(destination));
+  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(copy.destination));
   std::filesystem::path target = absolute;
   if (!target.has_filename()) target = target.parent_path();
   std::error_code error;
   if (std::filesystem::is_directory(target, error)) {
-    std::string name = std::filesystem::path(path).filename().string();
+    std::string name = std::filesystem::path(copy.path).filename().string();
     target /= name.empty() ? "root" : name;
   }
   STILL_ASSIGN_OR_RETURN(OwnedFd to, OpenFile(target.parent_path().string(), O_PATH | O_DIRECTORY));
-  return Copier(skipped).Copy(parent.get(), entry, to.get(), target.filename().string(), target.string());
+  return Copier(copy).Copy(parent.get(), entry, to.get(), target.filename().string(), target.string());
 }
 
 }  // namespace still::cli

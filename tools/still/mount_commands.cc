@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/names.h"
 #include "base/undo.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
@@ -57,7 +58,8 @@ absl::Status Mount(Context& context, const std::string& reference, const std::st
   undo.Push("remove the mount's record", [record] { return RemoveRecord(record); });
   STILL_ASSIGN_OR_RETURN(ImageFile file,
                          ImageFile::Start(context, {.reference = image, .directory = record, .outlive = true}));
-  nlohmann::json description = {{"target", target}, {"snapshot", file.snapshot_id()}, {"image", file.image()}};
+  nlohmann::json description = {
+      {"target", EscapeName(target)}, {"snapshot", file.snapshot_id()}, {"image", file.image()}};
   STILL_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(record, "mount.json"), description.dump()));
   STILL_RETURN_IF_ERROR(MountFileSystem(file, target));
   file.Release();
@@ -80,7 +82,8 @@ absl::StatusOr<std::string> UmountOne(const Context& context, const std::string&
     const std::string record = JoinPath(MountsDirectory(context), name);
     const std::string text = ReadFile(JoinPath(record, "mount.json"), kMaxRecord).value_or("");
     nlohmann::json description = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!description.is_object() || !description.contains("target") || description["target"] != target) continue;
+    if (!description.is_object() || !description.contains("target") || description["target"] != EscapeName(target))
+      continue;
     STILL_RETURN_IF_ERROR(Unmount(target));
     STILL_RETURN_IF_ERROR(RemoveRecord(record));
     return target;
@@ -91,17 +94,18 @@ absl::StatusOr<std::string> UmountOne(const Context& context, const std::string&
 // All of them, also when one fails. Patterns of files are the shell's.
 absl::Status Umount(Context& context, const std::vector<std::string>& directories) {
   nlohmann::json list = nlohmann::json::array();
+  std::string sentences;
   absl::Status error;
   for (const std::string& directory : directories) {
     absl::StatusOr<std::string> done = UmountOne(context, directory);
     error = FirstError(error, done.status());
-    if (done.ok()) list.push_back({{"unmounted", *done}});
+    if (!done.ok()) continue;
+    list.push_back({{"unmounted", EscapeName(*done)}});
+    absl::StrAppend(&sentences, *done, " is free\n");
   }
   const bool several = directories.size() > 1;
   if (several || !list.empty()) {
-    context.Print(several ? list : list[0], [&] {
-      for (const nlohmann::json& one : list) std::cout << one["unmounted"].get<std::string>() << " is free\n";
-    });
+    context.Print(several ? list : list[0], [&] { std::cout << sentences; });
   }
   return error;
 }

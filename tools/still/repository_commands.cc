@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "base/check.h"
 #include "base/file.h"
+#include "base/names.h"
 #include "base/random.h"
 #include "base/secret.h"
 #include "tools/still/command_tree.h"
@@ -65,13 +66,15 @@ absl::Status Init(Context& context, const InitArguments& arguments) {
   STILL_RETURN_IF_ERROR(store::Repository::Init({.path = context.repository_path(),
                                                  .credentials = credentials,
                                                  .compression = CompressionNamed(arguments.compression)}));
-  context.Print(
-      {{"repository", context.repository_path()}, {"encrypted", encrypted}, {"compression", arguments.compression}},
-      [&] {
-        std::cout << (encrypted ? "encrypted repository " : "repository WITHOUT encryption ")
-                  << context.repository_path() << " made\n";
-        if (encrypted) std::cout << "Without its passphrase or key file nothing in it can ever be read again.\n";
-      });
+  context.Print({{"repository", EscapeName(context.repository_path())},
+                 {"encrypted", encrypted},
+                 {"compression", arguments.compression}},
+                [&] {
+                  std::cout << (encrypted ? "encrypted repository " : "repository WITHOUT encryption ")
+                            << context.repository_path() << " made\n";
+                  if (encrypted)
+                    std::cout << "Without its passphrase or key file nothing in it can ever be read again.\n";
+                });
   return absl::OkStatus();
 }
 
@@ -167,7 +170,7 @@ absl::Status Stats(Context& context) {
   for (const manifestpb::Snapshot& snapshot : snapshots) {
     for (const manifestpb::Image& image : snapshot.images()) logical += image.size();
   }
-  context.Print({{"repository", context.repository_path()},
+  context.Print({{"repository", EscapeName(context.repository_path())},
                  {"encrypted", repository->encrypted()},
                  {"compression", NameOf(repository->compression())},
                  {"snapshots", stats.snapshots},

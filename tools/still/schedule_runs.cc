@@ -179,18 +179,40 @@ absl::Status RunNow(Context& context, const RunNowArguments& arguments) {
 }
 
 struct HistoryArguments {
-  std::string name;
-  std::string session;
+  std::vector<std::string> schedules;  // Names and patterns; none: all.
+  std::vector<std::string> sessions;
   uint32_t limit = 50;
 };
 
+// The newest that are asked for when not all of them are wanted: what comes back must fit a message.
+constexpr uint32_t kMostLookedAt = 10'000;
+
+// stilld looks for one name; it may also be one that is gone.
+std::string OnlyName(const std::vector<std::string>& words) {
+  return words.size() == 1 && !IsPattern(words[0]) ? words[0] : "";
+}
+
+absl::StatusOr<pb::RunList> FindRuns(ScheduleClient& client, const HistoryArguments& arguments) {
+  pb::HistoryRequest request;
+  request.set_name(OnlyName(arguments.schedules));
+  request.set_session(OnlyName(arguments.sessions));
+  for (uint32_t asked = arguments.limit;; asked = std::min(kMostLookedAt, 4 * asked)) {
+    request.set_limit(asked);
+    STILL_ASSIGN_OR_RETURN(pb::RunList all, client.Call(&Stub::History, request));
+    pb::RunList found;
+    for (pb::Run& run : *all.mutable_runs()) {
+      if (found.runs_size() == static_cast<int>(arguments.limit)) break;
+      if (!FitsOneOf(arguments.schedules, run.schedule()) || !FitsOneOf(arguments.sessions, run.session())) continue;
+      *found.add_runs() = std::move(run);
+    }
+    const bool is_all = static_cast<uint32_t>(all.runs_size()) < asked;
+    if (is_all || asked >= kMostLookedAt || found.runs_size() == static_cast<int>(arguments.limit)) return found;
+  }
+}
+
 absl::Status History(Context& context, const HistoryArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(auto client, ScheduleClient::Connect(context));
-  pb::HistoryRequest request;
-  request.set_name(arguments.name);
-  request.set_session(arguments.session);
-  request.set_limit(arguments.limit);
-  STILL_ASSIGN_OR_RETURN(pb::RunList runs, client->Call(&Stub::History, request));
+  STILL_ASSIGN_OR_RETURN(const pb::RunList runs, FindRuns(*client, arguments));
   context.Print(ToJson(runs), [&] { PrintRuns(runs); });
   return absl::OkStatus();
 }
@@ -209,9 +231,12 @@ void AddScheduleRuns(CLI::App& group, Context& context) {
   auto past = std::make_shared<HistoryArguments>();
   CLI::App* history = context.AddCommand(group, "history", "What was run, missed and skipped",
                                          [=](Context& c) { return History(c, *past); });
-  history->add_option("schedule", past->name, "Only of this schedule");
-  history->add_option("--session", past->session, "Only of this session");
-  history->add_option("--limit", past->limit, "At most this many, the newest")->capture_default_str();
+  history->add_option("schedules", past->schedules, "Only of these: names, or patterns: 'nightly-*'");
+  history->add_option("--session", past->sessions, "Only of this session: a name or a pattern; may be repeated")
+      ->allow_extra_args(false);
+  history->add_option("--limit", past->limit, "At most this many, the newest")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
 }
 
 }  // namespace still::cli

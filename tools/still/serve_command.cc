@@ -13,11 +13,13 @@
 #include "absl/strings/str_cat.h"
 #include "base/absolute_path.h"
 #include "base/file.h"
+#include "base/names.h"
 #include "base/secret.h"
 #include "base/unix_socket.h"
 #include "session/control/session_registry.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/standard_streams.h"
 
 namespace still::cli {
 namespace {
@@ -91,14 +93,16 @@ absl::Status Serve(Context& context, ServeArguments arguments) {
   } else if (!credentials.key_file.empty()) {
     words.push_back(absl::StrCat("key-file=", credentials.key_file));
   }
-  context.Print({{"socket", arguments.socket}, {"exports", exports}}, [&] {
+  context.Print({{"socket", EscapeName(arguments.socket)}, {"exports", exports}}, [&] {
     if (exports.empty()) std::cout << "nbd+unix:///SNAPSHOT/IMAGE?socket=" << arguments.socket << "\n";
     for (const std::string& name : exports) {
       std::cout << "nbd+unix:///" << name << "?socket=" << arguments.socket << "\n";
     }
   });
-  std::cout.flush();
-  return BecomeNbdkit(std::move(words), std::move(listening), passphrase.get());
+  // Whoever does not know the address needs no server. nbdkit would never come to the program's end, which says why.
+  absl::Status done;
+  if (FlushStandardOutput() == 0) done = BecomeNbdkit(std::move(words), std::move(listening), passphrase.get());
+  return FirstError(done, RemoveFile(arguments.socket));  // Nobody serves on it.
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
 // run, ps, exec, logs, resume, thaw.
 #include <grpcpp/grpcpp.h>
+#include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -30,6 +32,7 @@
 #include "tools/still/each_session.h"
 #include "tools/still/format.h"
 #include "tools/still/lazy_disks.h"
+#include "tools/still/standard_streams.h"
 #include "tools/still/table.h"
 
 namespace still::cli {
@@ -239,12 +242,14 @@ absl::Status Exec(Context& context, const ExecArguments& arguments) {
       err_text += output.stderr_data();
       continue;
     }
-    if (output.has_stdout_data())
-      STILL_RETURN_IF_ERROR(
-          WriteAll(STDOUT_FILENO, output.stdout_data().data(), output.stdout_data().size(), "standard output"));
-    if (output.has_stderr_data())
-      STILL_RETURN_IF_ERROR(
-          WriteAll(STDERR_FILENO, output.stderr_data().data(), output.stderr_data().size(), "standard error"));
+    // Whoever read it has seen enough: the program is not waited for, and ends as whatever writes into a closed pipe.
+    if (!WriteStandardOutput(output.stdout_data())) return absl::OkStatus();
+    const int error_number = WriteStandardError(output.stderr_data());
+    if (error_number == EPIPE) {
+      context.set_exit_code(128 + SIGPIPE);
+      return absl::OkStatus();
+    }
+    if (error_number != 0) return ErrnoStatus(error_number, "write standard error");
   }
   STILL_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
   if (exit.timed_out()) {
@@ -257,18 +262,39 @@ absl::Status Exec(Context& context, const ExecArguments& arguments) {
   return absl::OkStatus();
 }
 
-absl::Status Logs(Context& context, const std::string& name, bool own) {
-  STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, context.sessions().Find(name));
+struct LogsArguments {
+  std::vector<std::string> sessions;
+  bool own = false;
+};
+
+absl::StatusOr<std::string> ReadLog(const session::SessionRegistry& sessions, const std::string& name, bool own) {
+  STILL_ASSIGN_OR_RETURN(session::SessionEntry entry, sessions.Find(name));
   constexpr size_t kMaxLogBytes = 64 << 20;
-  STILL_ASSIGN_OR_RETURN(std::string text,
-                         ReadFile(JoinPath(entry.directory, own ? "session.log" : "console.log"), kMaxLogBytes));
-  if (context.json()) {
-    context.Print({{"log", text}}, [] {});
-    return absl::OkStatus();
+  return ReadFile(JoinPath(entry.directory, own ? "session.log" : "console.log"), kMaxLogBytes);
+}
+
+absl::Status Logs(Context& context, const LogsArguments& arguments) {
+  const session::SessionRegistry sessions = context.sessions();
+  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                         ChooseSessions(sessions, arguments.sessions, /*beginnings=*/true));
+  const bool several = arguments.sessions.size() > 1 || IsPattern(arguments.sessions[0]);
+  nlohmann::json list = nlohmann::json::array();
+  absl::Status error;
+  for (const std::string& name : names) {
+    absl::StatusOr<std::string> text = ReadLog(sessions, name, arguments.own);
+    error = WorstError(error, several ? Annotate(text.status(), name) : text.status());
+    if (!text.ok()) continue;
+    if (context.json()) {
+      list.push_back({{"name", name}, {"log", *std::move(text)}});
+      continue;
+    }
+    // A console is the guest's: raw bytes for a file or a pipe, but nothing that drives a terminal.
+    if (::isatty(STDOUT_FILENO) != 0) text = PrintableLines(*text);
+    if (several) std::cout << (name == names[0] ? "" : "\n") << "==> " << name << " <==\n";  // As tail(1).
+    if (!WriteStandardOutput(*text)) break;
   }
-  // A console is the guest's: raw bytes for a file or a pipe, but nothing that drives a terminal.
-  if (::isatty(STDOUT_FILENO) != 0) text = PrintableLines(text);
-  return WriteAll(STDOUT_FILENO, text.data(), text.size(), "standard output");
+  if (several || !list.empty()) context.Print(several ? list : list[0], [] {});
+  return error;
 }
 
 absl::StatusOr<Done> ThawOne(const session::SessionRegistry& sessions, const std::string& name, bool force) {
@@ -331,7 +357,6 @@ void AddSessionCommands(CLI::App& app, Context& context) {
   CLI::App* ps = context.AddCommand(app, "ps", "List sessions", [=](Context& c) { return Ps(c, *names); });
   ps->add_option("sessions", *names, "Only these: names, or patterns: 'fork-*'")->type_name(kExactSessionType);
 
-  auto name = std::make_shared<std::string>();
   auto exec_arguments = std::make_shared<ExecArguments>();
   CLI::App* exec = context.AddCommand(app, "exec", "Run a program in the guest; exits with its exit code",
                                       [=](Context& c) { return Exec(c, *exec_arguments); });
@@ -342,11 +367,13 @@ void AddSessionCommands(CLI::App& app, Context& context) {
   exec->add_option("command", exec_arguments->command, "Program and arguments (write -- before them)")->required();
   exec->prefix_command(false);
 
-  auto own = std::make_shared<bool>(false);
+  auto logs_arguments = std::make_shared<LogsArguments>();
   CLI::App* logs =
-      context.AddCommand(app, "logs", "Print a session's console", [=](Context& c) { return Logs(c, *name, *own); });
-  logs->add_option("session", *name, "Its name, or the beginning of it")->required()->type_name(kSessionType);
-  logs->add_flag("--session-log", *own, "still-session's own log instead");
+      context.AddCommand(app, "logs", "Print sessions' consoles", [=](Context& c) { return Logs(c, *logs_arguments); });
+  logs->add_option("sessions", logs_arguments->sessions, "Names, beginnings of them, or patterns: 'fork-*'")
+      ->required()
+      ->type_name(kExactSessionType);
+  logs->add_flag("--session-log", logs_arguments->own, "still-session's own log instead");
 
   CLI::App* resume = context.AddCommand(app, "resume", "Let sessions go on that were left paused", [=](Context& c) {
     return WithEachSession(c, *names, /*beginnings=*/true, 1,

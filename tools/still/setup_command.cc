@@ -70,6 +70,7 @@ class Setup {
       : context_(context), arguments_(arguments), schedule_(schedule), files_(HostFiles::Places()) {}
 
   absl::Status Run() {
+    STILL_RETURN_IF_ERROR(HostFiles::CheckRepository(context_.repository_path()));
     STILL_RETURN_IF_ERROR(FindCredentials());
     STILL_RETURN_IF_ERROR(MakeRepository());
     STILL_RETURN_IF_ERROR(WriteFiles());

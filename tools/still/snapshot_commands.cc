@@ -16,6 +16,7 @@
 #include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/each_session.h"
 #include "tools/still/format.h"
 #include "tools/still/labels.h"
 #include "tools/still/table.h"
@@ -34,7 +35,7 @@ std::string KindName(const Snapshot& snapshot) {
 }
 
 struct SnapshotArguments {
-  std::string session;
+  std::vector<std::string> sessions;
   std::string name;
   std::vector<std::string> labels;
   std::string quiesce = "try";
@@ -69,45 +70,65 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
   return options;
 }
 
-void PrintTaken(const Snapshot& snapshot) {
-  std::cout << "snapshot " << snapshot.id().substr(0, 12)
-            << (snapshot.name().empty() ? "" : " \"" + snapshot.name() + "\"") << " of " << snapshot.session() << ": "
-            << KindName(snapshot) << ", " << LevelName(snapshot.consistency()) << "-consistent\n"
-            << "  paused " << FormatMicros(snapshot.windows().pause_us()) << ", frozen "
-            << FormatMicros(snapshot.windows().freeze_us()) << ", read " << FormatBytes(snapshot.drain().bytes_read())
-            << " in " << FormatMicros(snapshot.drain().duration_us()) << ", stored "
-            << FormatBytes(snapshot.drain().bytes_stored()) << "\n";
-  for (const std::string& reason : snapshot.consistency().downgrades())
-    std::cout << "  not more because: " << Printable(reason) << "\n";
+std::string TakenText(const Snapshot& snapshot) {
+  std::string text = absl::StrCat(
+      "snapshot ", snapshot.id().substr(0, 12),
+      snapshot.name().empty() ? "" : absl::StrCat(" \"", snapshot.name(), "\""), " of ", snapshot.session(), ": ",
+      KindName(snapshot), ", ", LevelName(snapshot.consistency()), "-consistent\n  paused ",
+      FormatMicros(snapshot.windows().pause_us()), ", frozen ", FormatMicros(snapshot.windows().freeze_us()), ", read ",
+      FormatBytes(snapshot.drain().bytes_read()), " in ", FormatMicros(snapshot.drain().duration_us()), ", stored ",
+      FormatBytes(snapshot.drain().bytes_stored()));
+  for (const std::string& reason : snapshot.consistency().downgrades()) {
+    absl::StrAppend(&text, "\n  not more because: ", Printable(reason));
+  }
   if (const std::string& why = snapshot.windows().no_memory_reason(); !why.empty()) {
-    std::cout << "  no memory because: " << Printable(why) << "\n";
+    absl::StrAppend(&text, "\n  no memory because: ", Printable(why));
   }
   if (snapshot.windows().memory_method() == "stopped") {
-    std::cout << "  the machine stood still while its memory was written; `still doctor` says what would change that\n";
+    absl::StrAppend(&text,
+                    "\n  the machine stood still while its memory was written; `still doctor` says what would "
+                    "change that");
   }
+  return text;
 }
 
-absl::Status Take(Context& context, const SnapshotArguments& arguments, const snapshot::TakeOptions& how) {
-  snapshot::TakeOptions options = how;
-  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+absl::StatusOr<Snapshot> Take(Context& context, store::Repository& repository, const std::string& session,
+                              snapshot::TakeOptions options) {
   options.progress = context.MakeProgress();
-  absl::StatusOr<Snapshot> taken = snapshot::TakeSnapshot(context.sessions(), arguments.session, *repository, options);
+  absl::StatusOr<Snapshot> taken = snapshot::TakeSnapshot(context.sessions(), session, repository, options);
   context.ProgressDone();
-  if (!taken.ok()) return taken.status();
-  context.Print(ToJson(*taken), [&] { PrintTaken(*taken); });
-  return absl::OkStatus();
+  return taken;
+}
+
+// One after the other: each has the disks and the repository to itself while its machine waits.
+absl::Status TakeEach(Context& context, const std::vector<std::string>& words, const snapshot::TakeOptions& options) {
+  if (!options.name.empty() && (words.size() > 1 || IsPattern(words[0]))) {
+    return absl::InvalidArgumentError("--name: a repository has each name once; leave it out, or name one machine");
+  }
+  STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+  return WithEachSession(context, words, /*beginnings=*/false, 1,
+                         [&](const std::string& session) -> absl::StatusOr<Done> {
+                           STILL_ASSIGN_OR_RETURN(const Snapshot taken, Take(context, *repository, session, options));
+                           return Done{TakenText(taken), ToJson(taken)};
+                         });
 }
 
 absl::Status TakeAny(Context& context, const SnapshotArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(snapshot::TakeOptions options, TakeOptionsOf(arguments));
   if (arguments.adopt.pid == 0) {
-    if (arguments.adopt.disks.empty()) return Take(context, arguments, options);
+    if (arguments.adopt.disks.empty()) return TakeEach(context, arguments.sessions, options);
     return absl::InvalidArgumentError("--disk goes with --pid; a session knows its disks");
   }
+  if (arguments.sessions.size() > 1) return absl::InvalidArgumentError("--pid is one machine, and takes one name");
   options.memory = false;
   AdoptArguments adopt = arguments.adopt;
-  adopt.name = arguments.session;
-  return WithAdoptedProcess(context, adopt, [&] { return Take(context, arguments, options); });
+  adopt.name = arguments.sessions[0];
+  return WithAdoptedProcess(context, adopt, [&]() -> absl::Status {
+    STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
+    STILL_ASSIGN_OR_RETURN(const Snapshot taken, Take(context, *repository, adopt.name, options));
+    context.Print(ToJson(taken), [&] { std::cout << TakenText(taken) << "\n"; });
+    return absl::OkStatus();
+  });
 }
 
 Tone ToneOf(const manifestpb::Consistency& consistency) {
@@ -264,7 +285,8 @@ void PrintSnapshot(const Snapshot& snapshot) {
 
 absl::Status Show(Context& context, const std::vector<std::string>& references) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
-  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, references));
+  STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, references, here));
   nlohmann::json list = nlohmann::json::array();
   for (const Snapshot& snapshot : snapshots) list.push_back(ToJson(snapshot));
   const bool several = references.size() > 1 || IsPattern(references[0]);
@@ -342,9 +364,10 @@ absl::Status Diff(Context& context, const DiffArguments& arguments) {
 
 void AddSnapshotCommands(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<SnapshotArguments>();
-  CLI::App* take = context.AddCommand(app, "snapshot", "Take a consistent snapshot of a running session",
+  CLI::App* take = context.AddCommand(app, "snapshot", "Take consistent snapshots of running sessions",
                                       [=](Context& c) { return TakeAny(c, *arguments); });
-  take->add_option("session", arguments->session, "Its name; with --pid, the one to list the snapshot under")
+  take->add_option("sessions", arguments->sessions,
+                   "Whole names, or patterns: 'web-*'; with --pid, the name to list the snapshot under")
       ->required()
       ->type_name(kExactSessionType);
   take->add_option("--name", arguments->name, "Name of the snapshot");

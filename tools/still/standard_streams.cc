@@ -11,6 +11,18 @@
 namespace still::cli {
 namespace {
 
+// All of it: 0, or the errno of what could not be written.
+int WriteBytes(int fd, const char* next, size_t left) {
+  while (left > 0) {
+    const ssize_t put = ::write(fd, next, left);
+    if (put < 0 && errno != EINTR) return errno;
+    if (put <= 0) continue;
+    next += put;
+    left -= static_cast<size_t>(put);
+  }
+  return 0;
+}
+
 // What std::cout writes to: it remembers why a write failed, which streams do not.
 class OutputBuffer final : public std::streambuf {
  public:
@@ -24,12 +36,7 @@ class OutputBuffer final : public std::streambuf {
                                                            : sputc(traits_type::to_char_type(c));
   }
   int sync() override {
-    const char* next = pbase();
-    while (error_number_ == 0 && next < pptr()) {
-      const ssize_t put = ::write(STDOUT_FILENO, next, static_cast<size_t>(pptr() - next));
-      if (put < 0 && errno != EINTR) error_number_ = errno;
-      if (put > 0) next += put;
-    }
+    if (error_number_ == 0) error_number_ = WriteBytes(STDOUT_FILENO, pbase(), static_cast<size_t>(pptr() - pbase()));
     Empty();
     return error_number_ == 0 ? 0 : -1;
   }
@@ -60,5 +67,12 @@ int FlushStandardOutput() {
   std::cout.flush();
   return Output().error_number();
 }
+
+bool WriteStandardOutput(absl::string_view bytes) {
+  std::cout.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  return FlushStandardOutput() == 0;
+}
+
+int WriteStandardError(absl::string_view bytes) { return WriteBytes(STDERR_FILENO, bytes.data(), bytes.size()); }
 
 }  // namespace still::cli

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/names.h"
 #include "snapshot/export_chain.h"
 #include "snapshot/export_machine.h"
 #include "snapshot/file_image.h"
@@ -41,7 +42,7 @@ absl::Status WriteChain(Context& context, store::Repository& repository, const s
                                                             .progress = options.progress,
                                                             .go_on = options.go_on}));
   context.ProgressDone();
-  context.Print({{"path", options.path}, {"files", files}}, [&] {
+  context.Print({{"path", EscapeName(options.path)}, {"files", files}}, [&] {
     for (const std::string& file : files) std::cout << JoinPath(options.path, file) << "\n";
   });
   return absl::OkStatus();
@@ -50,7 +51,7 @@ absl::Status WriteChain(Context& context, store::Repository& repository, const s
 absl::Status Write(Context& context, store::Repository& repository, const snapshot::ExportOptions& options,
                    bool chain) {
   if (chain) return WriteChain(context, repository, options);
-  const nlohmann::json json = {{"path", options.path}, {"format", options.format}};
+  const nlohmann::json json = {{"path", EscapeName(options.path)}, {"format", options.format}};
   if (options.format == "directory") {
     STILL_RETURN_IF_ERROR(snapshot::ExportMachine(
         repository,

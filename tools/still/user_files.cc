@@ -1,6 +1,7 @@
 #include "tools/still/user_files.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -8,6 +9,7 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -15,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "base/absolute_path.h"
 #include "base/file.h"
 #include "base/process.h"
@@ -31,6 +34,9 @@ constexpr char kMemory[] = "mem=256M";  // Taken as it is used.
 constexpr size_t kMaxReply = 256 << 20;
 // Of a copy of any size: what hangs is the disk that it is written to, and then cp(1) would hang too.
 constexpr absl::Duration kReadLimit = absl::Hours(24);
+constexpr absl::Duration kAskAgain = absl::Milliseconds(100);  // Whether somebody has interrupted us.
+constexpr absl::Duration kEndLimit = absl::Seconds(10);
+constexpr size_t kMaxSaid = 1 << 20;
 constexpr absl::string_view kPrefix = "read-";
 constexpr absl::string_view kInside = "/destination/";
 
@@ -84,28 +90,46 @@ std::string Unescaped(const json& object, const char* key) {
   return absl::CUnescape(object[key].get_ref<const std::string&>(), &text) ? text : std::string();
 }
 
+// Until it ends, or nobody waits any more: then all processes of it are ended first (still-file-reader).
+absl::StatusOr<ProcessExit> WaitOrEnd(ChildProcess& kernel, const std::function<bool()>& go_on) {
+  for (const absl::Time end = absl::Now() + kReadLimit; go_on() && absl::Now() < end;) {
+    absl::StatusOr<ProcessExit> exit = kernel.Wait(kAskAgain);
+    if (!absl::IsDeadlineExceeded(exit.status())) return exit;
+  }
+  STILL_RETURN_IF_ERROR(kernel.Kill(SIGTERM));
+  STILL_RETURN_IF_ERROR(kernel.Wait(kEndLimit).status());
+  return go_on() ? absl::DeadlineExceededError(absl::StrCat(kKernel, " does not come to an end"))
+                 : absl::CancelledError("interrupted");
+}
+
 // Runs the kernel over the image. The words have no paths in them, which may hold spaces and commas: everything is
 // reached from its working directory.
-absl::Status RunKernel(const std::string& directory, const std::string& reader, const std::string& image_file) {
-  absl::StatusOr<CommandOutput> run =
-      RunCommand({.argv = {reader, kKernel, kMemory, "root=/dev/root", "rootfstype=hostfs",
-                           "rootflags=/proc/self/cwd/guest", "rw", "init=/init", "uml_dir=kernel/", "umid=reader",
-                           absl::StrCat("ubd0r=fuse/", image_file), "con=null", "ssl=null", "con0=null,fd:1", "quiet"},
-                  .working_directory = directory,
-                  .end_with_parent = true},
-                 kReadLimit);
-  if (!run.ok()) return run.status();
-  if (run->exit.exit_code == 127) {
+absl::Status RunKernel(const std::string& directory, const std::string& reader, const std::string& image_file,
+                       const std::function<bool()>& go_on) {
+  const std::string said = JoinPath(directory, "said");
+  STILL_ASSIGN_OR_RETURN(OwnedFd output, OpenFile(said, O_WRONLY | O_CREAT | O_APPEND));
+  STILL_ASSIGN_OR_RETURN(
+      ChildProcess kernel,
+      ChildProcess::Start(
+          {.argv = {reader, kKernel, kMemory, "root=/dev/root", "rootfstype=hostfs", "rootflags=/proc/self/cwd/guest",
+                    "rw", "init=/init", "uml_dir=kernel/", "umid=reader", absl::StrCat("ubd0r=fuse/", image_file),
+                    "con=null", "ssl=null", "con0=null,fd:1", "quiet"},
+           .working_directory = directory,
+           .stdout_fd = output.get(),
+           .stderr_fd = output.get(),
+           .end_with_parent = true}));
+  STILL_ASSIGN_OR_RETURN(const ProcessExit exit, WaitOrEnd(kernel, go_on));
+  if (exit.exit_code == 127) {
     return absl::FailedPreconditionError(
         absl::StrCat(kKernel, " is not installed (Debian: user-mode-linux); root may say --host-kernel instead"));
   }
   if (PathExists(JoinPath(directory, "guest/reply"))) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat(kKernel,
-                                             " ended without an answer: ", absl::StripAsciiWhitespace(run->stdout_text),
-                                             " ", absl::StripAsciiWhitespace(run->stderr_text)));
+  const std::string text = ReadFile(said, kMaxSaid).value_or("");
+  return absl::UnavailableError(absl::StrCat(kKernel, " ended without an answer: ", absl::StripAsciiWhitespace(text)));
 }
 
-absl::StatusOr<json> ReadAsUser(const Context& context, const ImageReference& image, json request) {
+absl::StatusOr<json> ReadAsUser(const Context& context, const ImageReference& image, json request,
+                                const std::function<bool()>& go_on) {
   STILL_ASSIGN_OR_RETURN(std::string reader, session::FindSibling("still-file-reader", "STILL_FILE_READER"));
   STILL_ASSIGN_OR_RETURN(Place place, MakePlace(context));
   UndoStack undo;  // Always: nothing of it is needed afterwards.
@@ -116,7 +140,7 @@ absl::StatusOr<json> ReadAsUser(const Context& context, const ImageReference& im
   request["options"] = system.options;
   STILL_RETURN_IF_ERROR(CopyProgram(reader, JoinPath(place.path, "guest/init")));
   STILL_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(place.path, "guest/request"), request.dump()));
-  STILL_RETURN_IF_ERROR(RunKernel(place.path, reader, file.image()));
+  STILL_RETURN_IF_ERROR(RunKernel(place.path, reader, file.image(), go_on));
   STILL_ASSIGN_OR_RETURN(std::string text, ReadFile(JoinPath(place.path, "guest/reply"), kMaxReply));
   json reply = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!reply.is_object()) return absl::InternalError("still-file-reader gave no answer");
@@ -145,16 +169,15 @@ mode_t Umask() {
 
 absl::StatusOr<std::vector<TreeEntry>> ListAsUser(const Context& context, const ImageReference& image,
                                                   const std::string& path) {
-  STILL_ASSIGN_OR_RETURN(json reply, ReadAsUser(context, image, {{"path", absl::CEscape(path)}}));
+  STILL_ASSIGN_OR_RETURN(json reply, ReadAsUser(context, image, {{"path", absl::CEscape(path)}}, [] { return true; }));
   std::vector<TreeEntry> entries;
   for (const json& entry : reply["entries"]) entries.push_back(ToEntry(entry));
   return entries;
 }
 
-absl::StatusOr<std::vector<std::string>> CopyAsUser(const Context& context, const ImageReference& image,
-                                                    const std::string& path, const std::string& destination) {
+absl::Status CopyAsUser(const Context& context, const ImageReference& image, const TreeCopy& copy) {
   // Links of the host mean nothing inside: it gets a real directory, and perhaps a new name in it.
-  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(destination));
+  STILL_ASSIGN_OR_RETURN(const std::string absolute, AbsolutePath(copy.destination));
   std::filesystem::path target = absolute;
   if (!target.has_filename()) target = target.parent_path();
   std::error_code error;
@@ -166,21 +189,21 @@ absl::StatusOr<std::vector<std::string>> CopyAsUser(const Context& context, cons
   const std::string directory = std::filesystem::canonical(target, error).string();
   if (error) return ErrnoStatus(error.value(), target.string());
   absl::StatusOr<json> reply = ReadAsUser(context, image,
-                                          {{"path", absl::CEscape(path)},
+                                          {{"path", absl::CEscape(copy.path)},
                                            {"destination", absl::CEscape(directory)},
                                            {"as", absl::CEscape(as)},
-                                           {"umask", Umask()}});
+                                           {"umask", Umask()}},
+                                          copy.go_on);
   const std::vector<std::pair<absl::string_view, std::string>> outside = {{kInside, absl::StrCat(directory, "/")}};
   if (!reply.ok()) {
     return absl::Status(reply.status().code(), absl::StrReplaceAll(reply.status().message(), outside));
   }
-  std::vector<std::string> skipped;
   for (const json& left_out : (*reply)["skipped"]) {
     std::string name;
     if (!left_out.is_string() || !absl::CUnescape(left_out.get_ref<const std::string&>(), &name)) continue;
-    skipped.push_back(absl::StrReplaceAll(name, outside));
+    copy.skipped(absl::StrReplaceAll(name, outside));
   }
-  return skipped;
+  return absl::OkStatus();
 }
 
 }  // namespace still::cli

@@ -20,8 +20,7 @@ namespace still::cli {
 absl::StatusOr<std::vector<TreeEntry>> ListAsUser(const Context& context, const ImageReference& image,
                                                   const std::string& path);
 
-// As GuestTree::Copy; gives the paths that were left out.
-absl::StatusOr<std::vector<std::string>> CopyAsUser(const Context& context, const ImageReference& image,
-                                                    const std::string& path, const std::string& destination);
+// As GuestTree::Copy.
+absl::Status CopyAsUser(const Context& context, const ImageReference& image, const TreeCopy& copy);
 
 }  // namespace still::cli

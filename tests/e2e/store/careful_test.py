@@ -61,11 +61,25 @@ class Output(RepositoryCase):
         self.assertTrue(self.run_still("verify", "--read-data")["ok"])
 
     def test_a_reader_that_has_seen_enough_is_no_news(self):
-        reading, writing = os.pipe()
-        os.close(reading)
-        done = self.start("list", stdout=writing)
-        os.close(writing)
-        self.assertEqual((done.returncode, done.stderr), (128 + signal.SIGPIPE, ""))
+        session = self.folder / "state/sessions/web"
+        session.mkdir(parents=True)
+        (session / "session.json").write_text('{"name": "web"}')
+        for log in ("console.log", "session.log"):
+            (session / log).write_text("booting\n" * 100_000)
+        for words in (["list"], ["logs", "web"], ["logs", "web", "--session-log"], ["--json", "logs", "web"], ["serve", "one"]):
+            reading, writing = os.pipe()
+            os.close(reading)
+            done = self.start(*words, stdout=writing)
+            os.close(writing)
+            self.assertEqual((done.returncode, done.stderr), (128 + signal.SIGPIPE, ""), words)
+
+    def test_nobody_is_served_who_could_not_be_told_where(self):
+        socket = self.folder / "serve.sock"
+        with open("/dev/full", "wb") as full:
+            done = self.start("serve", "one", "--socket", socket, stdout=full)
+        self.assertEqual(done.returncode, FULL, done.stderr)
+        self.assertIn("write standard output: No space left on device", done.stderr)
+        self.assertFalse(socket.exists())
 
 
 class Terminal(RepositoryCase):

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import shutil
+import signal
 import stat
 import struct
 import subprocess
@@ -182,6 +184,40 @@ class Files(unittest.TestCase):
         self.assertEqual(self.host.run("ls", "ext4").returncode, 2)
         self.assertEqual(self.host.run("ls", "nosuch:/").returncode, 3)
 
+    def interrupted(self, number, place, *words):
+        """The exit code of a copy that gets the signal once it has begun."""
+        copying = self.host.start("cp", "ext4:/deep", place, *words)
+        self.addCleanup(lambda: (copying.kill(), copying.communicate()))
+        while not os.path.lexists(f"{place}.still-partial") and copying.poll() is None:
+            time.sleep(0.001)
+        copying.send_signal(number)
+        return copying.wait(60)
+
+    def test_an_interrupted_copy_leaves_nothing_and_can_be_repeated(self):
+        for words in ([], ["--host-kernel"]):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with self.subTest(words=words, signal=number.name):
+                    place = self.host.directory / f"again-{number.name}-{len(words)}"
+                    for _ in range(20):  # One that was over has proven nothing.
+                        if self.interrupted(number, place, *words) == -number:
+                            break
+                        shutil.rmtree(place)
+                    else:
+                        self.fail("no copy was interrupted")
+                    self.assertEqual(list(place.parent.glob(f"{place.name}*")), [])
+                    self.host.still("cp", "ext4:/deep", place, *words)
+                    self.assertEqual((place / "er/file").stat().st_size, MIB)
+        self.assertEqual(list((self.host.state / "mounts").iterdir()), [])
+
+    def test_what_a_killed_copy_left_goes_with_the_next_one(self):
+        place = self.host.directory / "killed"
+        partial = pathlib.Path(f"{place}.still-partial")
+        partial.mkdir()
+        (partial / "killed").write_text("half")
+        self.host.still("cp", "ext4:/etc/hostname", place)
+        self.assertEqual(place.read_text(), "guest\n")
+        self.assertFalse(partial.exists())
+
     def test_partitions_are_named_by_number(self):
         result = self.host.run("ls", "parts:/")
         self.assertEqual(result.returncode, 5, result.stderr)
@@ -255,6 +291,7 @@ class Files(unittest.TestCase):
             still_host.wait_for(lambda: "linux.uml" in host.readers().values(), "the kernel to start", 60)
             killed.kill()
             still_host.wait_for(lambda: not host.readers(), "its processes to end", 60)
+            self.assertFalse((mine / "killed").exists(), "what has its name is whole")
             self.assertNotEqual(list((host.state / "mounts").iterdir()), [])
             host.still("ls", "btrfs:/")
             self.assertEqual(list((host.state / "mounts").iterdir()), [])

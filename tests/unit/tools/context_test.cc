@@ -52,6 +52,18 @@ TEST_F(ContextTest, BeginningsOfSessionNamesAreResolvedForTheCommand) {
   EXPECT_THAT(sessions_, ElementsAre("database", "web-2"));
 }
 
+TEST_F(ContextTest, JsonIsReadableWhateverBytesItIsOf) {
+  ASSERT_TRUE(Run("stop web --json").ok());
+  const nlohmann::json json = {
+      {"bytes", "caf\xe9"}, {"text", "caf\\xe9 é"}, {"list", {{{"deep", "\xff"}}}}, {"number", 1}};
+  ::testing::internal::CaptureStdout();
+  context_.Print(json, [] {});
+  const nlohmann::json read = nlohmann::json::parse(::testing::internal::GetCapturedStdout());
+  const nlohmann::json wanted = {
+      {"bytes", "caf\\xe9"}, {"text", "caf\\xe9 é"}, {"list", {{{"deep", "\\xff"}}}}, {"number", 1}};
+  EXPECT_EQ(read, wanted);
+}
+
 TEST_F(ContextTest, AWholeNameIsItself) {
   ASSERT_TRUE(Run("stop web").ok());
   EXPECT_THAT(sessions_, ElementsAre("web"));

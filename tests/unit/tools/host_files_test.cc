@@ -111,6 +111,20 @@ TEST_F(HostFilesTest, ARepositoryElsewhereMayBeWrittenByTheUnits) {
   EXPECT_EQ(files.AllowWriting("/srv/100%").status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(HostFilesTest, APathThatNoUnitCouldReadIsRefusedBeforeAnythingIsWritten) {
+  const HostFiles files(places_);
+  for (const char* path : {"/srv/caf\xe9", "/srv/a\"b", "/srv/a\nb", "/srv/a\\b"}) {
+    const absl::Status refused = files.AllowWriting(path).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << path;
+    EXPECT_EQ(HostFiles::CheckRepository(path), refused);
+    EXPECT_EQ(files.Configure({.repository = "/srv/r", .key_file = path}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_THAT(std::string(files.AllowWriting("/srv/caf\xe9").status().message()), HasSubstr("not UTF-8"));
+  EXPECT_FALSE(PathExists(places_.units));
+  EXPECT_FALSE(PathExists(places_.configuration)) << "nor the settings that could be";
+}
+
 TEST_F(HostFilesTest, AUnitFindsItsPassphraseInTheCredentials) {
   ASSERT_EQ(::unsetenv("STILL_KEY_FILE"), 0);
   ASSERT_EQ(::setenv("CREDENTIALS_DIRECTORY", dir_.c_str(), 1), 0);

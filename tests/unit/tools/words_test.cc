@@ -1,5 +1,6 @@
 // What commands take in the same way, and what they answer in the same way.
 #include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -7,6 +8,7 @@
 #include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/each_session.h"
 #include "tools/still/format.h"
 #include "tools/still/labels.h"
 
@@ -25,6 +27,44 @@ TEST(ChooseNamesTest, NamesInTheirOrderPatternsSortedEachOnce) {
   absl::Status none = ChooseNames("session", {"x?"}, {"web"}, AsItIs).status();
   EXPECT_EQ(none.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(none.message(), HasSubstr("no session fits \"x?\""));
+}
+
+TEST(FitsOnHostTest, APatternMeansThisHostUnlessAnotherIsNamed) {
+  std::vector<manifestpb::Snapshot> snapshots(4);
+  const auto fill = [&](size_t i, const char* session, const char* host, const char* id) {
+    snapshots[i].set_session(session);
+    snapshots[i].set_host(host);
+    snapshots[i].set_host_id(id);
+  };
+  fill(0, "web", "alpha", "aaaa1111");
+  fill(1, "web", "beta", "bbbb2222");
+  fill(2, "web-2", "beta", "cccc3333");
+  fill(3, "db", "beta", "bbbb2222");
+  const HostIdentity here = {.id = "aaaa1111", .name = "alpha"};
+  const auto fits = [&](const std::string& word) {
+    return FitsOnHost(
+        snapshots, word, [](const manifestpb::Snapshot& one) -> const std::string& { return one.session(); }, here);
+  };
+  EXPECT_THAT(*fits("web"), ElementsAre(0));
+  EXPECT_THAT(*fits("*"), ElementsAre(0));
+  EXPECT_THAT(*fits("beta/web"), ElementsAre(1));
+  EXPECT_THAT(*fits("bbbb/*"), ElementsAre(1, 3));
+  EXPECT_THAT(*fits("*/web*"), ElementsAre(0, 1, 2));
+  EXPECT_EQ(fits("beta/web*").status().code(), absl::StatusCode::kFailedPrecondition) << "two hosts are called so";
+  EXPECT_EQ(fits("gamma/web").status().code(), absl::StatusCode::kNotFound);
+  const absl::Status elsewhere = fits("db").status();
+  EXPECT_EQ(elsewhere.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(elsewhere.message(), HasSubstr("write HOST/db: beta (bbbb2222)"));
+}
+
+TEST(WorstErrorTest, TellsAllAndEndsWithTheHighestExitCode) {
+  absl::Status all = WorstError(absl::OkStatus(), absl::OkStatus());
+  EXPECT_TRUE(all.ok());
+  all = WorstError(all, absl::NotFoundError("a: gone"));
+  all = WorstError(all, absl::DataLossError("b: damaged"));
+  all = WorstError(all, absl::OkStatus());
+  all = WorstError(all, absl::UnavailableError("c: busy"));
+  EXPECT_EQ(all, absl::DataLossError("a: gone; b: damaged; c: busy"));
 }
 
 TEST(LabelsTest, FiltersWantAllOfThem) {

@@ -11,6 +11,8 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/file.h"
+#include "base/name_match.h"
+#include "base/names.h"
 #include "base/pipe.h"
 #include "base/process.h"
 #include "tools/still/credentials.h"
@@ -45,7 +47,26 @@ absl::StatusOr<std::string> RunWithInput(std::vector<std::string> argv, const st
   return absl::FailedPreconditionError(absl::StrCat(name, ": ", output.exit.ToString(), " ", output.stderr_text));
 }
 
+// systemd leaves out lines that are no UTF-8, with nothing but a line in the journal.
+absl::Status CheckValue(absl::string_view option, const std::string& value) {
+  if (!IsUtf8(value)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        option, " ", Quoted(value), ": it is not UTF-8, and a configuration file of systemd is; choose another"));
+  }
+  if (value.find_first_of("\n\"\\") == std::string::npos) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(option, " ", Quoted(value),
+                                                 ": a configuration file takes no quotes, backslashes or line ends; "
+                                                 "choose another path, or put a command into a script"));
+}
+
 }  // namespace
+
+absl::Status HostFiles::CheckRepository(const std::string& path) {
+  STILL_RETURN_IF_ERROR(CheckValue("repository", path));
+  if (!absl::StrContains(path, '%')) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("repository ", Quoted(path), ": a unit of systemd cannot name a path with %; choose another"));
+}
 
 std::string HostFiles::ConfigurationPath(absl::string_view name) const { return JoinPath(places_.configuration, name); }
 
@@ -108,14 +129,10 @@ absl::StatusOr<SetupStep> HostFiles::Configure(const Settings& settings) const {
                 {"notify-command", "STILL_NOTIFY_COMMAND", settings.notify_command},
                 {"mail-to", "STILL_MAIL_TO", settings.mail_to},
                 {"ping", "STILL_PING", settings.ping}};
+  // All of them first: what is refused has changed nothing.
+  for (const auto& line : kLines) STILL_RETURN_IF_ERROR(CheckValue(line.option, line.value));
   for (const auto& line : kLines) {
     if (line.value.empty()) continue;
-    if (absl::StrContains(line.value, '\n') || absl::StrContains(line.value, '"') ||
-        absl::StrContains(line.value, '\\')) {
-      return absl::InvalidArgumentError(absl::StrCat(line.option,
-                                                     ": a configuration file takes no quotes, backslashes or "
-                                                     "line ends: put what it does into a script"));
-    }
     // CLI11's files take quoted values, systemd's EnvironmentFile= as well.
     const std::string value = absl::StrCat("\"", line.value, "\"");
     STILL_ASSIGN_OR_RETURN(bool conf, SetLine(ConfigurationPath("stilld.conf"), line.option, value, 0644));
@@ -127,9 +144,7 @@ absl::StatusOr<SetupStep> HostFiles::Configure(const Settings& settings) const {
 
 absl::StatusOr<SetupStep> HostFiles::AllowWriting(const std::string& directory) const {
   SetupStep step{.what = "write access", .detail = directory};
-  if (absl::StrContains(directory, '\n') || absl::StrContains(directory, '"') || absl::StrContains(directory, '%')) {
-    return absl::InvalidArgumentError(absl::StrCat("repository ", directory, ": a unit cannot name this path"));
-  }
+  STILL_RETURN_IF_ERROR(CheckRepository(directory));
   // "-": without it no unit starts while the directory is missing, not even the one that tells.
   STILL_ASSIGN_OR_RETURN(
       step.changed, WriteDropIns("repository.conf", absl::StrCat("[Service]\nReadWritePaths=\"-", directory, "\"\n")));

@@ -43,6 +43,8 @@ class HostFiles {
     std::string ping;
   };
   absl::StatusOr<SetupStep> Configure(const Settings& settings) const;
+  // INVALID_ARGUMENT for a path that systemd's files cannot have: ask before anything is made there.
+  static absl::Status CheckRepository(const std::string& path);
   // Lets the units write a repository that is not in the state directory.
   absl::StatusOr<SetupStep> AllowWriting(const std::string& directory) const;
 
