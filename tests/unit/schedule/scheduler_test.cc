@@ -233,6 +233,22 @@ TEST_F(SchedulerTest, ARunThatTakesTooLongIsEnded) {
   EXPECT_THAT(Rows(RunOutcome::kFailed)[0].message, HasSubstr("time limit"));
 }
 
+TEST_F(SchedulerTest, ATimeLimitOfZeroIsNone) {
+  host_.machines = {{"web", true}};
+  host_.duration = [](const auto&) { return absl::Hours(100); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_time_limit("0"); });
+  Begin();
+  Live(absl::Hours(104));
+  ASSERT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(1));
+  EXPECT_THAT(Rows(RunOutcome::kFailed), IsEmpty());
+  // The limit of whoever takes over is none either.
+  Live(absl::Hours(20));
+  Crash(false);
+  Begin();
+  Live(absl::Hours(90));
+  EXPECT_THAT(Rows(RunOutcome::kFailed), IsEmpty());
+}
+
 TEST_F(SchedulerTest, ByHandBesideTheTimingAndNotTwiceAtATime) {
   host_.machines = {{"web", true}, {"db", true}};
   book_.Add("nightly", "*", "05:00");
