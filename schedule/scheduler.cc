@@ -79,9 +79,15 @@ absl::StatusOr<absl::Duration> Scheduler::Step(const absl::Status& outside) {
   turn.Update(KeepMemories());
   NoticeTurn(turn, now);
   turn.Update(alerts_.Work(now));
+  if (looking_) {
+    turn.Update(LookWhetherAnybodyWorks(now));
+  } else if (turn.ok() && !draining_) {
+    turn.Update(NoteTurn(now));
+  }
   if (!turn.ok()) return turn;
   last_full_turn_ = now;
-  if (!alerts_.AnyTrue()) announcer_.AllWell();
+  // That nothing is wrong yet is no reason to call when nobody sees to it that it stays so.
+  if (!alerts_.AnyTrue() && (!looking_ || somebody_works_)) announcer_.AllWell();
   return UntilNext(now);
 }
 

@@ -32,6 +32,9 @@
 
 namespace still::schedule {
 
+// Whoever takes turns all the time takes one every few seconds. Without one for so long, it does not work.
+inline constexpr absl::Duration kLongestTurn = absl::Minutes(5);
+
 struct SchedulerOptions {
   int max_running = 2;
   // A run that could have begun this long ago was missed; later ones were only busy waiting.
@@ -46,6 +49,8 @@ struct SchedulerOptions {
   absl::Duration failing_after = absl::Seconds(20);
   // A name or pattern that fits nothing for so long is told.
   absl::Duration unmatched_after = absl::Hours(1);
+  // It takes turns all the time: whoever looks and finds that there were none for kLongestTurn tells it.
+  bool daemon = false;
 };
 
 // One machine and what protects it.
@@ -96,6 +101,8 @@ class Scheduler {
   void Reload() { loaded_at_ = -absl::InfiniteDuration(); }
   // No new runs; those that run are watched on.
   void Drain() { draining_ = true; }
+  // Begins nothing, and its turns prove nothing: that nobody takes any others is trouble. Before the first turn.
+  void OnlyLook() { draining_ = looking_ = true; }
   size_t running() const { return running_.size(); }
 
  private:
@@ -142,6 +149,8 @@ class Scheduler {
   absl::Time TakenAtTheLatest(const PairMemory& memory, absl::Time point, absl::Time now) const;
   void NoticeNewest(Pair& pair, const Newest& newest, absl::Time now);
   absl::Status KeepMemories();
+  absl::Status NoteTurn(absl::Time now);
+  absl::Status LookWhetherAnybodyWorks(absl::Time now);
   void LookForDropouts(absl::Time now);
   void LookForUnmatched(absl::Time now);
   void QuietPaused();
@@ -158,6 +167,7 @@ class Scheduler {
   absl::Status Ended(const PairKey& key, const store::RunRow& run, absl::Time now);
   std::vector<Due> FindDue(absl::Time now);
   absl::Status BeginDue(const Due& due, absl::Time now);
+  std::optional<Due> LongestDue(absl::Time now);
   absl::Status BeginOccurrence(Pair& pair, absl::Time now);
   absl::StatusOr<store::RunRow> Begin(Pair& pair, const store::RunRow& planned, absl::Time now);
   void Counted(Pair& pair, absl::Time until);
@@ -194,7 +204,10 @@ class Scheduler {
   absl::Duration asked_at_ = -absl::InfiniteDuration();   // Of the same: when all snapshots were looked at.
   bool reloaded_ = false;                                 // In this turn.
   bool draining_ = false;
-  bool trouble_ = false;  // RaiseTrouble() was called.
+  bool looking_ = false;         // OnlyLook() was called.
+  bool somebody_works_ = false;  // ... and there is proof of it.
+  bool trouble_ = false;         // RaiseTrouble() was called.
+  absl::Duration noted_at_ = -absl::InfiniteDuration();   // Of the same: when the book was told of a full turn.
 };
 
 }  // namespace still::schedule

@@ -48,6 +48,11 @@ void Scheduler::LookForStale(absl::Time now) {
 void Scheduler::NoticeTurn(const absl::Status& turn, absl::Time now) {
   if (trouble_) return;  // Somebody else's, of which our turns prove nothing.
   if (turn.ok()) {
+  if (turn.ok() && looking_ && !somebody_works_) {
+    // Nothing waits just now; that anybody works again is not proven.
+    alerts_.Quiet(Kind::kScheduler, "", "");
+    return;
+  }
     failing_since_.reset();
     alerts_.Clear(Kind::kScheduler, "", "", now, "the schedules are worked on again");
     return;

@@ -49,8 +49,10 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
   STILL_ASSIGN_OR_RETURN(made->book_, store::Book::Open({.path = store::BookPath(options.state)}));
   made->schedules_ = std::make_unique<StoredBook>(*made->book_, HostTimeZone::Real());
   made->host_ = std::make_unique<ProcessHost>(options.repository.here, std::move(host));
-  made->scheduler_ = std::make_unique<Scheduler>(*made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
-                                                 SchedulerOptions{.max_running = options.max_running});
+  made->scheduler_ = std::make_unique<Scheduler>(
+      *made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
+      SchedulerOptions{
+          .max_running = options.max_running, .failing_after = options.failing_after, .daemon = options.daemon});
   const absl::Status used = made->Use(std::move(opened));
   if (!used.ok() && !options.without_repository) return used;
   if (!used.ok()) LogError("it begins without its repository", {{"error", used.ToString()}});
@@ -158,7 +160,7 @@ absl::StatusOr<schedulepb::CheckReport> Supervisor::LookForTrouble(const std::st
   absl::Status looked;
   {
     absl::MutexLock lock(&mutex_);
-    scheduler_->Drain();
+    scheduler_->OnlyLook();
     host_->watch().AskOnce();
     STILL_RETURN_IF_ERROR(scheduler_->Recover());
     if (!trouble.empty()) scheduler_->RaiseTrouble(trouble);

@@ -28,9 +28,6 @@ namespace pb = ::stillpoint::schedule::v1;
 using Stub = ScheduleControl::Stub;
 using Rows = std::vector<std::vector<std::string>>;
 
-// stilld takes a turn every few seconds.
-constexpr absl::Duration kLongestTurn = absl::Minutes(5);
-
 std::string TimeOr(int64_t nanoseconds, const char* otherwise) {
   return nanoseconds == 0 ? otherwise : FormatUnixNanos(nanoseconds);
 }
@@ -224,7 +221,7 @@ std::string TroubleOf(ScheduleClient& client, pb::CheckReport& report) {
   if (!answer.ok()) return absl::StrCat("stilld does not answer: ", answer.status().message());
   report = *std::move(answer);
   const absl::Duration ago = Clock::Real().Now() - absl::FromUnixNanos(report.turned_unix_ns());
-  if (ago < kLongestTurn) return "";
+  if (ago < schedule::kLongestTurn) return "";
   return absl::StrCat(
       "stilld answers, but has not worked on the schedules ",
       report.turned_unix_ns() == 0 ? "at all" : absl::StrCat("since ", FormatUnixNanos(report.turned_unix_ns())));
