@@ -153,6 +153,7 @@ class Scheduler {
   absl::Status LookWhetherAnybodyWorks(absl::Time now);
   void LookForDropouts(absl::Time now);
   void LookForUnmatched(absl::Time now);
+  void LookForLost(absl::Time now);
   void QuietPaused();
   void LookForGone(absl::Time now);
   bool StillWanted(const Event& event) const;
@@ -166,8 +167,8 @@ class Scheduler {
   void NoticeBegun(const Active& active, store::RunRow& run, absl::Time now);
   absl::Status Ended(const PairKey& key, const store::RunRow& run, absl::Time now);
   std::vector<Due> FindDue(absl::Time now);
-  absl::Status BeginDue(const Due& due, absl::Time now);
   std::optional<Due> LongestDue(absl::Time now);
+  absl::Status BeginDue(const Due& due, absl::Time now);
   absl::Status BeginOccurrence(Pair& pair, absl::Time now);
   absl::StatusOr<store::RunRow> Begin(Pair& pair, const store::RunRow& planned, absl::Time now);
   void Counted(Pair& pair, absl::Time until);
@@ -189,6 +190,7 @@ class Scheduler {
   std::set<PairKey> unsaved_;                    // Pairs whose memory is not in the book yet.
   std::map<PairKey, absl::Duration> unmatched_;  // Schedule and pattern; since when, by the monotonic clock.
   bool looked_for_unmatched_ = false;
+  std::map<std::string, absl::Time> lost_;  // Schedules of an earlier book, as this one has them.
   std::map<PairKey, Pair> pairs_;
   std::map<PairKey, absl::Time> cursors_;
   std::map<int64_t, Active> running_;
@@ -203,11 +205,11 @@ class Scheduler {
   absl::Duration loaded_at_ = -absl::InfiniteDuration();  // Of the monotonic clock.
   absl::Duration asked_at_ = -absl::InfiniteDuration();   // Of the same: when all snapshots were looked at.
   bool reloaded_ = false;                                 // In this turn.
+  absl::Duration noted_at_ = -absl::InfiniteDuration();   // Of the same: when the book was told of a full turn.
   bool draining_ = false;
   bool looking_ = false;         // OnlyLook() was called.
   bool somebody_works_ = false;  // ... and there is proof of it.
   bool trouble_ = false;         // RaiseTrouble() was called.
-  absl::Duration noted_at_ = -absl::InfiniteDuration();   // Of the same: when the book was told of a full turn.
 };
 
 }  // namespace still::schedule

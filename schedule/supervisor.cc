@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "schedule/lost_schedules.h"
 #include "session/control/session_registry.h"
 #include "snapshot/drill.h"
 #include "store/config.h"
@@ -47,6 +48,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
       made->TryToOpen(options.without_repository ? options.first_opening : absl::InfiniteDuration());
   if (!opened.ok() && !options.without_repository) return opened.status();
   STILL_ASSIGN_OR_RETURN(made->book_, store::Book::Open({.path = store::BookPath(options.state)}));
+  STILL_RETURN_IF_ERROR(NoteWhetherNew(*made->book_));
   made->schedules_ = std::make_unique<StoredBook>(*made->book_, HostTimeZone::Real());
   made->host_ = std::make_unique<ProcessHost>(options.repository.here, std::move(host));
   made->scheduler_ = std::make_unique<Scheduler>(
@@ -90,6 +92,8 @@ absl::Status Supervisor::Use(absl::StatusOr<Opened> opened) {
 absl::Status Supervisor::TakeOverOnce() {
   if (taken_over_) return absl::OkStatus();
   STILL_RETURN_IF_ERROR(TakeOverFromCatalog(*book_, options_.repository.path, *repository_));
+  STILL_RETURN_IF_ERROR(
+      NoteLostSchedules(*book_, *repository_, *catalog_, options_.repository.here, Clock::Real().Now()));
   taken_over_ = true;
   // Who began without it knows less.
   return charge_.valid() ? scheduler_->Load() : absl::OkStatus();

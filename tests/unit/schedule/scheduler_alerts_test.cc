@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "schedule/lost_schedules.h"
 #include "schedule/scheduler.h"
 #include "tests/unit/schedule/scheduler_fixture.h"
 
@@ -352,6 +353,28 @@ TEST_F(OnlookerTest, WhatWaitsForABlackoutOrForAnEarlierRunIsNotLeftUndone) {
   Crash(/*with_workers=*/false);  // Its run goes on.
   Sleep(absl::Hours(3));
   EXPECT_EQ(Look(), "");
+}
+
+TEST_F(SchedulerAlertsTest, AScheduleOfAnEarlierBookIsToldUntilItIsBackOrRemoved) {
+  host_.machines = {{"web", true}};
+  book_.remembered[LostKey("nightly")] = "1766000000";
+  book_.remembered[LostKey("weekly")] = "1766000000";
+  Begin();
+  Live(absl::Hours(30));
+  EXPECT_EQ(listener_.Count(Event::Kind::kLost), 4) << "both, daily";
+  EXPECT_THAT(listener_.events[0].message, HasSubstr("nightly took snapshots of this host until 2025-12-17"));
+  EXPECT_EQ(listener_.all_well, 0);
+  book_.Add("nightly", "web", "01:00");
+  scheduler_->Reload();
+  Live(absl::Hours(1));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 1);
+  book_.remembered.erase(LostKey("weekly"));  // As `still schedule rm weekly` does.
+  scheduler_->Reload();
+  Live(absl::Hours(1));
+  EXPECT_TRUE(scheduler_->alerts().all().empty());
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 1) << "nothing is better, only not wanted";
+  EXPECT_GT(listener_.all_well, 0);
+  EXPECT_EQ(book_.remembered.count(LostKey("nightly")), 0u) << "whoever removes it now means it";
 }
 
 TEST_F(SchedulerAlertsTest, OneScheduleThatCannotBeReadIsToldAndGoesOnAsItWas) {
