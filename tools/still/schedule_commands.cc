@@ -195,13 +195,15 @@ absl::Status Say(Context& context, const pb::CheckReport& report) {
 
 // For a timer on hosts without stilld.
 absl::Status RunDue(Context& context) {
-  STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
+  absl::StatusOr<std::unique_ptr<schedule::Supervisor>> opened = OpenSupervisorInCharge(context);
+  if (!opened.ok()) return TellWithoutBookHourly(context, opened.status());
+  const std::unique_ptr<schedule::Supervisor> supervisor = *std::move(opened);
   absl::Status charge = supervisor->TakeCharge();
   if (absl::IsUnavailable(charge)) {
     std::cerr << "still: " << charge.message() << "; nothing to do\n";
     return absl::OkStatus();
   }
-  STILL_RETURN_IF_ERROR(charge);
+  if (!charge.ok()) return TellWithoutBookHourly(context, charge);
   absl::Status worked;
   do {
     absl::StatusOr<absl::Duration> wait = supervisor->Step();
