@@ -131,6 +131,8 @@ absl::StatusOr<Schedule> MakeSchedule(const Definition& definition, absl::TimeZo
         absl::StrCat("schedule ", definition.name(), ": name the sessions it is for, or '*'"));
   }
   STILL_ASSIGN_OR_RETURN(schedule.time_limit, SpanOr(definition.time_limit(), kDefaultTimeLimit));
+  // As of `still run`: there is none.
+  if (schedule.time_limit == absl::ZeroDuration()) schedule.time_limit = absl::InfiniteDuration();
   STILL_ASSIGN_OR_RETURN(schedule.verify_period, SpanOr(definition.verify_period(), kDefaultVerifyPeriod));
   if (definition.when_off() == "skip") schedule.when_off = WhenOff::kSkip;
   if (definition.when_off() == "disk") schedule.when_off = WhenOff::kDisk;

@@ -34,7 +34,7 @@ struct Schedule {
   Timing timing;
   std::optional<snapshot::RetentionPolicy> retention;
   absl::Time counted_from;
-  absl::Duration time_limit;
+  absl::Duration time_limit;  // Infinite: none.
   absl::Duration verify_period;
   WhenOff when_off = WhenOff::kTell;
 

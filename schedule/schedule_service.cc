@@ -10,6 +10,7 @@
 #include "base/host_time_zone.h"
 #include "base/quantity.h"
 #include "proto/grpc_status.h"
+#include "schedule/lost_schedules.h"
 
 namespace still::schedule {
 namespace {
@@ -66,6 +67,9 @@ grpc::Status ScheduleService::Replace(grpc::ServerContext*, const schedulepb::Sc
 grpc::Status ScheduleService::Remove(grpc::ServerContext*, const schedulepb::Named* request, schedulepb::Done*) {
   absl::Status found = Find(request->name()).status();
   absl::Status removed = supervisor_.book().RemoveSchedule(request->name());
+  absl::StatusOr<bool> lost = ForgetLost(supervisor_.book(), request->name());
+  if (!lost.ok()) return ToGrpc(lost.status());
+  if (absl::IsNotFound(removed) && *lost) removed = absl::OkStatus();
   // Also one that cannot be read; of one that is not there, Find() says which there are.
   if (absl::IsNotFound(removed) && !found.ok()) return ToGrpc(found);
   supervisor_.SchedulesChanged();

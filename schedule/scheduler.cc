@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/quantity.h"
+#include "schedule/lost_schedules.h"
 
 namespace still::schedule {
 namespace {
@@ -41,6 +42,7 @@ absl::Status Scheduler::Load() {
     if (!pair.has_value()) continue;
     if (std::optional<PairMemory> memory = DecodePairMemory(text)) memories_[*pair] = *memory;
   }
+  lost_ = ParseLost(remembered);
   STILL_ASSIGN_OR_RETURN(std::vector<store::RunCursor> cursors, book_.Cursors());
   for (const store::RunCursor& cursor : cursors) cursors_[{cursor.schedule, cursor.session}] = cursor.planned_until;
   const absl::Time now = clock_.Now();
@@ -77,11 +79,17 @@ absl::StatusOr<absl::Duration> Scheduler::Step(const absl::Status& outside) {
   LookForStale(now);
   if (std::exchange(reloaded_, false)) LookForDropouts(now);
   turn.Update(KeepMemories());
+  if (looking_) {
+    turn.Update(LookWhetherAnybodyWorks(now));
+  } else if (turn.ok() && !draining_) {
+    turn.Update(NoteTurn(now));
+  }
   NoticeTurn(turn, now);
   turn.Update(alerts_.Work(now));
   if (!turn.ok()) return turn;
   last_full_turn_ = now;
-  if (!alerts_.AnyTrue()) announcer_.AllWell();
+  // That nothing is wrong yet is no reason to call when nobody sees to it that it stays so.
+  if (!alerts_.AnyTrue() && (!looking_ || somebody_works_)) announcer_.AllWell();
   return UntilNext(now);
 }
 

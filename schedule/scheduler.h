@@ -28,25 +28,10 @@
 #include "schedule/pair_state.h"
 #include "schedule/schedule.h"
 #include "schedule/scheduler_edges.h"
+#include "schedule/scheduler_options.h"
 #include "store/book/rows.h"
 
 namespace still::schedule {
-
-struct SchedulerOptions {
-  int max_running = 2;
-  // A run that could have begun this long ago was missed; later ones were only busy waiting.
-  absl::Duration tolerance = absl::Minutes(5);
-  absl::Duration first_retry_after = absl::Minutes(1);
-  // While something runs, its row is looked at this often; else sessions and the clock at least so often.
-  absl::Duration poll = absl::Milliseconds(500);
-  absl::Duration longest_wait = absl::Seconds(15);
-  // How long schedules and sessions may be remembered without looking.
-  absl::Duration reload_every = absl::Seconds(10);
-  // Turns that fail for so long are told.
-  absl::Duration failing_after = absl::Seconds(20);
-  // A name or pattern that fits nothing for so long is told.
-  absl::Duration unmatched_after = absl::Hours(1);
-};
 
 // One machine and what protects it.
 struct Cover {
@@ -96,6 +81,8 @@ class Scheduler {
   void Reload() { loaded_at_ = -absl::InfiniteDuration(); }
   // No new runs; those that run are watched on.
   void Drain() { draining_ = true; }
+  // Begins nothing, and its turns prove nothing: that nobody takes any others is trouble. Before the first turn.
+  void OnlyLook() { draining_ = looking_ = true; }
   size_t running() const { return running_.size(); }
 
  private:
@@ -142,8 +129,11 @@ class Scheduler {
   absl::Time TakenAtTheLatest(const PairMemory& memory, absl::Time point, absl::Time now) const;
   void NoticeNewest(Pair& pair, const Newest& newest, absl::Time now);
   absl::Status KeepMemories();
+  absl::Status NoteTurn(absl::Time now);
+  absl::Status LookWhetherAnybodyWorks(absl::Time now);
   void LookForDropouts(absl::Time now);
   void LookForUnmatched(absl::Time now);
+  void LookForLost(absl::Time now);
   void QuietPaused();
   void LookForGone(absl::Time now);
   bool StillWanted(const Event& event) const;
@@ -157,6 +147,7 @@ class Scheduler {
   void NoticeBegun(const Active& active, store::RunRow& run, absl::Time now);
   absl::Status Ended(const PairKey& key, const store::RunRow& run, absl::Time now);
   std::vector<Due> FindDue(absl::Time now);
+  std::optional<Due> LongestDue(absl::Time now);
   absl::Status BeginDue(const Due& due, absl::Time now);
   absl::Status BeginOccurrence(Pair& pair, absl::Time now);
   absl::StatusOr<store::RunRow> Begin(Pair& pair, const store::RunRow& planned, absl::Time now);
@@ -179,6 +170,7 @@ class Scheduler {
   std::set<PairKey> unsaved_;                    // Pairs whose memory is not in the book yet.
   std::map<PairKey, absl::Duration> unmatched_;  // Schedule and pattern; since when, by the monotonic clock.
   bool looked_for_unmatched_ = false;
+  std::map<std::string, absl::Time> lost_;  // Schedules of an earlier book, as this one has them.
   std::map<PairKey, Pair> pairs_;
   std::map<PairKey, absl::Time> cursors_;
   std::map<int64_t, Active> running_;
@@ -193,8 +185,11 @@ class Scheduler {
   absl::Duration loaded_at_ = -absl::InfiniteDuration();  // Of the monotonic clock.
   absl::Duration asked_at_ = -absl::InfiniteDuration();   // Of the same: when all snapshots were looked at.
   bool reloaded_ = false;                                 // In this turn.
+  absl::Duration noted_at_ = -absl::InfiniteDuration();   // Of the same: when the book was told of a full turn.
   bool draining_ = false;
-  bool trouble_ = false;  // RaiseTrouble() was called.
+  bool looking_ = false;         // OnlyLook() was called.
+  bool somebody_works_ = false;  // ... and there is proof of it.
+  bool trouble_ = false;         // RaiseTrouble() was called.
 };
 
 }  // namespace still::schedule

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/quantity.h"
+#include "schedule/lost_schedules.h"
 #include "schedule/scheduler.h"
 
 namespace still::schedule {
@@ -47,6 +48,11 @@ void Scheduler::LookForStale(absl::Time now) {
 
 void Scheduler::NoticeTurn(const absl::Status& turn, absl::Time now) {
   if (trouble_) return;  // Somebody else's, of which our turns prove nothing.
+  if (turn.ok() && looking_ && !somebody_works_) {
+    // Nothing waits just now; that anybody works again is not proven.
+    alerts_.Quiet(Kind::kScheduler, "", "");
+    return;
+  }
   if (turn.ok()) {
     failing_since_.reset();
     alerts_.Clear(Kind::kScheduler, "", "", now, "the schedules are worked on again");
@@ -118,6 +124,7 @@ void Scheduler::LookForDropouts(absl::Time now) {
     }
   }
   LookForUnmatched(now);
+  LookForLost(now);
   LookForGone(now);
   QuietPaused();
 }
@@ -165,6 +172,37 @@ void Scheduler::LookForUnmatched(absl::Time now) {
   }
   unmatched_ = std::move(unmatched);
   looked_for_unmatched_ = true;
+}
+
+// The book says when somebody has removed one, so it is asked as long as there are any.
+void Scheduler::LookForLost(absl::Time now) {
+  if (lost_.empty()) return;
+  if (absl::StatusOr<std::map<std::string, std::string>> remembered = book_.Remembered(); remembered.ok()) {
+    lost_ = ParseLost(*remembered);
+  }
+  for (const auto& entry : lost_) {
+    const std::string& name = entry.first;
+    const bool back =
+        unusable_.count(name) != 0 ||
+        std::any_of(schedules_.begin(), schedules_.end(), [&](const Schedule& one) { return one.name() == name; });
+    if (back) {
+      alerts_.Clear(Kind::kLost, name, "", now, absl::StrCat("schedule ", name, " is there again"));
+      // Whoever removes it after that means it. What is not written down now is by the next look.
+      if (absl::Status known = book_.Remember(LostKey(name), ""); !known.ok()) {
+        LogWarning("the book does not take that a schedule is back", {{"error", known.ToString()}});
+      }
+      continue;
+    }
+    alerts_.Raise({.kind = Kind::kLost,
+                   .schedule = name,
+                   .session = "",
+                   .at = now,
+                   .message = absl::StrCat("schedule ", name, " took snapshots of this host until ",
+                                           absl::FormatTime("%Y-%m-%d", entry.second, absl::UTCTimeZone()),
+                                           ", and the book is new and does not have it: add it again, or `still "
+                                           "schedule rm ",
+                                           name, "` if it is not wanted")});
+  }
 }
 
 // A machine whose session is there no more, of a schedule that would still fit it. It is told once. One that only a pattern fitted is then forgotten, because most
@@ -240,6 +278,8 @@ bool Scheduler::StillWanted(const Event& event) const {
                          [&](const SessionState& one) { return one.name == event.session; });
     case Kind::kScheduler:
       return true;
+    case Kind::kLost:
+      return schedule_named(event.schedule) || lost_.count(event.schedule) != 0;
     case Kind::kRecovered:
     case Kind::kTest:
       break;  // No alert is of these kinds.

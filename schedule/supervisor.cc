@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "schedule/lost_schedules.h"
 #include "session/control/session_registry.h"
 #include "snapshot/drill.h"
 #include "store/config.h"
@@ -47,10 +48,13 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Open(const SupervisorOpt
       made->TryToOpen(options.without_repository ? options.first_opening : absl::InfiniteDuration());
   if (!opened.ok() && !options.without_repository) return opened.status();
   STILL_ASSIGN_OR_RETURN(made->book_, store::Book::Open({.path = store::BookPath(options.state)}));
+  STILL_RETURN_IF_ERROR(NoteWhetherNew(*made->book_));
   made->schedules_ = std::make_unique<StoredBook>(*made->book_, HostTimeZone::Real());
   made->host_ = std::make_unique<ProcessHost>(options.repository.here, std::move(host));
-  made->scheduler_ = std::make_unique<Scheduler>(*made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
-                                                 SchedulerOptions{.max_running = options.max_running});
+  made->scheduler_ = std::make_unique<Scheduler>(
+      *made->schedules_, *made->host_, *made->announcer_, Clock::Real(),
+      SchedulerOptions{
+          .max_running = options.max_running, .failing_after = options.failing_after, .daemon = options.daemon});
   const absl::Status used = made->Use(std::move(opened));
   if (!used.ok() && !options.without_repository) return used;
   if (!used.ok()) LogError("it begins without its repository", {{"error", used.ToString()}});
@@ -88,6 +92,8 @@ absl::Status Supervisor::Use(absl::StatusOr<Opened> opened) {
 absl::Status Supervisor::TakeOverOnce() {
   if (taken_over_) return absl::OkStatus();
   STILL_RETURN_IF_ERROR(TakeOverFromCatalog(*book_, options_.repository.path, *repository_));
+  STILL_RETURN_IF_ERROR(
+      NoteLostSchedules(*book_, *repository_, *catalog_, options_.repository.here, Clock::Real().Now()));
   taken_over_ = true;
   // Who began without it knows less.
   return charge_.valid() ? scheduler_->Load() : absl::OkStatus();
@@ -158,7 +164,7 @@ absl::StatusOr<schedulepb::CheckReport> Supervisor::LookForTrouble(const std::st
   absl::Status looked;
   {
     absl::MutexLock lock(&mutex_);
-    scheduler_->Drain();
+    scheduler_->OnlyLook();
     host_->watch().AskOnce();
     STILL_RETURN_IF_ERROR(scheduler_->Recover());
     if (!trouble.empty()) scheduler_->RaiseTrouble(trouble);

@@ -29,6 +29,10 @@ struct SupervisorOptions {
   std::string state;  // The state directory.
   store::RepositoryOptions repository;
   int max_running = 2;
+  // Takes turns all the time, and is missed when it does not.
+  bool daemon = false;
+  // Turns that fail for so long are told. Zero: at once, for whoever takes only one.
+  absl::Duration failing_after = SchedulerOptions().failing_after;
   AnnouncerOptions announcer;
   std::string worker_program;  // stilld.
   // Begins also while the repository cannot be opened (it is not mounted, or hangs): that is told as long as it lasts, each

@@ -39,6 +39,8 @@ using store::RunRow;
 using Definition = schedulepb::Schedule;
 
 constexpr absl::Duration kHookTimeout = absl::Minutes(30);
+// Of a drill whose run has no limit: what the guest is told is a number of milliseconds in 32 bits.
+constexpr absl::Duration kLongestCheck = absl::Hours(24 * 30);
 // A run's message is for people; a program that prints more is cut.
 constexpr size_t kLongestMessage = 2000;
 // ioprio_set(2): class idle, for this process.
@@ -265,7 +267,8 @@ absl::Status RunExecution::Drill() {
     options.argv.insert(options.argv.end(), {"--bandwidth", absl::StrCat(schedule_->definition.bandwidth())});
   }
   if (!schedule_->definition.time_limit().empty()) {
-    options.argv.insert(options.argv.end(), {"--timeout", absl::StrCat(absl::ToInt64Seconds(schedule_->time_limit))});
+    const absl::Duration limit = std::min(schedule_->time_limit, kLongestCheck);
+    options.argv.insert(options.argv.end(), {"--timeout", absl::StrCat(absl::ToInt64Seconds(limit), "s")});
   }
   if (!schedule_->definition.check().empty()) {
     options.argv.insert(options.argv.end(), {"--check", schedule_->definition.check()});

@@ -2,8 +2,10 @@
 
 #include <fcntl.h>
 #include <grpcpp/create_channel_posix.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <future>
 #include <iostream>
 #include <map>
@@ -13,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/host_identity.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
@@ -24,6 +27,25 @@ namespace {
 absl::StatusOr<schedulepb::CheckReport> LookByOurselves(const Context& context, const std::string& trouble) {
   STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
   return supervisor->LookForTrouble(trouble);
+}
+
+absl::StatusOr<schedule::SupervisorOptions> OptionsOfSupervisor(const Context& context) {
+  schedule::SupervisorOptions options{.state = context.state_directory(),
+                                      .repository = {.path = context.repository_path()}};
+  STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
+  STILL_ASSIGN_OR_RETURN(options.repository.here, ReadHostIdentity(context.state_directory()));
+  options.announcer = ConfiguredChannels();
+  STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
+  return options;
+}
+
+// Whether a channel took it.
+bool Tell(const absl::Status& why) {
+  const std::vector<schedule::Announcer::Outcome> outcomes = schedule::TellOnce(
+      ConfiguredChannels(), {.kind = schedule::Event::Kind::kScheduler,
+                             .at = Clock::Real().Now(),
+                             .message = absl::StrCat("the schedules cannot be looked at: ", why.message())});
+  return std::any_of(outcomes.begin(), outcomes.end(), [](const auto& outcome) { return outcome.delivered; });
 }
 
 }  // namespace
@@ -42,20 +64,35 @@ schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration) 
 }
 
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context) {
-  schedule::SupervisorOptions options{.state = context.state_directory(),
-                                      .repository = {.path = context.repository_path()}};
-  STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
-  STILL_ASSIGN_OR_RETURN(options.repository.here, ReadHostIdentity(context.state_directory()));
-  options.announcer = ConfiguredChannels();
-  STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
+  STILL_ASSIGN_OR_RETURN(schedule::SupervisorOptions options, OptionsOfSupervisor(context));
+  return schedule::Supervisor::Open(options);
+}
+
+absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisorInCharge(const Context& context) {
+  STILL_ASSIGN_OR_RETURN(schedule::SupervisorOptions options, OptionsOfSupervisor(context));
+  options.without_repository = true;
+  options.failing_after = absl::ZeroDuration();
   return schedule::Supervisor::Open(options);
 }
 
 absl::Status TellWithoutBook(const absl::Status& why) {
-  schedule::TellOnce(ConfiguredChannels(),
-                     {.kind = schedule::Event::Kind::kScheduler,
-                      .at = Clock::Real().Now(),
-                      .message = absl::StrCat("the schedules cannot be looked at: ", why.message())});
+  (void)Tell(why);
+  return why;
+}
+
+absl::Status TellWithoutBookHourly(const Context& context, const absl::Status& why) {
+  // There is no book to write down that it was told: the age of a file says it.
+  const std::string mark = JoinPath(context.state_directory(), "told-without-book");
+  struct stat marked {};
+  const absl::Duration ago = ::stat(mark.c_str(), &marked) == 0
+                                 ? Clock::Real().Now() - absl::TimeFromTimespec(marked.st_mtim)
+                                 : absl::InfiniteDuration();
+  if (ago >= absl::ZeroDuration() && ago < absl::Hours(1)) return why;
+  if (!Tell(why)) return why;
+  // Where it cannot be written, it is told each time: better than never.
+  if (absl::Status kept = WriteFileAtomically(mark, absl::StrCat(why.message(), "\n")); !kept.ok()) {
+    LogWarning("it is told again with the next call", {{"error", kept.ToString()}});
+  }
   return why;
 }
 

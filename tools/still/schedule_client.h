@@ -57,6 +57,8 @@ schedule::AnnouncerOptions ConfiguredChannels(const std::string& configuration =
 
 // The schedules of this host by ourselves, whether a daemon runs or not.
 absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisor(const Context& context);
+// For whoever works on them: begins without a repository as stilld does, and tells at once what keeps it from working.
+absl::StatusOr<std::unique_ptr<schedule::Supervisor>> OpenSupervisorInCharge(const Context& context);
 
 // A look of our own takes seconds; one at a hard NFS mount whose server is gone never ends.
 inline constexpr absl::Duration kLongestLook = absl::Minutes(2);
@@ -65,5 +67,7 @@ absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, 
                                                         absl::Duration limit = kLongestLook);
 // Neither book nor repository can be had: it is told without them, each time. Gives `why`.
 absl::Status TellWithoutBook(const absl::Status& why);
+// The same for what a timer calls each minute: once in an hour, when somebody could be told.
+absl::Status TellWithoutBookHourly(const Context& context, const absl::Status& why);
 
 }  // namespace still::cli

@@ -28,9 +28,6 @@ namespace pb = ::stillpoint::schedule::v1;
 using Stub = ScheduleControl::Stub;
 using Rows = std::vector<std::vector<std::string>>;
 
-// stilld takes a turn every few seconds.
-constexpr absl::Duration kLongestTurn = absl::Minutes(5);
-
 std::string TimeOr(int64_t nanoseconds, const char* otherwise) {
   return nanoseconds == 0 ? otherwise : FormatUnixNanos(nanoseconds);
 }
@@ -198,13 +195,15 @@ absl::Status Say(Context& context, const pb::CheckReport& report) {
 
 // For a timer on hosts without stilld.
 absl::Status RunDue(Context& context) {
-  STILL_ASSIGN_OR_RETURN(auto supervisor, OpenSupervisor(context));
+  absl::StatusOr<std::unique_ptr<schedule::Supervisor>> opened = OpenSupervisorInCharge(context);
+  if (!opened.ok()) return TellWithoutBookHourly(context, opened.status());
+  const std::unique_ptr<schedule::Supervisor> supervisor = *std::move(opened);
   absl::Status charge = supervisor->TakeCharge();
   if (absl::IsUnavailable(charge)) {
     std::cerr << "still: " << charge.message() << "; nothing to do\n";
     return absl::OkStatus();
   }
-  STILL_RETURN_IF_ERROR(charge);
+  if (!charge.ok()) return TellWithoutBookHourly(context, charge);
   absl::Status worked;
   do {
     absl::StatusOr<absl::Duration> wait = supervisor->Step();
@@ -224,7 +223,7 @@ std::string TroubleOf(ScheduleClient& client, pb::CheckReport& report) {
   if (!answer.ok()) return absl::StrCat("stilld does not answer: ", answer.status().message());
   report = *std::move(answer);
   const absl::Duration ago = Clock::Real().Now() - absl::FromUnixNanos(report.turned_unix_ns());
-  if (ago < kLongestTurn) return "";
+  if (ago < schedule::kLongestTurn) return "";
   return absl::StrCat(
       "stilld answers, but has not worked on the schedules ",
       report.turned_unix_ns() == 0 ? "at all" : absl::StrCat("since ", FormatUnixNanos(report.turned_unix_ns())));

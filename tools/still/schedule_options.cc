@@ -52,7 +52,7 @@ constexpr TextOption kTextOptions[] = {
      [](Schedule& s, const std::string& v) { s.set_before(v); }},
     {"--after", "Shell command after each run (STILL_OUTCOME, STILL_SNAPSHOT, STILL_MESSAGE)",
      [](Schedule& s, const std::string& v) { s.set_after(v); }},
-    {"--time-limit", "A run that takes longer is ended (default 24h)",
+    {"--time-limit", "A run that takes longer is ended (default 24h; 0: never)",
      [](Schedule& s, const std::string& v) { s.set_time_limit(v); }},
     {"--max-age", "Tell when the newest good snapshot is older (default: twice the longest gap)",
      [](Schedule& s, const std::string& v) { s.set_max_age(v); }},

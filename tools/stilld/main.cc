@@ -100,6 +100,7 @@ absl::Status Run(const Arguments& arguments) {
   options.supervisor = {.state = arguments.state,
                         .repository = repository,
                         .max_running = arguments.max_running,
+                        .daemon = true,
                         .without_repository = true};
   options.supervisor.announcer = schedule::AnnouncerOptions::FromEnvironment();
   schedule::AnnouncerOptions& announcer = options.supervisor.announcer;

@@ -73,12 +73,9 @@ std::string Card(absl::string_view label, absl::string_view value) {
   return absl::StrCat("<div class=card><b>", EscapeHtml(value), "</b>", EscapeHtml(label), "</div>");
 }
 
-// The scheduler takes a turn every few seconds.
-constexpr absl::Duration kLongestTurn = absl::Minutes(5);
-
 std::string Alerts(const Figures& figures) {
   const absl::Time turned = absl::FromUnixNanos(figures.report.turned_unix_ns());
-  if (figures.now - turned > kLongestTurn) {
+  if (figures.now - turned > schedule::kLongestTurn) {
     return absl::StrCat("<p id=health class=bad>The schedules are not worked on (last ",
                         figures.report.turned_unix_ns() == 0 ? "never" : When(turned), ").</p>");
   }

@@ -233,6 +233,22 @@ TEST_F(SchedulerTest, ARunThatTakesTooLongIsEnded) {
   EXPECT_THAT(Rows(RunOutcome::kFailed)[0].message, HasSubstr("time limit"));
 }
 
+TEST_F(SchedulerTest, ATimeLimitOfZeroIsNone) {
+  host_.machines = {{"web", true}};
+  host_.duration = [](const auto&) { return absl::Hours(100); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_time_limit("0"); });
+  Begin();
+  Live(absl::Hours(104));
+  ASSERT_THAT(Rows(RunOutcome::kSucceeded), SizeIs(1));
+  EXPECT_THAT(Rows(RunOutcome::kFailed), IsEmpty());
+  // The limit of whoever takes over is none either.
+  Live(absl::Hours(20));
+  Crash(false);
+  Begin();
+  Live(absl::Hours(90));
+  EXPECT_THAT(Rows(RunOutcome::kFailed), IsEmpty());
+}
+
 TEST_F(SchedulerTest, ByHandBesideTheTimingAndNotTwiceAtATime) {
   host_.machines = {{"web", true}, {"db", true}};
   book_.Add("nightly", "*", "05:00");
@@ -254,11 +270,11 @@ TEST_F(SchedulerTest, AlertsOfAScheduleThatIsRemovedGoWithIt) {
   book_.Add("nightly", "gone", "01:00");
   Begin();
   Live(absl::Hours(24 * 3));
-  EXPECT_THAT(book_.remembered, SizeIs(4)) << "failed, stale, fits nothing; and what is known of the pair";
+  EXPECT_THAT(book_.remembered, SizeIs(5)) << "failed, stale, fits nothing; what is known of the pair; the turn";
   book_.schedules.clear();
   scheduler_->Reload();
   Live(absl::Hours(1));
-  EXPECT_THAT(book_.remembered, IsEmpty());
+  EXPECT_THAT(book_.remembered, SizeIs(1)) << "the turn";
   EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 0) << "nothing is better";
 }
 

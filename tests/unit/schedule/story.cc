@@ -91,7 +91,7 @@ void Story::LookFromOutside(StoryHost& host) {
   host.next_look_from_outside = now_ + absl::Hours(1);
   if (!options_.somebody_looks_from_outside || host.scheduler != nullptr) return;
   Scheduler onlooker(host.book, host, host.receiver, host.clock, Options());
-  onlooker.Drain();
+  onlooker.OnlyLook();
   if (onlooker.Recover().ok() && onlooker.Step().ok()) {
     while (onlooker.Telling()) {
     }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -170,6 +171,33 @@ TEST_F(RepositoryAwayTest, OneThatHangsHoldsUpNeitherTheStartNorATurn) {
   ASSERT_EQ(::rename(aside.c_str(), config.c_str()), 0);
   (void)OpenFile(pipe, O_WRONLY | O_NONBLOCK);  // Nobody waits for a writer there if the try has not got so far yet.
   TurnUntil([](const auto& report) { return report.turned_unix_ns() != 0; });
+}
+
+// `still schedule run-due`: it takes one turn, and must tell in it.
+TEST_F(RepositoryAwayTest, WhoeverTakesOneTurnTellsAtOnceAndTheNextThatItIsBack) {
+  options_.failing_after = absl::ZeroDuration();
+  const std::string told = JoinPath(root_, "told");
+  options_.announcer.command = "echo $STILL_EVENT $STILL_MESSAGE >>" + told;
+  Schedule();
+  TakeAway();
+  for (int call = 0; call < 2; ++call) {
+    Begin();
+    EXPECT_FALSE(supervisor_->Step().ok());
+    supervisor_->FinishTelling();
+    supervisor_.reset();
+  }
+  absl::StatusOr<std::string> words = ReadFile(told, 1 << 16);
+  ASSERT_TRUE(words.ok()) << words.status();
+  EXPECT_THAT(*words, HasSubstr("scheduler the schedules cannot be worked on: the repository cannot be opened"));
+  EXPECT_EQ(std::count(words->begin(), words->end(), '\n'), 1) << "once: " << *words;
+  BringBack();
+  Begin();
+  EXPECT_TRUE(supervisor_->Step().ok());
+  supervisor_->FinishTelling();
+  words = ReadFile(told, 1 << 16);
+  ASSERT_TRUE(words.ok()) << words.status();
+  EXPECT_THAT(*words, HasSubstr("recovered the schedules are worked on again"));
+  EXPECT_THAT(*words, HasSubstr("stale")) << "now ages are looked at, too";
 }
 
 TEST_F(RepositoryAwayTest, WhoeverMustHaveItIsRefused) {

@@ -1,10 +1,13 @@
 // Whom commands tell, and that they tell it where nothing answers.
 #include "tools/still/schedule_client.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <string>
 
 #include "base/file.h"
@@ -59,6 +62,34 @@ TEST(LookWithinLimitTest, WhatHangsIsToldAndTheProcessEnds) {
   ASSERT_TRUE(words.ok()) << words.status();
   EXPECT_THAT(*words, ::testing::StartsWith("scheduler the schedules cannot be looked at: the repository or the book"));
   EXPECT_THAT(*words, ::testing::HasSubstr(state + "/repository")) << "what to look at";
+  ASSERT_EQ(::unsetenv("STILL_NOTIFY_COMMAND"), 0);
+  ASSERT_TRUE(RemoveTree(state).ok());
+}
+
+TEST(TellWithoutBookHourlyTest, WhatATimerCallsEachMinuteTellsOnceInAnHour) {
+  std::string state = JoinPath(::testing::TempDir(), "still-hourly-XXXXXX");
+  ASSERT_NE(::mkdtemp(state.data()), nullptr);
+  const std::string told = JoinPath(state, "told");
+  CLI::App app;
+  Context context;
+  context.AddOptions(app);
+  app.parse("--state " + state);
+  const auto tell = [&](const std::string& command) {
+    EXPECT_EQ(::setenv("STILL_NOTIFY_COMMAND", command.c_str(), 1), 0);
+    const absl::Status why = absl::DataLossError("book.db: damaged");
+    EXPECT_EQ(TellWithoutBookHourly(context, why), why);
+  };
+  const auto lines = [&] {
+    absl::StatusOr<std::string> words = ReadFile(told, 1 << 16);
+    return words.ok() ? std::count(words->begin(), words->end(), '\n') : 0;
+  };
+  tell("false");
+  for (int minute = 0; minute < 3; ++minute) tell("echo \"$STILL_EVENT $STILL_MESSAGE\" >>" + told);
+  EXPECT_EQ(lines(), 1) << "the first call that somebody could be told by";
+  struct timespec hour_ago[2] = {{::time(nullptr) - 3601, 0}, {::time(nullptr) - 3601, 0}};
+  ASSERT_EQ(::utimensat(AT_FDCWD, JoinPath(state, "told-without-book").c_str(), hour_ago, 0), 0);
+  tell("echo again >>" + told);
+  EXPECT_EQ(lines(), 2);
   ASSERT_EQ(::unsetenv("STILL_NOTIFY_COMMAND"), 0);
   ASSERT_TRUE(RemoveTree(state).ok());
 }
