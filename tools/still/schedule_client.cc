@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/host_identity.h"
+#include "base/log.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
 #include "session/control/session_registry.h"
