@@ -26,6 +26,7 @@ constexpr absl::Duration kSinkTimeout = absl::Seconds(10);
 // lost its capture (issue: a stuck drain is cancelled within a second).
 constexpr absl::Duration kMemoryStallLimit = absl::Seconds(1);
 constexpr absl::Duration kVanishedCheck = absl::Milliseconds(50);
+constexpr absl::Duration kFaultPoll = absl::Milliseconds(20);
 // How often the guest is asked whether its thaw hooks have ended, and how long it may take to answer.
 constexpr absl::Duration kMaxHooksPause = absl::Seconds(2);
 constexpr absl::Duration kHooksCallTimeout = absl::Seconds(1);
@@ -127,7 +128,10 @@ void CaptureService::DelayIfAsked(const std::string& step) const {
   int milliseconds = 0;
   if (fault.first != step || !absl::SimpleAtoi(fault.second, &milliseconds)) return;
   LogWarning("fault: step delayed", {{"step", step}, {"milliseconds", milliseconds}});
-  Clock::Real().Sleep(absl::Milliseconds(milliseconds));
+  const absl::Duration end = Clock::Real().Monotonic() + absl::Milliseconds(milliseconds);
+  while (Clock::Real().Monotonic() < end && ReadFile(fault_file_, 256).value_or("") == *text) {
+    Clock::Real().Sleep(std::min(kFaultPoll, end - Clock::Real().Monotonic()));
+  }
 }
 
 std::string CaptureService::active() const {

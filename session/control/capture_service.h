@@ -24,7 +24,7 @@ class CaptureService {
   explicit CaptureService(Session& session) : session_(session) {}
 
   // Fault tests: this file, when it is there, names a step and a delay in milliseconds ("pin_disks:1500"); every window
-  // waits that long before that step, so that somebody can be killed inside of it.
+  // waits that long before that step, or until the file says something else, so that something can happen inside of it.
   void SetFaultFile(std::string path) { fault_file_ = std::move(path); }
 
   // Runs the capture and blocks until EndCapture, the caller's disappearance or a failure.

@@ -9,6 +9,8 @@ import unittest
 from snapshot_test import VmTest
 from still_host import wait_for
 
+# A step is held until release(); this only ends a test that hangs.
+HOLD_MS = 120_000
 STEPS = ("quiesce", "recheck", "pause", "pin_disks", "save_state", "thaw")
 
 
@@ -25,8 +27,21 @@ class FaultTest(VmTest):
         self.fault.write_text(f"{step}:{milliseconds}\n")
         held = self.log.read_text().count(f"step={step}")
         process = self.host.start("snapshot", "web", *arguments, **environment)
-        wait_for(lambda: self.log.read_text().count(f"step={step}") > held, f"step {step}", 30)
+        wait_for(lambda: self.log.read_text().count(f"step={step}") > held, f"step {step}", 120)
         return process
+
+    def release(self):
+        self.fault.unlink(missing_ok=True)
+
+    def arm(self, script):
+        """What is returned has the guest run `script`, also when it is frozen and takes no new command: its end is what a program of
+        the guest waits for. It writes all the time, because only then it is seen soon that nobody reads any more."""
+        wait = f"setsid sh -c 'while kill -0 '$$'; do sleep 0.1; done; {script}' >/dev/null 2>&1 &"
+        command = self.host.start("exec", "web", "--timeout", "600s", "--", "sh", "-c", f"{wait} while echo; do sleep 0.1; done")
+        self.addCleanup(command.communicate)
+        self.addCleanup(command.kill)
+        self.assertEqual(command.stdout.readline(), "\n")
+        return command.kill
 
     def assert_repository_is_clean(self, snapshots):
         self.assertEqual(len(self.host.json("list")), snapshots)
@@ -58,20 +73,23 @@ class CallerStopped(FaultTest):
         self.fault.unlink()
         self.host.still("snapshot", "web", "--name", "next")
         os.kill(process.pid, signal.SIGCONT)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=600)
         self.assertNotEqual(process.returncode, 0, stderr)
         self.assert_repository_is_clean(1)
 
 
 class AgentKilled(FaultTest):
     def test_a_frozen_guest_whose_agent_is_killed_thaws_itself(self):
-        # Before the pause the guest is frozen and runs: there its agent dies. The shell was started before the freeze.
-        self.host.guest("web", "sh", "-c", "setsid sh -c 'sleep 3; kill -9 $(pidof still-agent)' >/dev/null 2>&1 &")
-        tried = self.begin_snapshot("pause", 5000, "--name", "agentless", "--quiesce", "require", "--disk-only")
-        _, stderr = tried.communicate(timeout=120)
+        # Before the pause the guest is frozen and runs: there its agent dies.
+        kill = self.arm("kill -9 $(pidof still-agent)")
+        tried = self.begin_snapshot("pause", HOLD_MS, "--name", "agentless", "--quiesce", "require", "--disk-only")
+        self.assertEqual(self.host.session("web")["agent"]["quiesce_state"], "FROZEN")
+        kill()
+        wait_for(lambda: self.host.session("web").get("agent", {}).get("quiesce_state") == "THAWED", "the thaw", 120)
+        self.release()
+        _, stderr = tried.communicate(timeout=600)
         self.assertNotEqual(tried.returncode, 0, "a freeze that was not proven must not be claimed")
         self.assertIn("thawed early", stderr)
-        self.fault.unlink()
         self.assert_web_works()
         self.assert_repository_is_clean(0)
 
@@ -80,9 +98,9 @@ class HypervisorKilled(FaultTest):
     def test_while_memory_is_drained_nothing_is_listed_and_the_repository_is_clean(self):
         process = self.begin_snapshot("thaw", 1500, "--name", "never")
         os.kill(int(self.host.session("web")["pid"]), signal.SIGKILL)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=600)
         self.assertEqual(process.returncode, 6, stderr)
-        wait_for(lambda: not self.host.pids(), "the session's end", 30)
+        wait_for(lambda: not self.host.pids(), "the session's end", 120)
         self.assertIn("signal 9", self.host.session("web")["status"])
         self.assert_repository_is_clean(0)
 
@@ -122,14 +140,14 @@ class RepositoryHangs(FaultTest):
         self.addCleanup(process.kill)
         subprocess.run(["fsfreeze", "--freeze", mount], check=True)
         self.addCleanup(subprocess.run, ["fsfreeze", "--unfreeze", mount], stderr=subprocess.DEVNULL, check=False)
-        before = wait_for(lambda: self.host.records("web")["acknowledged"], "the thaw", 60)
+        before = wait_for(lambda: self.host.records("web")["acknowledged"], "the thaw", 120)
         # For longer than a reader of memory may take nothing: who waits for the repository has lost its capture by then.
         begin = time.monotonic()
-        wait_for(lambda: self.host.records("web")["acknowledged"] > before + 30, "the writer to go on", 50)
+        wait_for(lambda: self.host.records("web")["acknowledged"] > before + 30, "the writer to go on", 120)
         wait_for(lambda: time.monotonic() > begin + 5, "five seconds", 10)
         self.assertIsNone(process.poll(), "it ended without its repository")
         subprocess.run(["fsfreeze", "--unfreeze", mount], check=True)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=600)
         self.assertEqual(process.returncode, 0, stderr)
         self.assertTrue(self.host.json("verify", "--read-data", "100", STILL_REPO=repository)["ok"])
         self.fault.unlink()
