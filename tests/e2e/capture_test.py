@@ -95,6 +95,8 @@ class WithoutUserfaultfd(unittest.TestCase):
             host.environment["STILL_QEMU_AS_ROOT"] = "1"  # One that is a user of its own is given the device by root.
             host.boot("web", memory="160M")
             capabilities = host.session("web")["capabilities"]
+            if not host.session("web")["hypervisor"].split()[1].startswith(("7.", "8.")):
+                self.skipTest("QEMU 9 and newer opens /dev/userfaultfd by itself: vm_contract_test has what stands still there")
             self.assertFalse(capabilities.get("background_memory", False))
             self.assertIn("not permitted", capabilities["background_memory_reason"])
             before = wait_for(lambda: (c := host.counter("web"))["count"] > 0 and c, "the counter", 60)

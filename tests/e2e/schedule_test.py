@@ -150,7 +150,7 @@ class OneMachine(VmTest):
         if root and not pathlib.Path("/dev/fuse").exists():
             self.seen |= {"ls", "cp", "mount", "umount"}
             return
-        able = os.access("/dev/fuse", os.R_OK | os.W_OK) and (not root or has_private_mounts())
+        able = os.access("/dev/fuse", os.R_OK | os.W_OK)
         for words in (("ls", "image:/"), ("cp", "image:/lost+found", point.parent)):
             self.check(*words, code=0 if able else 5)
         self.check("mount", "image", point, code=0 if root else 9)

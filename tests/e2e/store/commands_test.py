@@ -123,6 +123,8 @@ class TwoHosts(Repository):
             self.store("web", name)
             self.store_there("web", name + "-there")
         self.run_still("forget", "--keep-last", "1")
+        self.assertEqual(self.names(), ["a1-there", "a2", "a2-there"], "no host was named: this one's")
+        self.run_still("forget", "--session", "*/*", "--keep-last", "1")
         self.assertEqual(self.names(), ["a2", "a2-there"])
 
     def test_a_script_that_runs_twice_removes_no_second_one(self):
