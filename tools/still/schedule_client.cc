@@ -6,11 +6,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <future>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +19,7 @@
 #include "base/log.h"
 #include "base/unix_socket.h"
 #include "proto/grpc_status.h"
+#include "schedule/in_background.h"
 #include "session/control/session_registry.h"
 
 namespace still::cli {
@@ -97,15 +97,13 @@ absl::Status TellWithoutBookHourly(const Context& context, const absl::Status& w
   return why;
 }
 
-// In a thread of its own, because nothing ends a system call that hangs. Then the process ends under it.
 absl::StatusOr<schedulepb::CheckReport> LookWithinLimit(const Context& context, const std::string& trouble,
                                                         absl::Duration limit) {
-  std::promise<absl::StatusOr<schedulepb::CheckReport>> promise;
-  std::future<absl::StatusOr<schedulepb::CheckReport>> looked = promise.get_future();
-  std::thread([&context, trouble, promise = std::move(promise)]() mutable {
-    promise.set_value(LookByOurselves(context, trouble));
-  }).detach();
-  if (looked.wait_for(absl::ToChronoNanoseconds(limit)) == std::future_status::ready) return looked.get();
+  schedule::InBackground<schedulepb::CheckReport> looking;
+  std::optional<absl::StatusOr<schedulepb::CheckReport>> looked =
+      looking.Try([&context, trouble] { return LookByOurselves(context, trouble); }, limit);
+  if (looked.has_value()) return *std::move(looked);
+  // The process ends under the thread: nothing ends a system call that hangs.
   const absl::Status hangs = TellWithoutBook(absl::DeadlineExceededError(
       absl::StrCat("the repository or the book hangs; look whether ", context.repository_path(), " and ",
                    context.state_directory(), " can be read", trouble.empty() ? "" : "; ", trouble)));

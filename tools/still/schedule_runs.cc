@@ -235,7 +235,7 @@ void AddScheduleRuns(CLI::App& group, Context& context) {
   history->add_option("--session", past->sessions, "Only of this session: a name or a pattern; may be repeated")
       ->allow_extra_args(false);
   history->add_option("--limit", past->limit, "At most this many, the newest")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1U, kMostLookedAt))
       ->capture_default_str();
 }
 

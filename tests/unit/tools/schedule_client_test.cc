@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "base/file.h"
 #include "gmock/gmock.h"
@@ -91,6 +92,23 @@ TEST(TellWithoutBookHourlyTest, WhatATimerCallsEachMinuteTellsOnceInAnHour) {
   tell("echo again >>" + told);
   EXPECT_EQ(lines(), 2);
   ASSERT_EQ(::unsetenv("STILL_NOTIFY_COMMAND"), 0);
+  ASSERT_TRUE(RemoveTree(state).ok());
+}
+
+// Or it goes on while the process ends, and frees what is freed by then.
+TEST(LookWithinLimitTest, ALookThatIsOverHasLeftNoThread) {
+  std::string state = JoinPath(::testing::TempDir(), "still-looks-XXXXXX");
+  ASSERT_NE(::mkdtemp(state.data()), nullptr);
+  CLI::App app;
+  Context context;
+  context.AddOptions(app);
+  app.parse("--state " + state + " --repo " + state + "/repository");
+  const auto threads = [] { return ListDirectory("/proc/self/task").value_or(std::vector<std::string>()).size(); };
+  const size_t before = threads();
+  for (int i = 0; i < 200; ++i) {
+    EXPECT_FALSE(LookWithinLimit(context, "", absl::Minutes(1)).ok()) << "there is no repository";
+    ASSERT_EQ(threads(), before) << i;
+  }
   ASSERT_TRUE(RemoveTree(state).ok());
 }
 
