@@ -186,6 +186,8 @@ struct HistoryArguments {
 
 // The newest that are asked for when not all of them are wanted: what comes back must fit a message.
 constexpr uint32_t kMostLookedAt = 10'000;
+// As many as the service gives.
+constexpr uint32_t kMostAsked = 100'000;
 
 // stilld looks for one name; it may also be one that is gone.
 std::string OnlyName(const std::vector<std::string>& words) {
@@ -235,7 +237,7 @@ void AddScheduleRuns(CLI::App& group, Context& context) {
   history->add_option("--session", past->sessions, "Only of this session: a name or a pattern; may be repeated")
       ->allow_extra_args(false);
   history->add_option("--limit", past->limit, "At most this many, the newest")
-      ->check(CLI::Range(1U, kMostLookedAt))
+      ->check(CLI::Range(1U, kMostAsked))
       ->capture_default_str();
 }
 
