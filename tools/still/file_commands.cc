@@ -131,6 +131,8 @@ void OpenToUs(const std::string& path) {
     std::filesystem::permissions(directory, std::filesystem::perms::owner_all, std::filesystem::perm_options::add,
                                  ignored);
   };
+  // A link leads wherever the guest wants.
+  if (!std::filesystem::is_directory(std::filesystem::symlink_status(path, ignored))) return;
   open(path);
   std::filesystem::recursive_directory_iterator entry(path, ignored);
   for (const std::filesystem::recursive_directory_iterator end; entry != end; entry.increment(ignored)) {
