@@ -5,6 +5,7 @@ find_package(absl CONFIG REQUIRED)
 # Under the address sanitizer newer hash tables look different (raw_hash_set.h, "generations"), and Debian's library, which is
 # built without it, does not know them.
 if(STILL_SANITIZE MATCHES address AND absl_VERSION VERSION_GREATER_EQUAL 20230125)
+  set(STILL_ABSEIL_KNOWS_ASAN ON)  # tests/support/asan_runtime.cc
   target_compile_definitions(still_flags INTERFACE NDEBUG_SANITIZER)
 endif()
 find_package(GTest CONFIG)  # Only who runs the tests needs it.
