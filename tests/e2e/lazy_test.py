@@ -161,10 +161,12 @@ class LazyTrouble(Lazy):
         self.restore("held", "--cold", "--no-hydrate")
         repository = self.host.directory / "repo"
         away = self.host.directory / "repo-away"
-        repository.rename(away)
+        # A guest that is held answers to no new command, and any of its reads may hold it: this one runs before.
         reading = self.host.start("exec", "held", "--timeout", "600s", "--", "sh", "-c",
-                                  f"echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
+                                  f"echo ready; sleep 5; echo 3 > /proc/sys/vm/drop_caches; md5sum {BLOB}")
         self.addCleanup(lambda: (reading.kill(), reading.communicate()))
+        self.assertEqual(reading.stdout.readline(), "ready\n")
+        repository.rename(away)
         try:
             # The read fails first, and then the server, which is started anew: in the end both are told together.
             for words in ("the guest is held: disks vda, vdb of snapshot ", ": snapshot point, image vda, bytes ",
