@@ -28,7 +28,7 @@ constexpr std::pair<Event::Kind, absl::string_view> kNames[] = {
     {Event::Kind::kUnusable, "unusable"},   {Event::Kind::kUnmatched, "unmatched"},
     {Event::Kind::kGone, "gone"},           {Event::Kind::kEnded, "ended"},
     {Event::Kind::kHeld, "held"},           {Event::Kind::kTest, "test"},
-    {Event::Kind::kLost, "lost"},
+    {Event::Kind::kLost, "lost"},           {Event::Kind::kRestarting, "restarting"},
 };
 
 std::optional<Event::Kind> KindOfName(absl::string_view text) {

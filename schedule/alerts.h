@@ -36,6 +36,7 @@ struct Event {
     kEnded,       // A machine ended, and nobody stopped it.
     kTest,        // Nothing: somebody wants to see whether alerts arrive. Never raised.
     kHeld,        // A machine stands still, because its disk cannot be read or written.
+    kRestarting,  // A machine is reset again and again.
     kLost,        // A schedule was at work here, and the book, which is new, does not have it.
   };
   Kind kind = Kind::kFailed;

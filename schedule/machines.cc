@@ -5,6 +5,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace still::schedule {
 
 namespace {
@@ -12,6 +14,19 @@ namespace {
 using Commit = std::tuple<int64_t, int64_t, std::string>;
 
 Commit CommitOf(const store::SnapshotSummary& one) { return {one.sequence, one.committed_unix_ns, one.id}; }
+
+std::vector<const store::SnapshotSummary*> ByCommit(const snapshot::MachineIdentity& machine,
+                                                    const std::vector<store::SnapshotSummary>& snapshots) {
+  std::vector<const store::SnapshotSummary*> mine;
+  for (const store::SnapshotSummary& one : snapshots) {
+    if (snapshot::IsSnapshotOf(one, machine)) mine.push_back(&one);
+  }
+  std::sort(mine.begin(), mine.end(), [](const auto* a, const auto* b) { return CommitOf(*a) < CommitOf(*b); });
+  return mine;
+}
+
+// The repository has said so in its log.
+bool IsLeftOut(const absl::Status& status) { return absl::IsDataLoss(status) || absl::IsNotFound(status); }
 
 }  // namespace
 
@@ -41,6 +56,32 @@ std::map<std::string, Newest> NewestByLevel(const std::vector<store::SnapshotSum
     }
   }
   return newest;
+}
+
+absl::StatusOr<std::vector<manifestpb::Snapshot>> SnapshotsOf(const snapshot::MachineIdentity& machine,
+                                                              const std::vector<store::SnapshotSummary>& snapshots,
+                                                              const FindManifest& find) {
+  std::vector<manifestpb::Snapshot> found;
+  for (const store::SnapshotSummary* one : ByCommit(machine, snapshots)) {
+    absl::StatusOr<manifestpb::Snapshot> manifest = find(one->id);
+    if (manifest.ok()) {
+      found.push_back(*std::move(manifest));
+    } else if (!IsLeftOut(manifest.status())) {
+      return manifest.status();
+    }
+  }
+  return found;
+}
+
+absl::StatusOr<manifestpb::Snapshot> NewestSnapshotOf(const snapshot::MachineIdentity& machine,
+                                                      const std::vector<store::SnapshotSummary>& snapshots,
+                                                      const FindManifest& find) {
+  const std::vector<const store::SnapshotSummary*> mine = ByCommit(machine, snapshots);
+  for (auto one = mine.rbegin(); one != mine.rend(); ++one) {
+    absl::StatusOr<manifestpb::Snapshot> manifest = find((*one)->id);
+    if (manifest.ok() || !IsLeftOut(manifest.status())) return manifest;
+  }
+  return absl::NotFoundError(absl::StrCat("there is no snapshot of ", machine.name, " that can be read"));
 }
 
 absl::StatusOr<std::vector<std::string>> DroppedByRetention(const Schedule& schedule,

@@ -64,12 +64,15 @@ std::string ProcessHost::LockPath(int64_t run) const { return JoinPath(Directory
 
 absl::StatusOr<std::vector<SessionState>> ProcessHost::Sessions() {
   STILL_ASSIGN_OR_RETURN(session::SessionRegistry::Listing all, registry_.ListAll());
-  const std::map<std::string, std::string> held = watch_.Held();
+  const std::map<std::string, SessionWatch::Told> told = watch_.LastTold();
   std::vector<SessionState> states;
   for (const session::SessionEntry& entry : all.entries) {
     if (absl::StartsWith(entry.name, session::kDrillPrefix)) continue;
     states.push_back(StateOf(entry));
-    if (auto at = held.find(entry.name); entry.ready && at != held.end()) states.back().held = at->second;
+    auto at = told.find(entry.name);
+    if (!entry.ready || at == told.end()) continue;
+    states.back().held = at->second.held;
+    states.back().resets = at->second.resets;
   }
   for (const auto& [name, why] : all.unreadable) {
     if (absl::StartsWith(name, session::kDrillPrefix)) continue;

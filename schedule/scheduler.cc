@@ -43,6 +43,7 @@ absl::Status Scheduler::Load() {
     if (std::optional<PairMemory> memory = DecodePairMemory(text)) memories_[*pair] = *memory;
   }
   lost_ = ParseLost(remembered);
+  loops_.Load(remembered);
   STILL_ASSIGN_OR_RETURN(std::vector<store::RunCursor> cursors, book_.Cursors());
   for (const store::RunCursor& cursor : cursors) cursors_[{cursor.schedule, cursor.session}] = cursor.planned_until;
   const absl::Time now = clock_.Now();

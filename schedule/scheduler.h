@@ -26,6 +26,7 @@
 #include "base/status.h"
 #include "schedule/alerts.h"
 #include "schedule/pair_state.h"
+#include "schedule/restart_loops.h"
 #include "schedule/schedule.h"
 #include "schedule/scheduler_edges.h"
 #include "schedule/scheduler_options.h"
@@ -132,6 +133,7 @@ class Scheduler {
   absl::Status NoteTurn(absl::Time now);
   absl::Status LookWhetherAnybodyWorks(absl::Time now);
   void LookForDropouts(absl::Time now);
+  void LookForRestarts(const SessionState& session, absl::Time now);
   void LookForUnmatched(absl::Time now);
   void LookForLost(absl::Time now);
   void QuietPaused();
@@ -170,6 +172,7 @@ class Scheduler {
   std::set<PairKey> unsaved_;                    // Pairs whose memory is not in the book yet.
   std::map<PairKey, absl::Duration> unmatched_;  // Schedule and pattern; since when, by the monotonic clock.
   bool looked_for_unmatched_ = false;
+  RestartLoops loops_;
   std::map<std::string, absl::Time> lost_;  // Schedules of an earlier book, as this one has them.
   std::map<PairKey, Pair> pairs_;
   std::map<PairKey, absl::Time> cursors_;

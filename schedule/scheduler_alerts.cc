@@ -122,11 +122,41 @@ void Scheduler::LookForDropouts(absl::Time now) {
     } else {
       alerts_.Clear(Kind::kHeld, "", session.name, now, absl::StrCat(session.name, " goes on"));
     }
+    LookForRestarts(session, now);
   }
+  std::set<absl::string_view> there;
+  for (const SessionState& session : sessions_) there.insert(session.name);
+  loops_.KeepOnly([&there](const std::string& session) { return there.count(session) != 0; });
   LookForUnmatched(now);
   LookForLost(now);
   LookForGone(now);
   QuietPaused();
+}
+
+void Scheduler::LookForRestarts(const SessionState& session, absl::Time now) {
+  if (!session.running || !session.ended.empty()) {
+    alerts_.Quiet(Kind::kRestarting, "", session.name);  // Nor does it work: that it does is told when it is proven.
+    return;
+  }
+  if (!session.resets.has_value()) return;
+  switch (loops_.Look(session.name, *session.resets, now)) {
+    case RestartLoops::Verdict::kUnknown:
+      break;
+    case RestartLoops::Verdict::kLoops:
+      if (!NamedByCapture(session.name)) break;
+      alerts_.Raise(
+          {.kind = Kind::kRestarting,
+           .schedule = "",
+           .session = session.name,
+           .at = now,
+           .message = absl::StrCat(session.name, " restarts again and again: more than ", RestartLoops::kMostWithin,
+                                   " times within ", ShortDuration(RestartLoops::kWindow), ", ", *session.resets,
+                                   " since it was started; `still logs ", session.name, "` says more")});
+      break;
+    case RestartLoops::Verdict::kCalm:
+      alerts_.Clear(Kind::kRestarting, "", session.name, now, absl::StrCat(session.name, " does not restart any more"));
+      break;
+  }
 }
 
 // Nobody repeats daily what somebody knows who has paused it.
@@ -269,6 +299,7 @@ bool Scheduler::StillWanted(const Event& event) const {
       return memories_.count({event.schedule, event.session}) != 0;
     case Kind::kUnreadable:
     case Kind::kEnded:
+    case Kind::kRestarting:
       // Whoever took its name out of the schedules asked not to be told: neither that it lasts nor that it is over.
       return std::any_of(sessions_.begin(), sessions_.end(), [&](const SessionState& one) {
         return one.name == event.session && NamedByCapture(one.name);

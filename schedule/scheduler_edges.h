@@ -2,6 +2,7 @@
 // machines.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <set>
@@ -40,6 +41,8 @@ struct SessionState {
   std::string unreadable;  // Why nothing is known of it; then it counts as running.
   std::string ended;       // How it ended, unless somebody stopped it; also of one that ought to run.
   std::string held;        // Why it stands still though it runs: its disk cannot be read or written.
+  // How often its guest was reset since the session started. Nothing: not known.
+  std::optional<uint32_t> resets;
 };
 using Newest = std::map<Level, absl::Time>;
 

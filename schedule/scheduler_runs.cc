@@ -247,13 +247,14 @@ void Scheduler::Change(Pair& pair, const PairMemory& memory) {
 }
 
 absl::Status Scheduler::KeepMemories() {
-  std::map<std::string, std::string> values;
+  std::map<std::string, std::string> values = loops_.unsaved();
   for (const PairKey& key : unsaved_) {
     auto memory = memories_.find(key);
     values[PairMemoryKey(key.first, key.second)] = memory == memories_.end() ? "" : EncodePairMemory(memory->second);
   }
   STILL_RETURN_IF_ERROR(book_.RememberAll(values));
   unsaved_.clear();
+  loops_.Saved();
   return absl::OkStatus();
 }
 

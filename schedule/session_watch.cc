@@ -25,7 +25,7 @@ SessionWatch::~SessionWatch() {
 void SessionWatch::AskOnce() {
   absl::StatusOr<std::vector<session::SessionEntry>> entries = registry_.List();
   if (!entries.ok()) {
-    LogWarning("sessions are not asked whether they are held", {{"error", entries.status().ToString()}});
+    LogWarning("sessions are not asked how they are", {{"error", entries.status().ToString()}});
     return;
   }
   std::vector<std::string> names;
@@ -34,16 +34,17 @@ void SessionWatch::AskOnce() {
   }
   const auto answers = session::DescribeAll(registry_, names, kAnswerWithin);
   absl::MutexLock lock(&mutex_);
-  std::map<std::string, std::string> held;
+  std::map<std::string, Told> told;
   for (size_t i = 0; i < names.size(); ++i) {
     // Of one that does not answer nothing new is known.
     if (!answers[i].ok()) {
-      if (auto known = held_.find(names[i]); known != held_.end()) held.insert(*known);
-    } else if (answers[i]->state() == sessionpb::DescribeResponse::PAUSED && !answers[i]->disk_trouble().empty()) {
-      held[names[i]] = answers[i]->disk_trouble();
+      if (auto known = told_.find(names[i]); known != told_.end()) told.insert(*known);
+      continue;
     }
+    const bool paused = answers[i]->state() == sessionpb::DescribeResponse::PAUSED;
+    told[names[i]] = {.held = paused ? answers[i]->disk_trouble() : "", .resets = answers[i]->reboots()};
   }
-  held_ = std::move(held);
+  told_ = std::move(told);
 }
 
 void SessionWatch::Start(absl::Duration every) {
@@ -57,9 +58,9 @@ void SessionWatch::Start(absl::Duration every) {
   });
 }
 
-std::map<std::string, std::string> SessionWatch::Held() const {
+std::map<std::string, SessionWatch::Told> SessionWatch::LastTold() const {
   absl::MutexLock lock(&mutex_);
-  return held_;
+  return told_;
 }
 
 }  // namespace still::schedule

@@ -134,6 +134,9 @@ class RunExecution {
   absl::Status Capture();
   absl::Status Retain();
   absl::StatusOr<manifestpb::Snapshot> NewestSnapshot();
+  FindManifest Manifests() {
+    return [this](const std::string& id) { return repository_->FindSnapshot(id); };
+  }
   session::SessionRegistry sessions() const { return session::SessionRegistry(options_.state); }
   absl::Status Verify();
   absl::Status Drill();
@@ -206,11 +209,12 @@ absl::Status RunExecution::Capture() {
 
 absl::Status RunExecution::Retain() {
   if (!schedule_->retention.has_value()) return absl::OkStatus();
-  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_->ListSnapshots());
+  STILL_ASSIGN_OR_RETURN(const auto summaries, repository_->Summaries());
   STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use, snapshot::FindSnapshotsInUse(sessions()));
   STILL_ASSIGN_OR_RETURN(const snapshot::MachineIdentity machine, snapshot::FindMachine(sessions(), run_.session));
+  STILL_ASSIGN_OR_RETURN(const std::vector<manifestpb::Snapshot> own, SnapshotsOf(machine, *summaries, Manifests()));
   STILL_ASSIGN_OR_RETURN(std::vector<std::string> dropped,
-                         DroppedByRetention(*schedule_, machine, all, in_use, Clock::Real().Now()));
+                         DroppedByRetention(*schedule_, machine, own, in_use, Clock::Real().Now()));
   if (dropped.empty()) return absl::OkStatus();
   LogInfo("snapshots dropped by retention", {{"session", run_.session}, {"count", dropped.size()}});
   return repository_->Forget(dropped);
@@ -242,11 +246,8 @@ absl::Status RunExecution::Verify() {
 // The newest of this machine: not of another one that is called like it.
 absl::StatusOr<manifestpb::Snapshot> RunExecution::NewestSnapshot() {
   STILL_ASSIGN_OR_RETURN(const snapshot::MachineIdentity machine, snapshot::FindMachine(sessions(), run_.session));
-  STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> all, repository_->ListSnapshots());
-  auto newest = std::find_if(all.rbegin(), all.rend(),
-                             [&](const manifestpb::Snapshot& one) { return snapshot::IsSnapshotOf(one, machine); });
-  if (newest != all.rend()) return *newest;
-  return absl::NotFoundError(absl::StrCat("there is no snapshot of ", run_.session, " that could be tried"));
+  STILL_ASSIGN_OR_RETURN(const auto summaries, repository_->Summaries());
+  return NewestSnapshotOf(machine, *summaries, Manifests());
 }
 
 absl::Status RunExecution::Drill() {

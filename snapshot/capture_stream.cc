@@ -25,9 +25,9 @@ absl::Status StatusOf(const sessionpb::CaptureFailed& failed) {
 }  // namespace
 
 std::unique_ptr<CaptureStream> CaptureStream::Begin(sessionpb::SessionControl::Stub& control,
-                                                    const sessionpb::BeginCaptureRequest& request,
-                                                    std::function<void(const std::string&)> on_step) {
-  auto stream = absl::WrapUnique(new CaptureStream(control, std::move(on_step)));
+                                                    const sessionpb::BeginCaptureRequest& request, Options options) {
+  options.silence += absl::Milliseconds(request.freeze_lease_ms()) + absl::Milliseconds(request.max_pause_ms());
+  auto stream = absl::WrapUnique(new CaptureStream(control, std::move(options)));
   stream->reader_ = control.BeginCapture(&stream->context_, request);
   stream->thread_ = std::thread([s = stream.get()] { s->ReadLoop(); });
   return stream;
@@ -53,12 +53,14 @@ void CaptureStream::ReadLoop() {
 }
 
 void CaptureStream::Handle(sessionpb::CaptureEvent event) {
+  absl::ReleasableMutexLock lock(&mutex_);
+  ++heard_;
   if (event.has_phase()) {
-    if (event.phase().end_ns() == 0) on_step_(event.phase().name());
-    return;
-  }
-  absl::MutexLock lock(&mutex_);
-  if (event.has_prepared()) {
+    if (event.phase().end_ns() != 0) return;
+    step_ = event.phase().name();
+    lock.Release();
+    options_.on_step(event.phase().name());
+  } else if (event.has_prepared()) {
     prepared_ = event.prepared();
   } else if (event.has_pinned()) {
     pinned_event_ = event.pinned();
@@ -70,23 +72,45 @@ void CaptureStream::Handle(sessionpb::CaptureEvent event) {
   }
 }
 
-absl::StatusOr<sessionpb::CapturePrepared> CaptureStream::WaitPrepared() {
-  absl::MutexLock lock(&mutex_);
-  auto ready = [this]()
-                   ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return prepared_.has_value() || !failure_.ok() || closed_; };
-  mutex_.Await(absl::Condition(&ready));
-  if (prepared_.has_value() && failure_.ok()) return *prepared_;
-  if (failure_.ok()) return absl::UnavailableError("the session ended the capture without a word");
-  return failure_;
+absl::Status CaptureStream::Wait(const std::function<bool()>& came, const std::function<uint64_t()>& moved) {
+  uint64_t heard_before = 0;
+  uint64_t moved_before = moved();
+  for (;;) {
+    std::string step;
+    bool silent;
+    {
+      absl::MutexLock lock(&mutex_);
+      auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return came() || !failure_.ok() || closed_; };
+      if (mutex_.AwaitWithTimeout(absl::Condition(&over), options_.silence)) {
+        if (!failure_.ok()) return failure_;
+        return came() ? absl::OkStatus() : absl::UnavailableError("the session ended the capture without a word");
+      }
+      silent = heard_ == std::exchange(heard_before, heard_);
+      step = step_;
+    }
+    const uint64_t moved_now = moved();
+    if (std::exchange(moved_before, moved_now) == moved_now && silent) return Silent(step);
+  }
 }
 
-absl::Status CaptureStream::WaitPinned() {
+absl::Status CaptureStream::Silent(const std::string& step) const {
+  return absl::DeadlineExceededError(absl::StrCat(
+      "session ", options_.session, " began the capture and then said nothing for ",
+      absl::FormatDuration(options_.silence), step.empty() ? "" : absl::StrCat(", in step ", step),
+      "; the capture is given up, and the session undoes it when it works again; look whether its still-session was "
+      "stopped (`still ps`), or end it with `still stop --force ",
+      options_.session, "`"));
+}
+
+absl::StatusOr<sessionpb::CapturePrepared> CaptureStream::WaitPrepared() {
+  auto came = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return prepared_.has_value(); };
+  STILL_RETURN_IF_ERROR(Wait(came, [] { return uint64_t{0}; }));
   absl::MutexLock lock(&mutex_);
-  auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return pinned_ || !failure_.ok() || closed_; };
-  mutex_.Await(absl::Condition(&ready));
-  if (pinned_ && failure_.ok()) return absl::OkStatus();
-  if (failure_.ok()) return absl::UnavailableError("the session ended the capture without a word");
-  return failure_;
+  return *prepared_;
+}
+
+absl::Status CaptureStream::WaitPinned(const std::function<uint64_t()>& moved) {
+  return Wait([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return pinned_; }, moved);
 }
 
 std::optional<sessionpb::ThawHooks> CaptureStream::WaitThawHooks(absl::Duration limit) {

@@ -5,6 +5,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -13,22 +14,36 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "base/status.h"
 #include "proto/aliases.h"
 #include "proto/session.grpc.pb.h"
 
 namespace still::snapshot {
 
+// A session that is well says something at each step. The longest is the freeze of a guest that hangs: two minutes with its
+// write-back and its hooks (session/guest/frozen_guest.h). One that is silent for longer hangs itself.
+inline constexpr absl::Duration kSessionSilence = absl::Minutes(3);
+
 class CaptureStream {
  public:
-  // `control` must outlive the stream. `on_step` hears the name of each step of the window as it begins.
+  struct Options {
+    std::string session;  // Its name, for errors.
+    // Hears the name of each step of the window as it begins.
+    std::function<void(const std::string&)> on_step = [](const std::string&) {};
+    // Beyond what the request allows: the lease and the longest pause.
+    absl::Duration silence = kSessionSilence;
+  };
+
+  // `control` must outlive the stream.
   static std::unique_ptr<CaptureStream> Begin(sessionpb::SessionControl::Stub& control,
-                                              const sessionpb::BeginCaptureRequest& request,
-                                              std::function<void(const std::string&)> on_step);
+                                              const sessionpb::BeginCaptureRequest& request, Options options);
   ~CaptureStream();
 
+  // DEADLINE_EXCEEDED: the session was silent for too long; it is noticed within twice that time.
   absl::StatusOr<sessionpb::CapturePrepared> WaitPrepared();
-  absl::Status WaitPinned();
+  // The same; a session whose `moved` grows, bytes that came by another way, is not silent.
+  absl::Status WaitPinned(const std::function<uint64_t()>& moved = [] { return uint64_t{0}; });
   // After WaitPinned was OK.
   const sessionpb::CapturePinned& pinned() const { return pinned_event_; }
 
@@ -42,16 +57,22 @@ class CaptureStream {
   absl::Status End(bool committed);
 
  private:
-  CaptureStream(sessionpb::SessionControl::Stub& control, std::function<void(const std::string&)> on_step)
-      : control_(control), on_step_(std::move(on_step)) {}
+  CaptureStream(sessionpb::SessionControl::Stub& control, Options options)
+      : control_(control), options_(std::move(options)) {}
   void ReadLoop();
+  // Until `came`, a failure or the end.
+  absl::Status Wait(const std::function<bool()>& came, const std::function<uint64_t()>& moved)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Silent(const std::string& step) const;
   void Handle(sessionpb::CaptureEvent event);
 
   sessionpb::SessionControl::Stub& control_;
-  const std::function<void(const std::string&)> on_step_;
+  const Options options_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::ClientReader<sessionpb::CaptureEvent>> reader_;
   mutable absl::Mutex mutex_;
+  uint64_t heard_ ABSL_GUARDED_BY(mutex_) = 0;  // Events.
+  std::string step_ ABSL_GUARDED_BY(mutex_);    // The last that was heard of.
   std::optional<sessionpb::CapturePrepared> prepared_ ABSL_GUARDED_BY(mutex_);
   bool pinned_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<sessionpb::ThawHooks> thaw_hooks_ ABSL_GUARDED_BY(mutex_);

@@ -62,15 +62,33 @@ absl::Status RequestError(const NbdSource& source, nbd_handle* nbd, absl::string
   return status;
 }
 
+absl::Status NoAnswer(const NbdSource& source) {
+  return absl::DeadlineExceededError(absl::StrCat(
+      "NBD export ", source.export_name, ": the server has not answered for ", absl::FormatDuration(source.patience)));
+}
+
+absl::Status AwaitAnswer(const NbdSource& source, nbd_handle* nbd) {
+  int turns = ::nbd_poll(nbd, static_cast<int>(absl::ToInt64Milliseconds(source.patience)));
+  if (turns < 0) return RequestError(source, nbd, "poll");
+  return turns > 0 ? absl::OkStatus() : NoAnswer(source);
+}
+
+// Not by libnbd's calls that wait: they wait for ever for a server that was stopped.
 absl::StatusOr<Nbd> Connect(const NbdSource& source) {
   Nbd nbd(::nbd_create());
   if (nbd == nullptr) return absl::ResourceExhaustedError("NBD: no memory for a connection");
   if (::nbd_set_export_name(nbd.get(), source.export_name.c_str()) < 0 ||
       ::nbd_add_meta_context(nbd.get(), LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
       (!source.dirty_context.empty() && ::nbd_add_meta_context(nbd.get(), source.dirty_context.c_str()) < 0) ||
-      ::nbd_connect_unix(nbd.get(), source.socket.c_str()) < 0) {
+      ::nbd_aio_connect_unix(nbd.get(), source.socket.c_str()) < 0) {
     return NbdError(source, "connect");
   }
+  while (::nbd_aio_is_connecting(nbd.get()) == 1) {
+    int turns = ::nbd_poll(nbd.get(), static_cast<int>(absl::ToInt64Milliseconds(source.patience)));
+    if (turns < 0) return NbdError(source, "connect");
+    if (turns == 0) return NoAnswer(source);
+  }
+  if (::nbd_aio_is_ready(nbd.get()) != 1) return NbdError(source, "connect");
   return nbd;
 }
 
@@ -167,6 +185,15 @@ class Plan {
   std::vector<Range> ranges_;
 };
 
+absl::Status AwaitBlockStatus(const NbdSource& source, nbd_handle* nbd, int64_t cookie) {
+  int done = cookie < 0 ? -1 : 0;
+  while (done == 0) {
+    done = ::nbd_aio_command_completed(nbd, static_cast<uint64_t>(cookie));
+    if (done == 0) STILL_RETURN_IF_ERROR(AwaitAnswer(source, nbd));
+  }
+  return done < 0 ? RequestError(source, nbd, "block status") : absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<Range>> MakePlan(const NbdSource& source, nbd_handle* nbd, uint64_t size) {
   Plan plan(size);
   bool know_allocation = ::nbd_can_meta_context(nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
@@ -183,7 +210,8 @@ absl::StatusOr<std::vector<Range>> MakePlan(const NbdSource& source, nbd_handle*
     Collector collector{.source = &source};
     nbd_extent_callback callback{.callback = &Collector::Extent, .user_data = &collector, .free = nullptr};
     uint64_t step = std::min(kExtentStep, size - offset);
-    if (::nbd_block_status(nbd, step, offset, callback, 0) < 0) return RequestError(source, nbd, "block status");
+    STILL_RETURN_IF_ERROR(
+        AwaitBlockStatus(source, nbd, ::nbd_aio_block_status(nbd, step, offset, callback, NBD_NULL_COMPLETION, 0)));
     Cursor allocation(collector.allocation, know_allocation);
     Cursor dirty(collector.dirty, !source.dirty_context.empty());
     uint64_t end = std::min(allocation.End(offset, offset + step), dirty.End(offset, offset + step));
@@ -229,7 +257,7 @@ class Reader {
     for (Slot& slot : slots_) {
       while (slot.cookie >= 0) {
         STILL_RETURN_IF_ERROR(Reap());
-        if (slot.cookie >= 0) STILL_RETURN_IF_ERROR(AwaitAnswer());
+        if (slot.cookie >= 0) STILL_RETURN_IF_ERROR(AwaitAnswer(source_, nbd_));
       }
     }
     return absl::OkStatus();
@@ -248,17 +276,8 @@ class Reader {
       for (Slot& slot : slots_) {
         if (slot.cookie < 0) return &slot;
       }
-      STILL_RETURN_IF_ERROR(AwaitAnswer());
+      STILL_RETURN_IF_ERROR(AwaitAnswer(source_, nbd_));
     }
-  }
-
-  absl::Status AwaitAnswer() {
-    int turns = ::nbd_poll(nbd_, static_cast<int>(absl::ToInt64Milliseconds(source_.patience)));
-    if (turns < 0) return RequestError(source_, nbd_, "poll");
-    if (turns > 0) return absl::OkStatus();
-    return absl::DeadlineExceededError(absl::StrCat("NBD export ", source_.export_name,
-                                                    ": the server has not answered for ",
-                                                    absl::FormatDuration(source_.patience)));
   }
 
   absl::Status Reap() {

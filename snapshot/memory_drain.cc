@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/unix_socket.h"
 #include "session/hypervisor/memory_stream.h"
 #include "snapshot/background.h"
 
@@ -69,10 +70,12 @@ class Receiver final : public session::MemoryStreamReceiver {
 
 }  // namespace
 
-MemoryDrain::MemoryDrain(OwnedFd stream, std::string format, std::string spill_directory, OpenImage open_image)
+MemoryDrain::MemoryDrain(OwnedFd stream, std::string format, std::string spill_directory, OpenImage open_image,
+                         absl::Duration patience)
     : stream_(std::move(stream)),
       format_(std::move(format)),
       open_image_(std::move(open_image)),
+      patience_(patience),
       pipe_({.spill_limit = kSpillLimit, .hold_limit = kHoldBytes, .spill_directory = std::move(spill_directory)}),
       reader_([this] { ReadLoop(); }),
       parser_([this] {
@@ -108,9 +111,22 @@ void MemoryDrain::ReadLoop() {
   pipe_.Close(got.status());
 }
 
+absl::Status MemoryDrain::AwaitBytes() {
+  for (;;) {
+    const bool owed = let_go_;
+    absl::Status there = WaitReadable(stream_.get(), patience_, "the memory stream");
+    if (!absl::IsDeadlineExceeded(there)) return there;
+    if (!owed) continue;
+    return absl::DeadlineExceededError(
+        absl::StrCat("the memory stream has brought nothing for ", absl::FormatDuration(patience_),
+                     ": the hypervisor or its still-session hangs; look whether one of them was stopped"));
+  }
+}
+
 // As much as there is after a short wait, and at least a byte; 0 at the end. Few full pieces are cheaper than many that
 // hold a page each.
 absl::StatusOr<size_t> MemoryDrain::ReadPiece(std::string& piece) {
+  STILL_RETURN_IF_ERROR(AwaitBytes());
   size_t filled = 0;
   bool waited = false;
   while (filled < piece.size()) {

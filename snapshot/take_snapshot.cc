@@ -148,7 +148,7 @@ absl::Status SnapshotRun::Prepare() {
 // Does:             asks the session for the critical window and takes the memory stream from its first byte on.
 // Undo:             destroying stream_ breaks the session's life line: it resumes, thaws and releases by itself.
 // If we crash here: the same.
-// Time bound:       the freeze lease and the session's own deadlines.
+// Time bound:       the freeze lease and the session's own deadlines; a session that is silent for longer is given up.
 absl::Status SnapshotRun::Window() {
   Show("freeze");
   sessionpb::BeginCaptureRequest request;
@@ -167,7 +167,8 @@ absl::Status SnapshotRun::Window() {
       if (!image.bitmap().empty()) (*request.mutable_base_bitmaps())[image.name()] = image.bitmap();
     }
   }
-  stream_ = CaptureStream::Begin(*control_, request, [this](const std::string& step) { Show(step); });
+  stream_ = CaptureStream::Begin(
+      *control_, request, {.session = session_.name, .on_step = [this](const std::string& step) { Show(step); }});
   STILL_ASSIGN_OR_RETURN(sessionpb::CapturePrepared prepared, stream_->WaitPrepared());
   if (options_.memory && prepared.no_memory_reason().empty()) {
     STILL_ASSIGN_OR_RETURN(OwnedFd sink, ConnectUnix(prepared.memory_socket()));
@@ -175,7 +176,7 @@ absl::Status SnapshotRun::Window() {
         std::move(sink), prepared.memory_format(), session_.directory,
         [this](uint64_t size) { return writer_->BeginImage(ImageOptionsFor("ram", Image::ROLE_RAM, size)); });
   }
-  absl::Status pinned_status = stream_->WaitPinned();
+  absl::Status pinned_status = stream_->WaitPinned([this] { return memory_ == nullptr ? 0 : memory_->bytes_taken(); });
   if (memory_ != nullptr) memory_->LetGo();
   if (!pinned_status.ok()) return Cause(pinned_status);
   const sessionpb::CapturePinned& pinned = stream_->pinned();
@@ -191,7 +192,7 @@ absl::Status SnapshotRun::Window() {
 // Does:             reads both into the repository at the same time.
 // Undo:             as in Window.
 // If we crash here: as in Window; finished packs are found by the next capture.
-// Time bound:       none of its own: a stuck memory stream is cancelled by the session, a dead one by its end.
+// Time bound:       none as long as bytes come: whoever owes them and sends none is given up (NbdSource, MemoryDrain).
 absl::Status SnapshotRun::Drain() {
   drain_started_ = Clock::Real().Monotonic();
   absl::Status status = InBackground([this] { return DrainDisks(); });

@@ -57,6 +57,7 @@ class Book {
   // Newest first.
   absl::StatusOr<std::vector<RunRow>> ListRuns(const RunQuery& query);
   absl::StatusOr<std::optional<RunRow>> FindRun(int64_t id);
+  // Of each schedule and session that have one: runs that stand for no occurrence have dealt with none.
   absl::StatusOr<std::vector<RunCursor>> RunCursors();
   // Forgets those that ended before `before`, but never the newest that stands for an occurrence of a schedule
   // and session: the next is counted from it.

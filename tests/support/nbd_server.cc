@@ -187,6 +187,7 @@ class Connection {
 
   bool StatusReply(uint64_t cookie, uint64_t offset, uint32_t size, bool only_one) {
     if (contexts_.empty()) return ErrorReply(cookie, EINVAL);
+    while (export_->hang_status && !stopping_) absl::SleepFor(absl::Milliseconds(5));
     if (export_->status_error != 0) return ErrorReply(cookie, export_->status_error);
     for (uint32_t context : contexts_) {
       Message extents;

@@ -26,6 +26,7 @@ struct NbdExport {
   std::set<uint64_t> dirty;               // Numbers of blocks of kDirtyBlock bytes.
   uint64_t fail_reads_from = UINT64_MAX;  // Reads that reach this offset get read_error.
   uint64_t hang_reads_from = UINT64_MAX;  // They get no answer until the server ends.
+  bool hang_status = false;               // So do questions for extents.
   uint64_t drop_reads_from = UINT64_MAX;  // They end their connection.
   uint32_t read_error = 5;                // NBD_EIO; 22 is NBD_EINVAL.
   uint32_t status_error = 0;              // What a question for extents gets; 0: an answer.

@@ -108,6 +108,7 @@ absl::StatusOr<std::vector<SessionState>> FakeHost::Sessions() {
                         .running = running,
                         .ended = how == ended.end() ? "" : how->second,
                         .held = why == held.end() ? "" : why->second});
+    if (auto times = resets.find(name); times != resets.end()) sessions.back().resets = times->second;
   }
   for (const auto& [name, why] : unreadable) {
     sessions.push_back({.name = name, .running = true, .unreadable = why, .ended = ""});

@@ -83,6 +83,7 @@ class FakeHost final : public Host {
   std::map<std::string, std::string> unreadable;  // Beside them: why.
   std::map<std::string, std::string> held;        // Of those that run: why they stand still.
   std::map<std::string, std::string> ended;       // Of those that do not run: how, when nobody stopped them.
+  std::map<std::string, uint32_t> resets;         // Of those that tell: how often they were reset.
   std::map<int64_t, Run> active;
   std::map<std::pair<std::string, std::string>, std::vector<Taken>> kept;   // By session, schedule.
   std::map<std::pair<std::string, std::string>, std::vector<Taken>> taken;  // All there ever were.

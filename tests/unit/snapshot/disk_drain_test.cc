@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/file.h"
+#include "base/unix_socket.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/nbd_server.h"
@@ -111,6 +112,24 @@ TEST_F(DiskDrainTest, AConnectionThatIsCutOffIsAServerThatHasGone) {
 
 TEST_F(DiskDrainTest, AServerThatHangsIsGivenUp) {
   export_.hang_reads_from = (1 << 20) + 4096;
+  auto drained = Drain(absl::Milliseconds(100));
+  EXPECT_EQ(drained.status().code(), absl::StatusCode::kDeadlineExceeded) << drained.status();
+}
+
+// A process that was stopped: the kernel accepts connections for it.
+TEST_F(DiskDrainTest, AServerThatHangsBeforeItsFirstWordIsGivenUp) {
+  const std::string path = JoinPath(directory_, "silent.sock");
+  absl::StatusOr<OwnedFd> listening = ListenUnix(path, /*backlog=*/4);
+  ASSERT_TRUE(listening.ok()) << listening.status();
+  const NbdSource source{.socket = path, .export_name = "vda", .patience = absl::Milliseconds(100)};
+  RecordingImage writer(image_, kBytes);
+  absl::Status drained = DrainDisk(source, kBytes, writer, [](uint64_t) {}).status();
+  EXPECT_EQ(drained.code(), absl::StatusCode::kDeadlineExceeded) << drained;
+  EXPECT_EQ(NbdSize(source).status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(DiskDrainTest, AServerThatHangsWhenItIsAskedForExtentsIsGivenUp) {
+  export_.hang_status = true;
   auto drained = Drain(absl::Milliseconds(100));
   EXPECT_EQ(drained.status().code(), absl::StatusCode::kDeadlineExceeded) << drained.status();
 }

@@ -7,6 +7,7 @@
 
 #include <atomic>
 
+#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/unix_socket.h"
 #include "gtest/gtest.h"
@@ -38,12 +39,16 @@ class MemoryDrainTest : public ::testing::Test {
     auto pair = MakeSocketPair();
     ASSERT_TRUE(pair.ok());
     hypervisor_ = std::move(pair->first);
-    drain_ =
-        std::make_unique<MemoryDrain>(std::move(pair->second), "qemu-migration-3", ::testing::TempDir(),
-                                      [this](uint64_t size) -> absl::StatusOr<std::unique_ptr<store::ImageWriter>> {
-                                        parser_nice_ = ::getpriority(PRIO_PROCESS, 0);
-                                        return std::make_unique<RecordingImage>(image_, size);
-                                      });
+    drain_ = Drain(std::move(pair->second), kMemorySilence);
+  }
+  std::unique_ptr<MemoryDrain> Drain(OwnedFd stream, absl::Duration patience) {
+    return std::make_unique<MemoryDrain>(
+        std::move(stream), "qemu-migration-3", ::testing::TempDir(),
+        [this](uint64_t size) -> absl::StatusOr<std::unique_ptr<store::ImageWriter>> {
+          parser_nice_ = ::getpriority(PRIO_PROCESS, 0);
+          return std::make_unique<RecordingImage>(image_, size);
+        },
+        patience);
   }
   void Send(const std::string& bytes) {
     ASSERT_TRUE(WriteAll(hypervisor_.get(), bytes.data(), bytes.size(), "stream").ok());
@@ -100,6 +105,22 @@ TEST_F(MemoryDrainTest, AFailingRepositoryIsTheReasonAndTheStreamIsCut) {
   EXPECT_EQ(drain_->own_failure().code(), absl::StatusCode::kResourceExhausted);
   char byte;
   EXPECT_LE(::read(hypervisor_.get(), &byte, 1), 0) << "the other end is still open";
+}
+
+// Before the guest is thawed nothing may come for as long as its hooks take.
+TEST_F(MemoryDrainTest, AStreamThatIsSilentIsGivenUpOnceTheGuestIsThawed) {
+  constexpr absl::Duration kPatience = absl::Milliseconds(20);
+  auto pair = MakeSocketPair();
+  ASSERT_TRUE(pair.ok());
+  auto drain = Drain(std::move(pair->second), kPatience);
+  absl::SleepFor(5 * kPatience);
+  const std::string stream = Stream();
+  ASSERT_TRUE(WriteAll(pair->first.get(), stream.data(), stream.size() / 2, "stream").ok());
+  while (drain->bytes_taken() < stream.size() / 2) absl::SleepFor(kPatience / 4);  // Not given up.
+  drain->LetGo();
+  absl::Status drained = drain->Finish().status();
+  EXPECT_EQ(drained.code(), absl::StatusCode::kDeadlineExceeded) << drained;
+  EXPECT_TRUE(drain->own_failure().ok()) << "it was not our fault";
 }
 
 TEST_F(MemoryDrainTest, DestroyedWhileHeldItWaitsForNobody) {

@@ -201,6 +201,14 @@ TEST_F(HealTest, AMachineThatIsHeldSaysWhyAndOneThatHangsHoldsUpNobody) {
   EXPECT_EQ(host.Sessions()->front().held, "") << "it is gone";
 }
 
+TEST_F(HealTest, HowOftenAMachineWasResetIsKnownFromItsSession) {
+  session_.Set([](sessionpb::DescribeResponse& state) { state.set_reboots(7); });
+  ProcessHost host(*repository_, HostIdentity(), {.state = root_, .command = {"false"}});
+  EXPECT_FALSE(host.Sessions()->front().resets.has_value()) << "nobody has asked yet";
+  host.watch().AskOnce();
+  EXPECT_EQ(host.Sessions()->front().resets, 7u);
+}
+
 TEST_F(HealTest, WhatWasLeftFrozenIsThawed) {
   Freeze();
   EXPECT_EQ(Heal(), 1);

@@ -79,6 +79,19 @@ TEST_F(HungSessionsTest, TurnsChecksMetricsAndThePageGoOn) {
   EXPECT_LT(Clock::Real().Monotonic() - begin, kTooLong);
 }
 
+TEST_F(HungSessionsTest, OneThatRestartsAgainAndAgainIsInTheMetricsAndOnThePage) {
+  ASSERT_TRUE(supervisor_->book()
+                  .Remember("alert/restarting//hung-7",
+                            R"({"since": 1800000000, "message": "hung-7 restarts again and again", "channels": {}})")
+                  .ok());
+  CountedStats stats;
+  absl::StatusOr<Figures> figures = GatherFigures(*supervisor_, stats);
+  ASSERT_TRUE(figures.ok()) << figures.status();
+  EXPECT_THAT(Metrics().Render(*figures),
+              HasSubstr("stillpoint_alert_active{kind=\"restarting\",schedule=\"\",session=\"hung-7\"} 1"));
+  EXPECT_THAT(RenderStatusPage(*figures), HasSubstr("hung-7 restarts again and again"));
+}
+
 // Not only when it starts: it runs for years.
 TEST_F(HungSessionsTest, HistoryIsTrimmedWhileItRuns) {
   const absl::Time long_ago = Clock::Real().Now() - absl::Hours(24 * 401);
