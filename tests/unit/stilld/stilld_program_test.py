@@ -280,6 +280,25 @@ class Alerts(StilldTest):
         self.assertIn("alert", [line["message"] if "event" not in line else "alert" for line in daemon.lines()])
         self.assertIn("there is no such session", self.runs("often")[-1]["message"])
 
+    def test_damage_that_verification_finds_is_told(self):
+        disk = self.host.directory / "web.raw"
+        disk.write_bytes(os.urandom(256 << 10))
+        self.host.still("import", disk)
+        received, url = self.receive()
+        self.daemon("--webhook", url)
+        self.host.still("schedule", "add", "weekly-check", "--kind", "verify", "--on", "weekly", "--verify-period", "7d",
+                        "--retries", "0")
+        packs = pathlib.Path(self.host.environment["STILL_REPO"], "packs")
+        pack = max((path for path in packs.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        pack.chmod(0o600)
+        with pack.open("r+b") as file:
+            file.seek(pack.stat().st_size // 2)
+            file.write(bytes(4096))
+        self.assertNotEqual(self.host.run("schedule", "run-now", "weekly-check", "--wait").returncode, 0)
+        wait_for(lambda: received, "the message", 60)
+        self.assertEqual((received[0]["event"], received[0]["schedule"]), ("failed", "weekly-check"))
+        self.assertRegex(received[0]["message"], "problems, the first: .*; see `still verify` and `still repair`")
+
     def test_recovery_is_told_like_failure(self):
         received, url = self.receive()
         gate = self.host.directory / "gate"
