@@ -324,6 +324,21 @@ class Alerts(StilldTest):
         self.assertEqual(told.read_text(), "stale\n", "told once")
         self.assertEqual(self.runs(), [], "it begins nothing")
 
+    def test_a_drill_of_several_tries_each_and_ends_with_the_worst(self):
+        for name in ("web-1", "web-2", "db"):
+            disk = self.host.directory / f"{name}.raw"
+            disk.write_bytes(os.urandom(64 << 10))
+            self.host.still("import", disk, "--session", name)
+        # What was imported has no machine to boot.
+        done = self.host.run("--json", "drill", "web-*", "db", "nosuch", "x-*")
+        self.assertEqual(done.returncode, 8, done.stderr)
+        self.assertEqual([one["session"] for one in json.loads(done.stdout)], ["web-1", "web-2", "db"])
+        for word in ("nosuch", 'fits "x-*"'):
+            self.assertIn(word, done.stderr)
+        self.assertEqual({one["session"] for one in self.host.json("drill", "--history")}, {"web-1", "web-2", "db"})
+        one = self.host.run("--json", "drill", "db")
+        self.assertEqual((one.returncode, json.loads(one.stdout)["state"]), (8, "failed"))
+
     def test_what_run_due_found_is_told_also_when_it_ends_with_an_error(self):
         told = self.host.directory / "told"
         gone = self.host.directory / "repository-that-went"
