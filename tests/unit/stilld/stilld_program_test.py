@@ -537,5 +537,23 @@ class SetUp(unittest.TestCase):
         self.assertEqual(self.set_up("--generate-passphrase").returncode, 2, "it contradicts --no-encryption")
 
 
+@unittest.skipUnless(os.geteuid() == 0 and shutil.which("unshare"), "it takes a mount namespace of its own")
+class Doctor(unittest.TestCase):
+    def test_a_device_that_cannot_be_opened_is_not_there(self):
+        # access(2) allows it, open(2) does not: here directories, in a container devices that its policy refuses.
+        host = Host()
+        self.addCleanup(host.close)
+        devices = host.directory / "dev"
+        devices.mkdir()
+        script = ('mount -t tmpfs none "$0" && cd "$0" && mkdir vhost-vsock fuse kvm userfaultfd && touch null urandom && '
+                  'mount --bind /dev/null null && mount --bind /dev/urandom urandom && mount --rbind "$0" /dev && exec "$@"')
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", script, devices, BUILD / "bin/still", "--json", "doctor"],
+                              env=host.environment, capture_output=True, text=True, timeout=120, check=False)
+        found = {one["what"]: one for one in json.loads(done.stdout)["findings"]}
+        self.assertIn("user-space device", found["vsock"]["text"])
+        for what in ("vsock", "FUSE", "accelerator", "memory by /dev/userfaultfd"):
+            self.assertEqual(found[what]["verdict"], "note", found[what])
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)
