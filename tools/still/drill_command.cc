@@ -79,7 +79,7 @@ std::string Shown(absl::Duration duration) {
   return FormatMicros(static_cast<uint64_t>(absl::ToInt64Microseconds(duration)));
 }
 
-std::string Sentence(const DrillRecord& passed) {
+std::string PassedText(const DrillRecord& passed) {
   return absl::StrCat("drill of ", NameOf(passed), " passed: restored and answering after ", Shown(passed.restored),
                       passed.check.empty() ? "" : ", and its check ended with 0");
 }
@@ -107,14 +107,15 @@ absl::Status History(Context& context) {
 }
 
 // What words stand for, each reference once. One that means nothing is no reason to leave out the others.
-struct Chosen {
+struct ChosenForDrill {
   std::vector<std::string> references;
   absl::Status error;
 };
-absl::StatusOr<Chosen> Choose(Context& context, store::Repository& repository, const std::vector<std::string>& words) {
-  if (words.empty()) return Chosen{.references = {"latest"}, .error = absl::OkStatus()};
+absl::StatusOr<ChosenForDrill> ChooseForDrill(Context& context, store::Repository& repository,
+                                              const std::vector<std::string>& words) {
+  if (words.empty()) return ChosenForDrill{.references = {"latest"}, .error = absl::OkStatus()};
   STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
-  Chosen chosen;
+  ChosenForDrill chosen;
   for (const std::string& word : words) {
     std::vector<std::string> meant = {word};
     if (IsPattern(word)) {
@@ -134,7 +135,7 @@ absl::StatusOr<Chosen> Choose(Context& context, store::Repository& repository, c
 }
 
 // The verdict on a drill that was recorded.
-absl::Status Verdict(const DrillRecord& drill) {
+absl::Status FailureOf(const DrillRecord& drill) {
   if (drill.state == DrillState::kPassed) return absl::OkStatus();
   // Whoever relies on this snapshot must treat it as lost until it is known why.
   return absl::DataLossError(absl::StrCat("drill of ", NameOf(drill), " failed: ", drill.message));
@@ -156,7 +157,7 @@ absl::Status Drill(Context& context, const DrillArguments& arguments) {
   }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository(opened));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book, context.OpenBook(*repository));
-  STILL_ASSIGN_OR_RETURN(const Chosen chosen, Choose(context, *repository, arguments.words));
+  STILL_ASSIGN_OR_RETURN(const ChosenForDrill chosen, ChooseForDrill(context, *repository, arguments.words));
   const bool several = arguments.words.size() > 1 || (arguments.words.size() == 1 && IsPattern(arguments.words[0]));
   absl::Status error = chosen.error;
   nlohmann::json list = nlohmann::json::array();
@@ -166,11 +167,11 @@ absl::Status Drill(Context& context, const DrillArguments& arguments) {
     options.progress = context.MakeProgress();
     absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, *book, context.sessions(), options);
     context.ProgressDone();
-    error = WorstError(error, drill.ok() ? Verdict(*drill) : drill.status());
+    error = WorstError(error, drill.ok() ? FailureOf(*drill) : drill.status());
     if (!drill.ok()) continue;
     list.push_back(ToJson(*drill));
     // At once: the next takes minutes.
-    if (drill->state == DrillState::kPassed && !context.json()) std::cout << Sentence(*drill) << std::endl;
+    if (drill->state == DrillState::kPassed && !context.json()) std::cout << PassedText(*drill) << std::endl;
   }
   if (several || !list.empty()) context.Print(several ? list : list[0], [] {});
   return error;
