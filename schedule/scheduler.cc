@@ -320,7 +320,8 @@ std::vector<Scheduler::Due> Scheduler::FindDue(absl::Time now) {
 }
 
 absl::Duration Scheduler::UntilNext(absl::Time now) const {
-  absl::Duration wait = running_.empty() ? options_.longest_wait : options_.poll;
+  absl::Duration wait = loaded_at_ + options_.reload_every - clock_.Monotonic();
+  if (!running_.empty()) wait = std::min(wait, options_.poll);
   auto at = [&](absl::Time time) {
     if (time > now) wait = std::min(wait, time - now);
   };
@@ -334,7 +335,7 @@ absl::Duration Scheduler::UntilNext(absl::Time now) const {
     }
   }
   at(alerts_.Next(now));
-  return wait;
+  return std::max(wait, absl::ZeroDuration());
 }
 
 }  // namespace still::schedule

@@ -13,10 +13,9 @@ struct SchedulerOptions {
   // A run that could have begun this long ago was missed; later ones were only busy waiting.
   absl::Duration tolerance = absl::Minutes(5);
   absl::Duration first_retry_after = absl::Minutes(1);
-  // While something runs, its row is looked at this often; else sessions and the clock at least so often.
+  // While something runs, its row is looked at this often.
   absl::Duration poll = absl::Milliseconds(500);
-  absl::Duration longest_wait = absl::Seconds(15);
-  // How long schedules and sessions may be remembered without looking.
+  // Schedules and sessions are looked at this often, whatever else turns are taken for: what drops out is told by then.
   absl::Duration reload_every = absl::Seconds(10);
   // Turns that fail for so long are told.
   absl::Duration failing_after = absl::Seconds(20);

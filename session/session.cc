@@ -70,7 +70,7 @@ absl::StatusOr<Response> SessionClient::Request(const Action& action) const {
     }
     return true;
   };
-  STILL_ASSIGN_OR_RETURN(response.header.exit, client->Exec(action.exec, keep));
+  STILL_ASSIGN_OR_RETURN(response.header.exit, client->Exec(action.exec, keep, /*caller=*/nullptr));
   return response;
 }
 

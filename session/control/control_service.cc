@@ -54,7 +54,7 @@ grpc::Status ControlService::Exec(grpc::ServerContext* context, const guestpb::E
   absl::StatusOr<std::shared_ptr<GuestClient>> client = session_.link()->Client(kAgentTimeout);
   if (!client.ok()) return ToGrpc(client.status());
   auto forward = [&](const guestpb::ExecOutput& output) { return !context->IsCancelled() && writer->Write(output); };
-  return ToGrpc((*client)->Exec(*request, forward).status());
+  return ToGrpc((*client)->Exec(*request, forward, context).status());
 }
 
 grpc::Status ControlService::Thaw(grpc::ServerContext*, const sessionpb::ThawRequest* request,

@@ -146,11 +146,14 @@ absl::StatusOr<guestpb::AdoptIdentityResponse> GuestClient::AdoptIdentity(const 
   return response;
 }
 
-absl::StatusOr<guestpb::ExecExit> GuestClient::Exec(const guestpb::ExecRequest& request, const ExecSink& sink) {
-  grpc::ClientContext context;
+absl::StatusOr<guestpb::ExecExit> GuestClient::Exec(const guestpb::ExecRequest& request, const ExecSink& sink,
+                                                    const grpc::ServerContextBase* caller) {
+  // gRPC cancels it with the caller's: nobody here could, who waits for the next part.
+  const std::unique_ptr<grpc::ClientContext> context =
+      caller == nullptr ? std::make_unique<grpc::ClientContext>() : grpc::ClientContext::FromServerContext(*caller);
   uint32_t timeout_ms = request.timeout_ms() != 0 ? request.timeout_ms() : kDefaultExecTimeoutMs;
-  SetDeadline(context, absl::Milliseconds(timeout_ms) + kExecMargin);
-  std::unique_ptr<grpc::ClientReader<guestpb::ExecOutput>> reader = stub_->Exec(&context, request);
+  SetDeadline(*context, absl::Milliseconds(timeout_ms) + kExecMargin);
+  std::unique_ptr<grpc::ClientReader<guestpb::ExecOutput>> reader = stub_->Exec(context.get(), request);
   guestpb::ExecOutput output;
   guestpb::ExecExit exit;
   bool ended = false;
@@ -159,7 +162,7 @@ absl::StatusOr<guestpb::ExecExit> GuestClient::Exec(const guestpb::ExecRequest& 
       exit = output.exit();
       ended = true;
     }
-    if (!sink(output)) context.TryCancel();
+    if (!sink(output)) context->TryCancel();
   }
   STILL_RETURN_IF_ERROR(Result(reader->Finish(), "Exec"));
   if (!ended) return absl::UnavailableError("guest agent, Exec: the stream ended without an exit status");

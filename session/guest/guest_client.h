@@ -6,6 +6,7 @@
 #pragma once
 
 #include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/server_context.h>
 
 #include <functional>
 #include <memory>
@@ -50,8 +51,11 @@ class GuestClient {
 
   // `sink` gets each part as it comes and returns false to cancel (the program in the guest is then killed). The
   // returned exit is also passed to it. The time limit of the program is in the request; ours is that plus a margin.
+  // `caller`: the call that asked for it, or null. When that is cancelled, or whoever made it is gone, so is this one, also
+  // while the program prints nothing.
   using ExecSink = std::function<bool(const guestpb::ExecOutput&)>;
-  absl::StatusOr<guestpb::ExecExit> Exec(const guestpb::ExecRequest& request, const ExecSink& sink);
+  absl::StatusOr<guestpb::ExecExit> Exec(const guestpb::ExecRequest& request, const ExecSink& sink,
+                                         const grpc::ServerContextBase* caller);
 
   // Ends the connection: what is under way and what comes later fails with UNAVAILABLE. Returns at once.
   void Disconnect();

@@ -68,7 +68,7 @@ absl::Status CheckPreloaded(pid_t pid, const std::string& library) {
 
 bool UserfaultfdNeedsLibrary() {
   OwnedFd direct(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
-  return !direct.valid() && errno == EPERM && ::access("/dev/userfaultfd", R_OK | W_OK) == 0;
+  return !direct.valid() && errno == EPERM && OpenFile("/dev/userfaultfd", O_RDWR).ok();
 }
 
 }  // namespace still::session

@@ -205,10 +205,31 @@ def check_words(root):
                     yield f"{where}: deprecated on Debian 13; use {instead}"
 
 
+def named_cases(line):
+    """What a document's line names as `program`: Class.case, Class.case."""
+    for names in re.findall(r"`\w+`: ((?:\w+\.\w+)(?:, \w+\.\w+)*)", line):
+        yield from names.split(", ")
+
+
+def test_cases(root):
+    """Of GoogleTest, and of unittest."""
+    for path in walk(root):
+        if path.suffix == ".cc":
+            for suite, case in re.findall(r"^TEST(?:_F|_P)?\((\w+), (\w+)\)", path.read_text(encoding="utf-8"), re.MULTILINE):
+                yield f"{suite}.{case}"
+        elif path.suffix == ".py":
+            suite = ""
+            for kind, name in re.findall(r"^(class| +def) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+                suite = name if kind == "class" else suite
+                if kind != "class":
+                    yield f"{suite}.{name}"
+
+
 def check_files(root):
-    """Headers open with what they own; every source is built; links in documents lead somewhere."""
+    """Headers open with what they own; every source is built; links in documents lead somewhere, and tests that they name exist."""
     lists = "\n".join(path.read_text(encoding="utf-8") for path in walk(root)
                       if path.name == "CMakeLists.txt" or path.suffix == ".cmake")
+    cases = set(test_cases(root))
     for path in walk(root):
         here = path.relative_to(root)
         if path.suffix == ".h":
@@ -224,6 +245,9 @@ def check_files(root):
                 for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", line):
                     if "://" not in target and not (path.parent / target).exists():
                         yield f"{here}:{number}: {target} does not exist"
+                for case in named_cases(line):
+                    if case not in cases:
+                        yield f"{here}:{number}: there is no test {case}"
 
 
 def check_packages(root):

@@ -106,12 +106,15 @@ class LintTest(unittest.TestCase):
         self.write("base/CMakeLists.txt", "still_library(x SRCS good.cc DEPS y)\n")
         self.write("base/good.cc", "")
         self.write("base/good.h", HEADER)
-        self.write("docs/good.md", "[a](../base/good.h) [b](https://example.org/x) [c](#here)\n")
+        self.write("docs/good.md", "[a](../base/good.h) [b](https://example.org/x) [c](#here)\n| x | `a_test`: A.B, C.test_d |\n")
+        self.write("tests/a.cc", "TEST_F(A, B) {\n")
+        self.write("tests/CMakeLists.txt", "still_test(a_test SRCS a.cc)\n")
+        self.write("tests/c.py", "class C(TestCase):\n    def test_d(self):\n        pass\n")
         self.assert_finds("files")
         self.write("base/bad.cc", "")
         self.write("base/bad.h", "int a;\n")
-        self.write("docs/bad.md", "text\n[a](missing.md#part)\n")
-        self.assert_finds("files", "base/bad.cc:1", "base/bad.h:1", "base/bad.h:1", "docs/bad.md:2")
+        self.write("docs/bad.md", "text\n[a](missing.md#part)\n| x | `a_test`: A.B, A.test_d |\n")
+        self.assert_finds("files", "base/bad.cc:1", "base/bad.h:1", "base/bad.h:1", "docs/bad.md:2", "docs/bad.md:3")
 
     def test_a_package_without_a_reason_named_twice_or_of_one_version_is_found(self):
         self.write("tools/packages/build", "# Packages.\ncmake  # build\ng++    # build\nlibcurl4-openssl-dev  # HTTP\n")

@@ -56,6 +56,9 @@ class Systemd(unittest.TestCase):
         self.machine = made.__enter__()
         self.addCleanup(made.__exit__, None, None, None)
 
+    # Of the environment; without stilld commands open the repository themselves.
+    secret = ""
+
     def say(self, text):
         print(f"-- {text}", flush=True)
 
@@ -63,7 +66,7 @@ class Systemd(unittest.TestCase):
         return self.machine.run(command, **options)
 
     def still(self, command):
-        return json.loads(self.run_(f"still --json {command}"))
+        return json.loads(self.run_(f"{self.secret} still --json {command}"))
 
     def until(self, what, condition, patience=PATIENCE):
         deadline = time.monotonic() + patience
@@ -105,6 +108,7 @@ class Systemd(unittest.TestCase):
         self.restart_and_crash()
         self.lose_the_catalog()
         self.drill_inside_the_unit()
+        self.start_what_timers_start()
         self.upgrade()
         self.reboot()
         self.remove()
@@ -180,6 +184,34 @@ class Systemd(unittest.TestCase):
             self.assertEqual(len(users), 3, f"the QEMU of each machine is a user of its own, the drilled one's too: {users}")
             self.assertNotIn("0", users)
         self.run_("still schedule rm trial")
+
+    def start_what_timers_start(self):
+        self.say("still-check.service")
+        self.run_("mkdir -p /run/systemd/system/still-check.service.d")
+        self.run_("printf '[Service]\\nType=oneshot\\nExecStart=/bin/touch /run/told\\n' >/run/systemd/system/told.service")
+        self.run_("printf '[Unit]\\nOnFailure=told.service\\n' >/run/systemd/system/still-check.service.d/told.conf")
+        self.run_("systemctl daemon-reload")
+        self.run_("systemctl start still-check.service")
+        self.assertNotEqual(self.machine.exit_code("test -e /run/told"), 0, "all is as promised")
+        self.run_("still schedule add late --session nosuch --every 1h --max-age 1s")
+        self.until("the check fails", lambda: self.machine.exit_code("systemctl start still-check.service") != 0, patience=120)
+        self.assertEqual(self.run_("systemctl show -p ExecMainStatus --value still-check.service").strip(), "5")
+        self.until("OnFailure= was started", lambda: self.machine.exit_code("test -e /run/told") == 0, patience=120)
+        self.run_("still schedule rm late")
+        self.say("still-run-due.service")
+        self.run_("systemctl stop stilld.socket stilld.service")
+        self.secret = f"STILL_PASSPHRASE={self.passphrase}"
+        before = self.newest_success()
+        # As its timer does it. What is due is taken before it ends, with the credential.
+        self.until("snapshots of both machines without stilld",
+                   lambda: (self.run_("systemctl start still-run-due.service", timeout=PATIENCE),
+                            all(self.newest_success().get(name, 0) > before.get(name, 0) for name in ("web", "db")))[1])
+        self.assertEqual(self.run_("systemctl show -p Result --value still-run-due.service").strip(), "success")
+        self.run_("systemctl start still-check.service")
+        self.assertNotEqual(self.machine.exit_code("systemctl -q is-active stilld.service"), 0, "they did it without it")
+        self.secret = ""
+        self.run_("systemctl start stilld.socket stilld.service")
+        self.await_new_snapshots("after run-due, by stilld again")
 
     def upgrade(self):
         self.say("upgrade")

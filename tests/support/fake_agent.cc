@@ -146,4 +146,10 @@ grpc::Status FakeAgent::AdoptIdentity(grpc::ServerContext*, const guestpb::Adopt
   return Answer("AdoptIdentity", *response);
 }
 
+grpc::Status FakeAgent::Exec(grpc::ServerContext* context, const guestpb::ExecRequest* request,
+                             grpc::ServerWriter<guestpb::ExecOutput>*) {
+  if (exec == nullptr) return grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "not in this test");
+  return exec(*context, *request);
+}
+
 }  // namespace still::testing

@@ -66,6 +66,9 @@ class FakeAgent : private guestpb::Guest::Service {
   // Answers Thaw; it succeeds where nothing is set. Quiesce and RenewQuiesce always do.
   std::function<grpc::Status(const guestpb::ThawRequest&, guestpb::ThawResponse*)> thaw;
 
+  // Answers Exec; where nothing is set it is not there.
+  std::function<grpc::Status(grpc::ServerContext&, const guestpb::ExecRequest&)> exec;
+
   // The calls so far, but Init: "Ping", "Quiesce", ...
   std::vector<std::string> calls();
 
@@ -85,6 +88,8 @@ class FakeAgent : private guestpb::Guest::Service {
                              guestpb::QuiesceStatusResponse* response) override;
   grpc::Status AdoptIdentity(grpc::ServerContext*, const guestpb::AdoptIdentityRequest* request,
                              guestpb::AdoptIdentityResponse* response) override;
+  grpc::Status Exec(grpc::ServerContext* context, const guestpb::ExecRequest* request,
+                    grpc::ServerWriter<guestpb::ExecOutput>* writer) override;
 
   // Notes the call, and lies if it is to.
   grpc::Status Answer(const std::string& call, google::protobuf::Message& answer);

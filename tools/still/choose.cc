@@ -1,6 +1,7 @@
 #include "tools/still/choose.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -12,6 +13,12 @@
 namespace still::cli {
 
 bool IsPattern(const std::string& word) { return word.find_first_of("*?") != std::string::npos; }
+
+absl::Status ExpectOneSession(const std::string& word) {
+  if (!IsPattern(word)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(Quoted(word), " is a pattern, and this command is for one session: write its name"));
+}
 
 bool FitsOneOf(const std::vector<std::string>& words, const std::string& text) {
   return words.empty() || std::any_of(words.begin(), words.end(), [&](const std::string& word) {
@@ -79,6 +86,18 @@ absl::StatusOr<std::vector<size_t>> FitsOnHost(const std::vector<manifestpb::Sna
                                  " fits ", Quoted(name));
   if (!others.empty()) absl::StrAppend(&why, "; of others, write HOST/", name, ": ", texts(others));
   return absl::NotFoundError(why);
+}
+
+absl::StatusOr<std::vector<std::string>> NewestOfSessions(const std::vector<manifestpb::Snapshot>& snapshots,
+                                                          const std::string& pattern, const HostIdentity& here) {
+  const auto session = [](const manifestpb::Snapshot& one) -> const std::string& { return one.session(); };
+  STILL_ASSIGN_OR_RETURN(const std::vector<size_t> fits, FitsOnHost(snapshots, pattern, session, here));
+  std::map<std::pair<std::string, std::string>, std::string> newest;  // By host and session.
+  for (size_t i : fits) newest[{store::HostText(snapshots[i]), snapshots[i].session()}] = snapshots[i].id();
+  std::vector<std::string> ids;
+  ids.reserve(newest.size());
+  for (auto& [whose, id] : newest) ids.push_back(std::move(id));
+  return ids;
 }
 
 absl::StatusOr<std::vector<manifestpb::Snapshot>> ChooseSnapshots(store::Repository& repository,

@@ -15,6 +15,8 @@ namespace still::cli {
 
 // * and ? stand for any letters, and for any one.
 bool IsPattern(const std::string& word);
+// For commands that are for one session: INVALID_ARGUMENT when the word is a pattern of several.
+absl::Status ExpectOneSession(const std::string& word);
 // Whether one of the words is the text, or fits it. No words fit everything.
 bool FitsOneOf(const std::vector<std::string>& words, const std::string& text);
 
@@ -33,6 +35,11 @@ using TextOfSnapshot = std::function<const std::string&(const manifestpb::Snapsh
 absl::StatusOr<std::vector<size_t>> FitsOnHost(const std::vector<manifestpb::Snapshot>& snapshots,
                                                const std::string& word, const TextOfSnapshot& text,
                                                const HostIdentity& here);
+
+// The ids of what a pattern of sessions means to whoever wants one snapshot of each machine: the newest of each session that
+// FitsOnHost, sorted. `snapshots`: in the order of their commits.
+absl::StatusOr<std::vector<std::string>> NewestOfSessions(const std::vector<manifestpb::Snapshot>& snapshots,
+                                                          const std::string& pattern, const HostIdentity& here);
 
 // Snapshots by references, and by patterns of their names, of which each means those of `here` alone (FitsOnHost). In the
 // order of the words, and of a pattern in that of the commits.

@@ -13,6 +13,7 @@
 #include "base/names.h"
 #include "base/secret.h"
 #include "schedule/stored_book.h"
+#include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/configuration.h"
 #include "tools/still/credentials.h"
@@ -140,6 +141,7 @@ absl::Status Context::ResolveSessions(CLI::App& app) const {
       if (option->get_type_name() != kSessionType || option->count() == 0) continue;
       std::vector<std::string> names = option->results();
       for (std::string& name : names) {
+        STILL_RETURN_IF_ERROR(ExpectOneSession(name));
         STILL_ASSIGN_OR_RETURN(name, sessions().Resolve(name));
       }
       option->clear();

@@ -1,8 +1,8 @@
 // doctor: what this host has, which ways of working that gives, and what each costs.
+#include <fcntl.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <iostream>
 #include <vector>
 
@@ -15,6 +15,7 @@
 #include "session/hypervisor/accelerator.h"
 #include "session/hypervisor/memory_ways.h"
 #include "session/hypervisor/qemu/qemu_confinement.h"
+#include "session/vsock/vsock_host.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
 #include "tools/still/table.h"
@@ -79,9 +80,9 @@ Finding PluginFinding() {
 
 // nbdfuse is started by whoever asks for files, and mounts for them.
 Finding FuseFinding() {
-  if (::access("/dev/fuse", R_OK | W_OK) == 0) return {"FUSE", Verdict::kGood, "/dev/fuse"};
-  return {"FUSE", Verdict::kNote,
-          absl::StrCat("/dev/fuse: ", ErrnoStatus(errno, "no access").message(), "; still ls, cp and mount need it")};
+  const absl::StatusOr<OwnedFd> device = OpenFile("/dev/fuse", O_RDWR);
+  if (device.ok()) return {"FUSE", Verdict::kGood, "/dev/fuse"};
+  return {"FUSE", Verdict::kNote, absl::StrCat(device.status().message(), "; still ls, cp and mount need it")};
 }
 
 Finding AcceleratorFinding() {
@@ -100,10 +101,11 @@ Finding HypervisorUserFinding() {
 }
 
 Finding VsockFinding() {
-  if (::access("/dev/vhost-vsock", R_OK | W_OK) == 0)
-    return {"vsock", Verdict::kGood, "/dev/vhost-vsock: the kernel's own device"};
+  // As a session looks for it.
+  const absl::Status kernel = session::FindVsock(session::VsockBackend::kKernel);
+  if (kernel.ok()) return {"vsock", Verdict::kGood, "/dev/vhost-vsock: the kernel's own device"};
   return {"vsock", Verdict::kNote,
-          "no /dev/vhost-vsock: the user-space device is preloaded into QEMU (slower, same meaning)"};
+          absl::StrCat(kernel.message(), "; the user-space device is preloaded into QEMU (slower, same meaning)")};
 }
 
 void AddMemoryFindings(std::vector<Finding>& findings) {

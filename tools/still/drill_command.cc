@@ -1,6 +1,7 @@
 // drill; and, for it, the hidden __janitor.
 #include <fcntl.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -8,12 +9,15 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/host_identity.h"
 #include "base/quantity.h"
 #include "schedule/throttle.h"
 #include "snapshot/drill.h"
 #include "snapshot/throw_away_session.h"
+#include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
+#include "tools/still/each_session.h"
 #include "tools/still/format.h"
 #include "tools/still/table.h"
 
@@ -24,7 +28,7 @@ using store::DrillRecord;
 using store::DrillState;
 
 struct DrillArguments {
-  std::string snapshot = "latest";
+  std::vector<std::string> words;  // Empty: the newest of all.
   std::string check;
   std::string timeout = "5m";
   std::string agent_timeout;
@@ -75,6 +79,11 @@ std::string Shown(absl::Duration duration) {
   return FormatMicros(static_cast<uint64_t>(absl::ToInt64Microseconds(duration)));
 }
 
+std::string PassedText(const DrillRecord& passed) {
+  return absl::StrCat("drill of ", NameOf(passed), " passed: restored and answering after ", Shown(passed.restored),
+                      passed.check.empty() ? "" : ", and its check ended with 0");
+}
+
 absl::Status History(Context& context) {
   constexpr int64_t kShown = 50;
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
@@ -97,9 +106,44 @@ absl::Status History(Context& context) {
   return absl::OkStatus();
 }
 
+// What words stand for, each reference once. One that means nothing is no reason to leave out the others.
+struct ChosenForDrill {
+  std::vector<std::string> references;
+  absl::Status error;
+};
+absl::StatusOr<ChosenForDrill> ChooseForDrill(Context& context, store::Repository& repository,
+                                              const std::vector<std::string>& words) {
+  if (words.empty()) return ChosenForDrill{.references = {"latest"}, .error = absl::OkStatus()};
+  STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
+  ChosenForDrill chosen;
+  for (const std::string& word : words) {
+    std::vector<std::string> meant = {word};
+    if (IsPattern(word)) {
+      STILL_ASSIGN_OR_RETURN(const std::vector<manifestpb::Snapshot> all, repository.ListSnapshots());
+      absl::StatusOr<std::vector<std::string>> newest = NewestOfSessions(all, word, here);
+      chosen.error = WorstError(chosen.error, newest.status());
+      meant = newest.ok() ? *std::move(newest) : std::vector<std::string>();
+    }
+    for (std::string& reference : meant) {
+      const auto& known = chosen.references;
+      if (std::find(known.begin(), known.end(), reference) == known.end()) {
+        chosen.references.push_back(std::move(reference));
+      }
+    }
+  }
+  return chosen;
+}
+
+// The verdict on a drill that was recorded.
+absl::Status FailureOf(const DrillRecord& drill) {
+  if (drill.state == DrillState::kPassed) return absl::OkStatus();
+  // Whoever relies on this snapshot must treat it as lost until it is known why.
+  return absl::DataLossError(absl::StrCat("drill of ", NameOf(drill), " failed: ", drill.message));
+}
+
 absl::Status Drill(Context& context, const DrillArguments& arguments) {
   if (arguments.history) return History(context);
-  snapshot::DrillOptions options{.snapshot = arguments.snapshot, .check = arguments.check, .cold = arguments.cold};
+  snapshot::DrillOptions options{.check = arguments.check, .cold = arguments.cold};
   STILL_ASSIGN_OR_RETURN(options.check_timeout, ParseDurationFlag(arguments.timeout));
   STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, options.patience));
   STILL_ASSIGN_OR_RETURN(uint64_t bandwidth, ParseSize(arguments.bandwidth));
@@ -113,19 +157,24 @@ absl::Status Drill(Context& context, const DrillArguments& arguments) {
   }
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository(opened));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<store::Book> book, context.OpenBook(*repository));
-  options.progress = context.MakeProgress();
-  absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, *book, context.sessions(), options);
-  context.ProgressDone();
-  if (!drill.ok()) return drill.status();
-  const bool passed = drill->state == DrillState::kPassed;
-  context.Print(ToJson(*drill), [&] {
-    if (!passed) return;
-    std::cout << "drill of " << NameOf(*drill) << " passed: restored and answering after " << Shown(drill->restored)
-              << (drill->check.empty() ? "" : ", and its check ended with 0") << "\n";
-  });
-  if (passed) return absl::OkStatus();
-  // Whoever relies on this snapshot must treat it as lost until it is known why.
-  return absl::DataLossError(absl::StrCat("drill of ", NameOf(*drill), " failed: ", drill->message));
+  STILL_ASSIGN_OR_RETURN(const ChosenForDrill chosen, ChooseForDrill(context, *repository, arguments.words));
+  const bool several = arguments.words.size() > 1 || (arguments.words.size() == 1 && IsPattern(arguments.words[0]));
+  absl::Status error = chosen.error;
+  nlohmann::json list = nlohmann::json::array();
+  // One after the other: each is a machine with all its memory.
+  for (const std::string& reference : chosen.references) {
+    options.snapshot = reference;
+    options.progress = context.MakeProgress();
+    absl::StatusOr<DrillRecord> drill = snapshot::RunDrill(*repository, *book, context.sessions(), options);
+    context.ProgressDone();
+    error = WorstError(error, drill.ok() ? FailureOf(*drill) : drill.status());
+    if (!drill.ok()) continue;
+    list.push_back(ToJson(*drill));
+    // At once: the next takes minutes.
+    if (drill->state == DrillState::kPassed && !context.json()) std::cout << PassedText(*drill) << std::endl;
+  }
+  if (several || !list.empty()) context.Print(several ? list : list[0], [] {});
+  return error;
 }
 
 }  // namespace
@@ -135,7 +184,8 @@ void AddDrillCommands(CLI::App& app, Context& context) {
   CLI::App* drill = context.AddCommand(app, "drill", "Restore a snapshot for a trial, check it, and remove it again",
                                        [=](Context& c) { return Drill(c, *arguments); });
   drill
-      ->add_option("snapshot", arguments->snapshot, "A snapshot, or a session: its newest (default: the newest of all)")
+      ->add_option("snapshots", arguments->words,
+                   "Snapshots; sessions, or patterns of sessions: the newest of each (default: the newest of all)")
       ->type_name(kSnapshotType);
   drill->add_option("--check", arguments->check, "Command line for the guest's shell; passed when it ends with 0");
   drill->add_option("--timeout", arguments->timeout, "How long the check may take")->capture_default_str();

@@ -11,16 +11,31 @@
 
 namespace still::cli {
 
-absl::StatusOr<std::vector<std::string>> ChooseSessions(const session::SessionRegistry& sessions,
-                                                        const std::vector<std::string>& words, bool beginnings) {
-  STILL_ASSIGN_OR_RETURN(std::vector<session::SessionEntry> entries, sessions.List());
-  std::vector<std::string> names;
-  names.reserve(entries.size());
-  for (const session::SessionEntry& entry : entries) names.push_back(entry.name);
-  return ChooseNames("session", words, std::move(names), [&](const std::string& word) -> absl::StatusOr<std::string> {
+ChosenSessions ChooseSessions(const session::SessionRegistry& sessions, const std::vector<std::string>& words,
+                              bool beginnings) {
+  ChosenSessions chosen;
+  absl::StatusOr<std::vector<session::SessionEntry>> entries = sessions.List();
+  if (!entries.ok()) {
+    chosen.error = entries.status();
+    return chosen;
+  }
+  std::vector<std::string> all;
+  all.reserve(entries->size());
+  for (const session::SessionEntry& entry : *entries) all.push_back(entry.name);
+  const auto resolve = [&](const std::string& word) -> absl::StatusOr<std::string> {
     if (beginnings) return sessions.Resolve(word);
     return word;
-  });
+  };
+  for (const std::string& word : words) {
+    absl::StatusOr<std::vector<std::string>> meant = ChooseNames("session", {word}, all, resolve);
+    chosen.error = WorstError(chosen.error, meant.status());
+    if (!meant.ok()) continue;
+    for (std::string& name : *meant) {
+      const bool known = std::find(chosen.names.begin(), chosen.names.end(), name) != chosen.names.end();
+      if (!known) chosen.names.push_back(std::move(name));
+    }
+  }
+  return chosen;
 }
 
 absl::Status WorstError(const absl::Status& all, const absl::Status& next) {
@@ -31,7 +46,8 @@ absl::Status WorstError(const absl::Status& all, const absl::Status& next) {
 
 absl::Status WithEachSession(Context& context, const std::vector<std::string>& words, bool beginnings, size_t at_once,
                              const OnSession& action) {
-  STILL_ASSIGN_OR_RETURN(std::vector<std::string> names, ChooseSessions(context.sessions(), words, beginnings));
+  const ChosenSessions chosen = ChooseSessions(context.sessions(), words, beginnings);
+  const std::vector<std::string>& names = chosen.names;
   std::vector<absl::StatusOr<Done>> results(names.size(), absl::CancelledError("not reached"));
   std::atomic<size_t> next = 0;
   auto work = [&] {
@@ -46,7 +62,7 @@ absl::Status WithEachSession(Context& context, const std::vector<std::string>& w
   const bool several = words.size() > 1 || IsPattern(words[0]);
   nlohmann::json list = nlohmann::json::array();
   std::string sentences;
-  absl::Status error;
+  absl::Status error = chosen.error;
   for (size_t i = 0; i < results.size(); ++i) {
     if (!results[i].ok()) {
       error = WorstError(error, several ? Annotate(results[i].status(), names[i]) : results[i].status());

@@ -18,16 +18,21 @@ struct Done {
 };
 using OnSession = std::function<absl::StatusOr<Done>(const std::string& name)>;
 
-// The whole names of the sessions that `words` mean. A pattern (*, ?) stands for all that it fits; NOT_FOUND when that is
-// none. `beginnings`: the beginning of a name will do. Another word is a name, whether or not there is such a session.
-absl::StatusOr<std::vector<std::string>> ChooseSessions(const session::SessionRegistry& sessions,
-                                                        const std::vector<std::string>& words, bool beginnings);
+// Whom words mean, and what is wrong with those that mean nobody: they are no reason to leave out the others.
+struct ChosenSessions {
+  std::vector<std::string> names;  // Each once.
+  absl::Status error;              // WorstError of the words.
+};
+// A pattern (*, ?) stands for all sessions that it fits; NOT_FOUND when that is none. `beginnings`: the beginning of a name
+// will do. Another word is a name, whether or not there is such a session.
+ChosenSessions ChooseSessions(const session::SessionRegistry& sessions, const std::vector<std::string>& words,
+                              bool beginnings);
 
 // What several things ended with: the messages of all that failed, and the code of the worst, which has the highest exit code.
 absl::Status WorstError(const absl::Status& all, const absl::Status& next);
 
-// Does it with all sessions that `words` name (ChooseSessions), `at_once` at the same time, also when it fails with one; what
-// is returned names each that failed (WorstError), after the sentences about the others. JSON: of one name its object, of
+// Does it with all sessions that `words` name (ChooseSessions), `at_once` at the same time, also when it fails with one or a
+// word means none; what is returned names each that failed (WorstError), after the sentences about the others. JSON: of one name its object, of
 // more, or a pattern, a list.
 absl::Status WithEachSession(Context& context, const std::vector<std::string>& words, bool beginnings, size_t at_once,
                              const OnSession& action);

@@ -10,6 +10,7 @@
 #include "base/quantity.h"
 #include "snapshot/restore.h"
 #include "snapshot/rollback.h"
+#include "tools/still/choose.h"
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
@@ -129,6 +130,7 @@ struct RollbackArguments {
 
 absl::Status RunRollback(Context& context, RollbackArguments arguments) {
   STILL_RETURN_IF_ERROR(ParsePatience(arguments.agent_timeout, arguments.options.patience));
+  STILL_RETURN_IF_ERROR(ExpectOneSession(arguments.options.session));
   STILL_ASSIGN_OR_RETURN(arguments.options.session, context.sessions().Resolve(arguments.options.session));
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   arguments.options.progress = context.MakeProgress();

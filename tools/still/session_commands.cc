@@ -275,12 +275,11 @@ absl::StatusOr<std::string> ReadLog(const session::SessionRegistry& sessions, co
 
 absl::Status Logs(Context& context, const LogsArguments& arguments) {
   const session::SessionRegistry sessions = context.sessions();
-  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> names,
-                         ChooseSessions(sessions, arguments.sessions, /*beginnings=*/true));
+  const ChosenSessions chosen = ChooseSessions(sessions, arguments.sessions, /*beginnings=*/true);
   const bool several = arguments.sessions.size() > 1 || IsPattern(arguments.sessions[0]);
   nlohmann::json list = nlohmann::json::array();
-  absl::Status error;
-  for (const std::string& name : names) {
+  absl::Status error = chosen.error;
+  for (const std::string& name : chosen.names) {
     absl::StatusOr<std::string> text = ReadLog(sessions, name, arguments.own);
     error = WorstError(error, several ? Annotate(text.status(), name) : text.status());
     if (!text.ok()) continue;
@@ -290,7 +289,7 @@ absl::Status Logs(Context& context, const LogsArguments& arguments) {
     }
     // A console is the guest's: raw bytes for a file or a pipe, but nothing that drives a terminal.
     if (::isatty(STDOUT_FILENO) != 0) text = PrintableLines(*text);
-    if (several) std::cout << (name == names[0] ? "" : "\n") << "==> " << name << " <==\n";  // As tail(1).
+    if (several) std::cout << (name == chosen.names[0] ? "" : "\n") << "==> " << name << " <==\n";  // As tail(1).
     if (!WriteStandardOutput(*text)) break;
   }
   if (several || !list.empty()) context.Print(several ? list : list[0], [] {});

@@ -39,7 +39,7 @@ std::string DescriptorName(int fd) { return absl::StrCat("/proc/self/fd/", fd); 
 // Whether a QEMU that is not root has a way to protect its guest's memory from writing.
 bool MayUseUserfaultfd() {
   const absl::StatusOr<std::string> for_all = ReadFile(kUserfaultfdForAll, 16);
-  return (for_all.ok() && absl::StartsWith(*for_all, "1")) || ::access(kUserfaultfd, R_OK | W_OK) == 0;
+  return (for_all.ok() && absl::StartsWith(*for_all, "1")) || OpenFile(kUserfaultfd, O_RDWR).ok();
 }
 
 bool Holds(int capability) {
@@ -182,7 +182,8 @@ absl::Status QemuConfinement::GiveDevices(const VmConfig& config) {
     STILL_RETURN_IF_ERROR(Give(kKvm, O_RDWR));
     environment_.emplace_back("STILL_KVM_FD", absl::StrCat(given_.back().get()));
   }
-  if (::access(kUserfaultfd, R_OK | W_OK) == 0) {
+  // Not access(2): in a container it allows what the device's policy then refuses.
+  if (OpenFile(kUserfaultfd, O_RDWR).ok()) {
     STILL_RETURN_IF_ERROR(Give(kUserfaultfd, O_RDWR));
     environment_.emplace_back("STILL_USERFAULTFD_DEVICE", names_.at(kUserfaultfd));
   }

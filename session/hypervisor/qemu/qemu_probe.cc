@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <iterator>
+#include <optional>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "session/hypervisor/qemu/qemu_confinement.h"
 
 namespace still::session {
 namespace {
@@ -35,10 +37,11 @@ absl::StatusOr<std::string> Fingerprint(const std::string& binary) {
   return absl::StrCat(binary, " ", info.st_ino, " ", info.st_size, " ", info.st_mtim.tv_sec, ".", info.st_mtim.tv_nsec);
 }
 
-absl::StatusOr<std::string> Ask(const std::string& binary, std::vector<std::string> arguments) {
+absl::StatusOr<std::string> Ask(const std::string& binary, const std::optional<ProcessUser>& user,
+                                std::vector<std::string> arguments) {
   std::vector<std::string> argv = {binary};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
-  STILL_ASSIGN_OR_RETURN(CommandOutput output, RunCommand({.argv = std::move(argv)}, kAnswerTimeout));
+  STILL_ASSIGN_OR_RETURN(CommandOutput output, RunCommand({.argv = std::move(argv), .user = user}, kAnswerTimeout));
   if (!output.exit.ok()) {
     return absl::FailedPreconditionError(absl::StrCat(binary, " does not run: ", output.exit.ToString()));
   }
@@ -135,8 +138,10 @@ absl::StatusOr<QemuFacts> ProbeQemu(const std::string& cache) {
       return facts;
     }
   }
-  auto ask = [&](absl::string_view option) { return Ask(facts.binary, {std::string(option), "help"}); };
-  STILL_ASSIGN_OR_RETURN(std::string answer, Ask(facts.binary, {"--version"}));
+  // A program that is not run as root need not be so to say what it can do.
+  const std::optional<ProcessUser> user = ChooseQemuUser(facts.binary).user;
+  auto ask = [&](absl::string_view option) { return Ask(facts.binary, user, {std::string(option), "help"}); };
+  STILL_ASSIGN_OR_RETURN(std::string answer, Ask(facts.binary, user, {"--version"}));
   STILL_ASSIGN_OR_RETURN(facts.version, ParseQemuVersion(answer));
   STILL_ASSIGN_OR_RETURN(answer, ask("-machine"));
   facts.machine_types = ParseMachineTypes(answer);

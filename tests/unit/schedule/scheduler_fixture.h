@@ -15,7 +15,11 @@ namespace still::schedule {
 class SchedulerTest : public ::testing::Test {
  protected:
   void Begin(SchedulerOptions options = {}) {
-    options.poll = options.longest_wait = absl::Minutes(5);
+    options.poll = options.reload_every = absl::Minutes(5);
+    BeginAsStilld(options);
+  }
+  // With the pace that is given: stilld has the defaults.
+  void BeginAsStilld(const SchedulerOptions& options = {}) {
     scheduler_ = std::make_unique<Scheduler>(book_, host_, listener_, clock_, options);
     ASSERT_TRUE(scheduler_->Recover().ok());
   }

@@ -158,6 +158,8 @@ TEST_F(SchedulerTest, AMachineThatIsOffIsSkippedOneThatIsGoneFails) {
   Live(absl::Hours(24 * 4));
   EXPECT_THAT(Rows(RunOutcome::kSkipped, "off"), SizeIs(4));
   EXPECT_THAT(Rows(RunOutcome::kFailed, "gone"), SizeIs(4));
+  EXPECT_GE(listener_.Count(Event::Kind::kFailed, "gone"), 1);
+  EXPECT_GE(listener_.Count(Event::Kind::kUnmatched, "gone"), 1);
   EXPECT_EQ(listener_.Count(Event::Kind::kStale, "off"), 0) << "it was said to be skipped";
   EXPECT_GE(listener_.Count(Event::Kind::kStale, "gone"), 1);
 }
@@ -231,6 +233,18 @@ TEST_F(SchedulerTest, ARunThatTakesTooLongIsEnded) {
   Live(absl::Hours(4));
   ASSERT_THAT(Rows(RunOutcome::kFailed), SizeIs(1));
   EXPECT_THAT(Rows(RunOutcome::kFailed)[0].message, HasSubstr("time limit"));
+  EXPECT_EQ(listener_.Count(Event::Kind::kFailed, "web"), 1);
+}
+
+TEST_F(SchedulerTest, WithoutATimeLimitADayIsOne) {
+  host_.machines = {{"web", true}};
+  host_.duration = [](const auto&) { return absl::Hours(100); };
+  book_.Add("nightly", "web", "01:00", [](auto& s) { s.set_retries(0); });
+  Begin();
+  Live(absl::Hours(1 + 24));
+  EXPECT_EQ(listener_.Count(Event::Kind::kFailed), 0);
+  Live(absl::Minutes(15));
+  EXPECT_EQ(listener_.Count(Event::Kind::kFailed), 1);
 }
 
 TEST_F(SchedulerTest, ATimeLimitOfZeroIsNone) {

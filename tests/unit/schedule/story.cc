@@ -63,11 +63,7 @@ class Story {
 };
 
 SchedulerOptions Options() {
-  return {.max_running = 2,
-          .poll = absl::Hours(1),
-          .longest_wait = absl::Hours(1),
-          .reload_every = absl::Hours(1),
-          .failing_after = absl::Minutes(10)};
+  return {.max_running = 2, .poll = absl::Hours(1), .reload_every = absl::Hours(1), .failing_after = absl::Minutes(10)};
 }
 
 void Story::StartDaemon(StoryHost& host) {

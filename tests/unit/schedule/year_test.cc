@@ -116,8 +116,7 @@ class Year {
   void Start() {
     scheduler_ = std::make_unique<Scheduler>(
         book_, host_, listener_, clock_,
-        SchedulerOptions{
-            .max_running = 8, .poll = absl::Hours(1), .longest_wait = absl::Hours(1), .reload_every = absl::Hours(1)});
+        SchedulerOptions{.max_running = 8, .poll = absl::Hours(1), .reload_every = absl::Hours(1)});
     ASSERT_TRUE(scheduler_->Recover().ok());
     back_at_ = absl::InfiniteFuture();
     up_since_ = clock_.true_time;

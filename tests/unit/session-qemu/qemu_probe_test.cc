@@ -2,12 +2,16 @@
 
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#include <iostream>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "session/hypervisor/host_cpu.h"
+#include "session/hypervisor/qemu/qemu_confinement.h"
 
 namespace still::session {
 namespace {
@@ -50,6 +54,24 @@ class QemuProbeTest : public ::testing::Test {
 
   std::string directory_;
 };
+
+TEST_F(QemuProbeTest, IsAskedAsTheUserThatItRunsAs) {
+  const std::string path = JoinPath(directory_, "qemu");
+  ASSERT_TRUE(WriteFileAtomically(path,
+                                  "#!/bin/sh\ncase $1 in\n--version) echo QEMU emulator version 7.2 ;;\n"
+                                  "-device) echo \"name \\\"$(id -u)\\\"\" ;;\nesac\n")
+                  .ok());
+  ASSERT_EQ(::chmod(path.c_str(), 0755), 0);
+  ASSERT_EQ(::chmod(directory_.c_str(), 0755), 0);
+  ASSERT_EQ(::setenv("STILL_VSOCK_LIBRARY", path.c_str(), 1), 0);  // It is looked at, and not loaded.
+  const QemuUser chosen = ChooseQemuUser();
+  const uid_t expected = chosen.user.has_value() ? chosen.user->uid : ::geteuid();
+  if (::geteuid() == 0 && !chosen.user.has_value()) std::cout << "as root: " << chosen.reason << "\n";
+  auto facts = Probe();
+  ::unsetenv("STILL_VSOCK_LIBRARY");
+  ASSERT_TRUE(facts.ok()) << facts.status();
+  EXPECT_THAT(facts->devices, ElementsAre(absl::StrCat(expected)));
+}
 
 TEST_F(QemuProbeTest, AsksOnceAndAgainWhenTheProgramHasChanged) {
   auto facts = Probe();

@@ -280,6 +280,25 @@ class Alerts(StilldTest):
         self.assertIn("alert", [line["message"] if "event" not in line else "alert" for line in daemon.lines()])
         self.assertIn("there is no such session", self.runs("often")[-1]["message"])
 
+    def test_damage_that_verification_finds_is_told(self):
+        disk = self.host.directory / "web.raw"
+        disk.write_bytes(os.urandom(256 << 10))
+        self.host.still("import", disk)
+        received, url = self.receive()
+        self.daemon("--webhook", url)
+        self.host.still("schedule", "add", "weekly-check", "--kind", "verify", "--on", "weekly", "--verify-period", "7d",
+                        "--retries", "0")
+        packs = pathlib.Path(self.host.environment["STILL_REPO"], "packs")
+        pack = max((path for path in packs.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        pack.chmod(0o600)
+        with pack.open("r+b") as file:
+            file.seek(pack.stat().st_size // 2)
+            file.write(bytes(4096))
+        self.assertNotEqual(self.host.run("schedule", "run-now", "weekly-check", "--wait").returncode, 0)
+        wait_for(lambda: received, "the message", 60)
+        self.assertEqual((received[0]["event"], received[0]["schedule"]), ("failed", "weekly-check"))
+        self.assertRegex(received[0]["message"], "problems, the first: .*; see `still verify` and `still repair`")
+
     def test_recovery_is_told_like_failure(self):
         received, url = self.receive()
         gate = self.host.directory / "gate"
@@ -304,6 +323,21 @@ class Alerts(StilldTest):
         self.assertEqual(check(), 5, "as long as it is true")
         self.assertEqual(told.read_text(), "stale\n", "told once")
         self.assertEqual(self.runs(), [], "it begins nothing")
+
+    def test_a_drill_of_several_tries_each_and_ends_with_the_worst(self):
+        for name in ("web-1", "web-2", "db"):
+            disk = self.host.directory / f"{name}.raw"
+            disk.write_bytes(os.urandom(64 << 10))
+            self.host.still("import", disk, "--session", name)
+        # What was imported has no machine to boot.
+        done = self.host.run("--json", "drill", "web-*", "db", "nosuch", "x-*")
+        self.assertEqual(done.returncode, 8, done.stderr)
+        self.assertEqual([one["session"] for one in json.loads(done.stdout)], ["web-1", "web-2", "db"])
+        for word in ("nosuch", 'fits "x-*"'):
+            self.assertIn(word, done.stderr)
+        self.assertEqual({one["session"] for one in self.host.json("drill", "--history")}, {"web-1", "web-2", "db"})
+        one = self.host.run("--json", "drill", "db")
+        self.assertEqual((one.returncode, json.loads(one.stdout)["state"]), (8, "failed"))
 
     def test_what_run_due_found_is_told_also_when_it_ends_with_an_error(self):
         told = self.host.directory / "told"
@@ -501,6 +535,24 @@ class SetUp(unittest.TestCase):
         self.assertNotIn("passphrase", json.loads(done.stdout), "none was made up")
         self.assertEqual({path.name: path.read_bytes() for path in self.etc.rglob("*") if path.is_file()}, before)
         self.assertEqual(self.set_up("--generate-passphrase").returncode, 2, "it contradicts --no-encryption")
+
+
+@unittest.skipUnless(os.geteuid() == 0 and shutil.which("unshare"), "it takes a mount namespace of its own")
+class Doctor(unittest.TestCase):
+    def test_a_device_that_cannot_be_opened_is_not_there(self):
+        # access(2) allows it, open(2) does not: here directories, in a container devices that its policy refuses.
+        host = Host()
+        self.addCleanup(host.close)
+        devices = host.directory / "dev"
+        devices.mkdir()
+        script = ('mount -t tmpfs none "$0" && cd "$0" && mkdir vhost-vsock fuse kvm userfaultfd && touch null urandom && '
+                  'mount --bind /dev/null null && mount --bind /dev/urandom urandom && mount --rbind "$0" /dev && exec "$@"')
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", script, devices, BUILD / "bin/still", "--json", "doctor"],
+                              env=host.environment, capture_output=True, text=True, timeout=120, check=False)
+        found = {one["what"]: one for one in json.loads(done.stdout)["findings"]}
+        self.assertIn("user-space device", found["vsock"]["text"])
+        for what in ("vsock", "FUSE", "accelerator", "memory by /dev/userfaultfd"):
+            self.assertEqual(found[what]["verdict"], "note", found[what])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/still/command_tree.h"
+#include "tools/still/each_session.h"
 
 namespace still::cli {
 namespace {
@@ -50,6 +51,37 @@ TEST_F(ContextTest, BeginningsOfSessionNamesAreResolvedForTheCommand) {
   ASSERT_TRUE(Run("stop d web-").ok());
   EXPECT_TRUE(ran_);
   EXPECT_THAT(sessions_, ElementsAre("database", "web-2"));
+}
+
+// exec and rollback.
+TEST_F(ContextTest, ACommandForOneSessionSaysSoOfAPattern) {
+  const absl::Status status = Run("stop web*");
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(),
+              HasSubstr("\"web*\" is a pattern, and this command is for one session: write its name"));
+  EXPECT_FALSE(ran_);
+}
+
+// stop, start, rm, resume, thaw, logs, snapshot and hydrate: as a script has it whose list is of yesterday.
+TEST_F(ContextTest, WordsThatMeanNobodyAreToldAndTheOthersAreActedOn) {
+  std::vector<std::string> acted_on;
+  const OnSession act = [&](const std::string& name) -> absl::StatusOr<Done> {
+    if (!PathExists(JoinPath(state_, "sessions/" + name))) return absl::NotFoundError("there is none");
+    acted_on.push_back(name);
+    if (name == "database") return absl::DataLossError("damaged");
+    return Done{name, {{"name", name}}};
+  };
+  for (const bool beginnings : {true, false}) {
+    acted_on.clear();
+    ASSERT_TRUE(Run("stop web --json").ok());
+    ::testing::internal::CaptureStdout();
+    const absl::Status ended =
+        WithEachSession(context_, {"web", "nosuch", "x-*", "database", "w*"}, beginnings, /*at_once=*/1, act);
+    EXPECT_EQ(nlohmann::json::parse(::testing::internal::GetCapturedStdout()).size(), 2u);
+    EXPECT_THAT(acted_on, ElementsAre("web", "database", "web-2"));
+    EXPECT_EQ(ended.code(), absl::StatusCode::kDataLoss) << "the highest exit code: " << ended;
+    for (const char* word : {"nosuch", "x-*", "database: damaged"}) EXPECT_THAT(ended.message(), HasSubstr(word));
+  }
 }
 
 TEST_F(ContextTest, JsonIsReadableWhateverBytesItIsOf) {

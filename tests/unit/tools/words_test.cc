@@ -57,6 +57,25 @@ TEST(FitsOnHostTest, APatternMeansThisHostUnlessAnotherIsNamed) {
   EXPECT_THAT(elsewhere.message(), HasSubstr("write HOST/db: beta (bbbb2222)"));
 }
 
+TEST(NewestOfSessionsTest, IsOneOfEachMachineThatThePatternMeans) {
+  std::vector<manifestpb::Snapshot> snapshots(5);
+  const auto fill = [&](size_t i, const char* id, const char* session, const char* host) {
+    snapshots[i].set_id(id);
+    snapshots[i].set_session(session);
+    snapshots[i].set_host(host);
+    snapshots[i].set_host_id(host);
+  };
+  fill(0, "old", "web-2", "alpha");
+  fill(1, "first", "web-1", "alpha");
+  fill(2, "theirs", "web-1", "beta");
+  fill(3, "new", "web-2", "alpha");
+  fill(4, "other", "db", "alpha");
+  const HostIdentity here = {.id = "alpha", .name = "alpha"};
+  EXPECT_THAT(*NewestOfSessions(snapshots, "web-*", here), ElementsAre("first", "new"));
+  EXPECT_THAT(*NewestOfSessions(snapshots, "*/web-*", here), ElementsAre("first", "new", "theirs"));
+  EXPECT_EQ(NewestOfSessions(snapshots, "x*", here).status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST(WorstErrorTest, TellsAllAndEndsWithTheHighestExitCode) {
   absl::Status all = WorstError(absl::OkStatus(), absl::OkStatus());
   EXPECT_TRUE(all.ok());
