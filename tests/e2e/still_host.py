@@ -116,9 +116,12 @@ class Host:
         subprocess.run([PROJECT / "tools/guest-image/disk", "--type", kind, path, str(mib)], check=True)
         return path
 
-    def boot(self, name, *arguments, disks=None, memory="256M", workload="record-writer,counter", files=GUEST, **environment):
-        """Runs the test guest as a session and waits for its agent. `files`: where its kernel and initial RAM disk are."""
-        cmdline = (GUEST / "cmdline").read_text().strip()
+    def boot(
+        self, name, *arguments, disks=None, memory="256M", workload="record-writer,counter", files=GUEST, append="", **environment
+    ):
+        """Runs the test guest as a session and waits for its agent. `files`: where its kernel and initial RAM disk are; `append`:
+        more arguments for the kernel."""
+        cmdline = f"{(GUEST / 'cmdline').read_text().strip()} {append}"
         if workload:
             cmdline += f" still.workload={workload}"
         words = ["run", name, "--kernel", files / "vmlinux", "--initrd", files / "initrd", "--append", cmdline]
