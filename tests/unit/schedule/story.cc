@@ -201,9 +201,10 @@ void Story::Trouble(StoryHost& host) {
 
 absl::Time Story::NewestTruth(const StoryHost& host, const Plan& plan, const std::string& name) const {
   absl::Time newest = absl::InfinitePast();
-  for (const auto& [id, truth] : repository_.truths) {
-    if (truth.machine != host.TrueMachine(name) || (plan.filesystem && !truth.filesystem)) continue;
-    newest = std::max(newest, truth.taken);
+  const auto truths = repository_.truths.find(host.TrueMachine(name));
+  if (truths == repository_.truths.end()) return newest;
+  for (const auto& [id, truth] : truths->second) {
+    if (!plan.filesystem || truth.filesystem) newest = std::max(newest, truth.taken);
   }
   return newest;
 }

@@ -27,6 +27,7 @@ store::SnapshotSummary SummaryOf(const manifestpb::Snapshot& one) {
 void Repository::Add(manifestpb::Snapshot snapshot) {
   summaries.push_back(SummaryOf(snapshot));
   snapshots.push_back(std::move(snapshot));
+  ++changes;
 }
 
 void Repository::Remove(const std::set<std::string>& ids) {
@@ -35,6 +36,7 @@ void Repository::Remove(const std::set<std::string>& ids) {
                   snapshots.end());
   summaries.erase(std::remove_if(summaries.begin(), summaries.end(), [&](auto& one) { return among(one.id); }),
                   summaries.end());
+  changes += ids.size();
 }
 
 void Receiver::Deliver(const Delivery& delivery) {
@@ -96,9 +98,14 @@ absl::StatusOr<std::vector<SessionState>> StoryHost::Sessions() {
 
 absl::StatusOr<std::map<std::string, Newest>> StoryHost::NewestGood(const std::set<std::string>& sessions) {
   if (clock.true_time < repository_down_until) return absl::UnavailableError("the repository does not answer");
-  std::map<std::string, snapshot::MachineIdentity> asked;
-  for (const std::string& name : sessions) asked[name] = IdentityOf(name);
-  return NewestByLevel(repository_.summaries, asked);
+  if (newest_at_ != repository_.changes || newest_of_ != sessions) {
+    std::map<std::string, snapshot::MachineIdentity> asked;
+    for (const std::string& name : sessions) asked[name] = IdentityOf(name);
+    newest_ = NewestByLevel(repository_.summaries, asked);
+    newest_of_ = sessions;
+    newest_at_ = repository_.changes;
+  }
+  return newest_;
 }
 
 absl::Status StoryHost::Start(const Schedule& schedule, const store::RunRow& run) {
@@ -163,7 +170,7 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
   row.consistency = NameOfLevel(manifest.consistency().level());
   if (narrate) narrate(absl::StrCat("snapshot ", manifest.id(), " of ", row.session, ", ", row.consistency));
   const std::string mine = TrueMachine(row.session);
-  repository_.truths[manifest.id()] = {.machine = mine, .taken = run.began, .filesystem = filesystem};
+  repository_.truths[mine][manifest.id()] = {.taken = run.began, .filesystem = filesystem};
   repository_.Add(std::move(manifest));
   absl::StatusOr<std::vector<std::string>> dropped =
       DroppedByRetention(run.schedule, machine, repository_.snapshots, {}, clock.Now());
@@ -172,11 +179,12 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
     return;
   }
   const std::set<std::string> gone(dropped->begin(), dropped->end());
-  for (const std::string& id : gone) {
-    if (repository_.truths[id].machine != mine) {
-      wrong.push_back(absl::StrCat("host ", number, " dropped a snapshot of ", repository_.truths[id].machine));
+  for (auto& [of, truths] : repository_.truths) {
+    for (const std::string& id : gone) {
+      if (truths.erase(id) != 0 && of != mine) {
+        wrong.push_back(absl::StrCat("host ", number, " dropped a snapshot of ", of));
+      }
     }
-    repository_.truths.erase(id);
   }
   repository_.Remove(gone);
 }

@@ -34,8 +34,7 @@ inline constexpr Plan kPlans[] = {{"nightly", "*", "*-*-* 01:30", absl::Hours(50
 
 // What is true of a snapshot, whatever it says of itself.
 struct Truth {
-  std::string machine;  // "host/name"
-  absl::Time taken;     // When its run began.
+  absl::Time taken;  // When its run began.
   bool filesystem = true;
 };
 
@@ -45,8 +44,9 @@ struct Repository {
 
   std::vector<manifestpb::Snapshot> snapshots;    // In the order of commits.
   std::vector<store::SnapshotSummary> summaries;  // Of the same: they are asked for in each hour of a year.
-  std::map<std::string, Truth> truths;            // By id.
+  std::map<std::string, std::map<std::string, Truth>> truths;  // By machine ("host/name"), id.
   uint64_t commits = 0;
+  uint64_t changes = 0;  // Snapshots that came or went.
 };
 
 // A receiver of messages, in true time.
@@ -144,6 +144,10 @@ class StoryHost final : public Host {
   Repository& repository_;
   const StoryOptions& options_;
   std::mt19937_64& random_;
+  // What NewestByLevel() said last, and of what: a year asks far more often than something changes.
+  std::map<std::string, Newest> newest_;
+  std::set<std::string> newest_of_;
+  uint64_t newest_at_ = 0;  // Of Repository::changes.
 };
 
 }  // namespace still::schedule
