@@ -6,7 +6,6 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 
 namespace still {
 namespace {
@@ -57,7 +56,7 @@ std::string ShortDuration(absl::Duration duration) {
   int64_t seconds = absl::ToInt64Seconds(duration);
   for (auto [size, unit] : {std::pair<int64_t, char>{86400, 'd'}, {3600, 'h'}, {60, 'm'}, {1, 's'}}) {
     if (seconds < size) continue;
-    absl::StrAppendFormat(&text, "%d%c", seconds / size, unit);
+    absl::StrAppend(&text, seconds / size, absl::string_view(&unit, 1));
     seconds %= size;
   }
   return text.empty() ? "0s" : text;

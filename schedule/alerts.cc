@@ -31,6 +31,13 @@ constexpr std::pair<Event::Kind, absl::string_view> kNames[] = {
     {Event::Kind::kLost, "lost"},           {Event::Kind::kRestarting, "restarting"},
 };
 
+absl::string_view NameOfKind(Event::Kind kind) {
+  for (const auto& [known, name] : kNames) {
+    if (known == kind) return name;
+  }
+  return "unknown";
+}
+
 std::optional<Event::Kind> KindOfName(absl::string_view text) {
   for (const auto& [kind, name] : kNames) {
     if (name == text) return kind;
@@ -40,27 +47,31 @@ std::optional<Event::Kind> KindOfName(absl::string_view text) {
 
 // Names of schedules hold no slash.
 std::string KeyOf(Event::Kind kind, absl::string_view schedule, absl::string_view session) {
-  return absl::StrCat(kPrefix, EventName(kind), "/", schedule, "/", session);
+  return absl::StrCat(kPrefix, NameOfKind(kind), "/", schedule, "/", session);
 }
 
 // What happened once is told once.
 bool ToldAgain(Event::Kind kind) { return kind != Event::Kind::kGone && kind != Event::Kind::kEnded; }
 
+std::string Quoted(const std::string& text) {
+  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// Twice for each message: a tree of it would cost more than all else that a turn does.
 std::string Encode(const Alert& alert) {
-  nlohmann::json channels = nlohmann::json::object();
+  std::string channels;
   for (const auto& [name, channel] : alert.channels) {
-    channels[name] = {{"next", absl::ToUnixSeconds(channel.next)}, {"tries", channel.tries}};
-    if (channel.told.has_value()) channels[name]["told"] = absl::ToUnixSeconds(*channel.told);
+    absl::StrAppend(&channels, channels.empty() ? "" : ",", Quoted(name), R"(:{"next":)",
+                    absl::ToUnixSeconds(channel.next), R"(,"tries":)", channel.tries);
+    if (channel.told.has_value()) absl::StrAppend(&channels, R"(,"told":)", absl::ToUnixSeconds(*channel.told));
+    absl::StrAppend(&channels, "}");
   }
-  nlohmann::json json = {{"since", absl::ToUnixSeconds(alert.event.at)},
-                         {"message", alert.event.message},
-                         {"quiet", alert.quiet},
-                         {"channels", std::move(channels)}};
-  if (alert.over.has_value()) {
-    json["over"] = absl::ToUnixSeconds(*alert.over);
-    json["how"] = alert.how;
-  }
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const std::string over = alert.over.has_value() ? absl::StrCat(R"(,"over":)", absl::ToUnixSeconds(*alert.over),
+                                                                 R"(,"how":)", Quoted(alert.how))
+                                                  : "";
+  return absl::StrCat(R"({"since":)", absl::ToUnixSeconds(alert.event.at), R"(,"message":)",
+                      Quoted(alert.event.message), R"(,"quiet":)", alert.quiet ? "true" : "false", R"(,"channels":{)",
+                      channels, "}", over, "}");
 }
 
 std::optional<Alert> Decode(absl::string_view key, const std::string& value) {
@@ -106,12 +117,7 @@ std::optional<Alert> Decode(absl::string_view key, const std::string& value) {
 
 }  // namespace
 
-std::string EventName(Event::Kind kind) {
-  for (const auto& [known, name] : kNames) {
-    if (known == kind) return std::string(name);
-  }
-  return "unknown";
-}
+std::string EventName(Event::Kind kind) { return std::string(NameOfKind(kind)); }
 
 bool Alert::delivered() const {
   return std::any_of(channels.begin(), channels.end(), [](const auto& entry) { return entry.second.told.has_value(); });
@@ -256,8 +262,8 @@ void Alerts::TakeOutcomes(absl::Time now) {
   }
 }
 
-void Alerts::Tell(const std::string& key, Alert& alert, absl::Time now) {
-  for (const std::string& name : announcer_.Channels()) {
+void Alerts::Tell(const std::string& key, Alert& alert, const std::vector<std::string>& there, absl::Time now) {
+  for (const std::string& name : there) {
     if (alert.over.has_value() && alert.channels.count(name) == 0) continue;
     Alert::Channel& channel = alert.channels[name];
     // The clock was set back: nobody knows how long ago it was.
@@ -297,26 +303,23 @@ absl::Status Alerts::Work(absl::Time now) {
         continue;
       }
     }
-    Tell(at->first, alert, now);
+    Tell(at->first, alert, there, now);
     ++at;
   }
   return Keep();
 }
 
+// A book that does not take one row takes none: the others are tried again with it.
 absl::Status Alerts::Keep() {
-  absl::Status first;
-  for (auto at = forgotten_.begin(); at != forgotten_.end();) {
-    absl::Status gone = alerts_.count(at->first) != 0 ? absl::OkStatus() : book_.Remember(at->first, "");
-    first.Update(gone);
-    at = gone.ok() ? forgotten_.erase(at) : std::next(at);
+  for (auto at = forgotten_.begin(); at != forgotten_.end(); at = forgotten_.erase(at)) {
+    if (alerts_.count(at->first) == 0) STILL_RETURN_IF_ERROR(book_.Remember(at->first, ""));
   }
   for (auto& [key, alert] : alerts_) {
     if (alert.saved) continue;
-    absl::Status kept = book_.Remember(key, Encode(alert));
-    alert.saved = kept.ok();
-    first.Update(kept);
+    STILL_RETURN_IF_ERROR(book_.Remember(key, Encode(alert)));
+    alert.saved = true;
   }
-  return first;
+  return absl::OkStatus();
 }
 
 absl::Time Alerts::Next(absl::Time now) const {

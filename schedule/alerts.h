@@ -133,7 +133,7 @@ class Alerts {
   Alert* Find(Event::Kind kind, const std::string& schedule, const std::string& session);
   const Alert* Find(Event::Kind kind, const std::string& schedule, const std::string& session) const;
   void TakeOutcomes(absl::Time now);
-  void Tell(const std::string& key, Alert& alert, absl::Time now);
+  void Tell(const std::string& key, Alert& alert, const std::vector<std::string>& there, absl::Time now);
 
   RunBook& book_;
   Announcer& announcer_;

@@ -68,13 +68,12 @@ bool CalendarExpression::AdvanceDay(Fields& fields) const {
     }
     if (*month != fields[kMonth]) fields = {fields[kYear], *month, 1, 0, 0, 0};
     const int64_t last = DaysInMonth(fields[kYear], fields[kMonth]);
-    Component days = components_[kDay];
     std::optional<int64_t> day;
-    if (from_end_of_month_ && !days.empty()) {
-      days = CountFromEnd(days, last);
+    if (from_end_of_month_ && !components_[kDay].empty()) {
+      const Component days = CountFromEnd(components_[kDay], last);
       if (!days.empty()) day = FirstAtLeast(days, fields[kDay]);
     } else {
-      day = FirstAtLeast(days, fields[kDay]);
+      day = FirstAtLeast(components_[kDay], fields[kDay]);
     }
     if (!day.has_value() || *day > last) {
       absl::CivilMonth next = absl::CivilMonth(fields[kYear], static_cast<int>(fields[kMonth])) + 1;

@@ -11,9 +11,16 @@ namespace still::schedule {
 
 namespace {
 
-using Commit = std::tuple<int64_t, int64_t, std::string>;
+// One of the machines that are asked about, and the newest snapshots that were found so far.
+struct Asked {
+  const std::string* session;
+  const snapshot::MachineIdentity* machine;
+  std::map<Level, const store::SnapshotSummary*> newest;
+};
 
-Commit CommitOf(const store::SnapshotSummary& one) { return {one.sequence, one.committed_unix_ns, one.id}; }
+bool CommittedBefore(const store::SnapshotSummary& a, const store::SnapshotSummary& b) {
+  return std::tie(a.sequence, a.committed_unix_ns, a.id) < std::tie(b.sequence, b.committed_unix_ns, b.id);
+}
 
 std::vector<const store::SnapshotSummary*> ByCommit(const snapshot::MachineIdentity& machine,
                                                     const std::vector<store::SnapshotSummary>& snapshots) {
@@ -32,27 +39,33 @@ bool IsLeftOut(const absl::Status& status) { return absl::IsDataLoss(status) || 
 
 std::map<std::string, Newest> NewestByLevel(const std::vector<store::SnapshotSummary>& snapshots,
                                             const std::map<std::string, snapshot::MachineIdentity>& machines) {
+  std::vector<Asked> all;
+  all.reserve(machines.size());  // The map below points into it.
   // Whoever a snapshot may be of is found by what it carries: asking every machine of every snapshot would take minutes.
-  std::unordered_map<std::string, std::vector<const std::string*>> sessions_by;
+  std::unordered_map<std::string, std::vector<Asked*>> asked_by;
   for (const auto& [session, machine] : machines) {
-    if (!machine.machine_id.empty()) sessions_by[machine.machine_id].push_back(&session);
-    if (!machine.session_id.empty()) sessions_by[machine.session_id].push_back(&session);
-    sessions_by[machine.name].push_back(&session);
+    Asked* asked = &all.emplace_back(Asked{.session = &session, .machine = &machine, .newest = {}});
+    if (!machine.machine_id.empty()) asked_by[machine.machine_id].push_back(asked);
+    if (!machine.session_id.empty()) asked_by[machine.session_id].push_back(asked);
+    asked_by[machine.name].push_back(asked);
   }
-  std::map<std::string, std::map<Level, Commit>> commits;
-  std::map<std::string, Newest> newest;
   for (const store::SnapshotSummary& one : snapshots) {
+    const Level level = std::max(static_cast<Level>(one.level), manifestpb::Consistency::CRASH);
     for (const std::string* carried : {&one.machine_id, &one.session_id, &one.session}) {
-      auto found = sessions_by.find(*carried);
-      if (carried->empty() || found == sessions_by.end()) continue;
-      for (const std::string* session : found->second) {
-        if (!snapshot::IsSnapshotOf(one, machines.at(*session))) continue;
-        const Level level = std::max(static_cast<Level>(one.level), manifestpb::Consistency::CRASH);
-        auto [last, first] = commits[*session].try_emplace(level, CommitOf(one));
-        if (!first && CommitOf(one) < last->second) continue;
-        last->second = CommitOf(one);
-        newest[*session][level] = absl::FromUnixNanos(one.point_unix_ns);
+      auto found = asked_by.find(*carried);
+      if (carried->empty() || found == asked_by.end()) continue;
+      for (Asked* asked : found->second) {
+        auto known = asked->newest.find(level);
+        // Also what was found by another of its names.
+        if (known != asked->newest.end() && !CommittedBefore(*known->second, one)) continue;
+        if (snapshot::IsSnapshotOf(one, *asked->machine)) asked->newest[level] = &one;
       }
+    }
+  }
+  std::map<std::string, Newest> newest;
+  for (const Asked& asked : all) {
+    for (const auto& [level, one] : asked.newest) {
+      newest[*asked.session][level] = absl::FromUnixNanos(one->point_unix_ns);
     }
   }
   return newest;

@@ -94,6 +94,11 @@ void Scheduler::LookForDropouts(absl::Time now) {
   }
   for (const SessionState& session : sessions_) {
     const bool named = NamedByCapture(session.name);
+    const auto clear = [&](Kind kind, absl::string_view how) {
+      // No sentence is made of each machine in each look.
+      if (!alerts_.Raised(kind, "", session.name)) return;
+      alerts_.Clear(kind, "", session.name, now, absl::StrCat(session.name, how));
+    };
     if (named && !session.unreadable.empty()) {
       alerts_.Raise({.kind = Kind::kUnreadable,
                      .schedule = "",
@@ -101,7 +106,7 @@ void Scheduler::LookForDropouts(absl::Time now) {
                      .at = now,
                      .message = absl::StrCat("session ", session.name, " cannot be read: ", session.unreadable)});
     } else if (session.unreadable.empty()) {
-      alerts_.Clear(Kind::kUnreadable, "", session.name, now, absl::StrCat(session.name, " can be read again"));
+      clear(Kind::kUnreadable, " can be read again");
     }
     if (named && !session.ended.empty()) {
       alerts_.Raise({.kind = Kind::kEnded,
@@ -109,8 +114,8 @@ void Scheduler::LookForDropouts(absl::Time now) {
                      .session = session.name,
                      .at = now,
                      .message = absl::StrCat(session.name, " has ended, and nobody stopped it: ", session.ended)});
-    } else if (session.ended.empty()) {
-      alerts_.Clear(Kind::kEnded, "", session.name, now, absl::StrCat(session.name, " runs again, or was stopped"));
+    } else if (session.ended.empty() && session.unreadable.empty()) {  // Else nobody knows.
+      clear(Kind::kEnded, " runs again, or was stopped");
     }
     // Also of one that nothing protects: its guest stands still.
     if (!session.held.empty()) {
@@ -119,8 +124,8 @@ void Scheduler::LookForDropouts(absl::Time now) {
                      .session = session.name,
                      .at = now,
                      .message = absl::StrCat(session.name, ": ", session.held)});
-    } else {
-      alerts_.Clear(Kind::kHeld, "", session.name, now, absl::StrCat(session.name, " goes on"));
+    } else if (session.unreadable.empty()) {
+      clear(Kind::kHeld, " goes on");
     }
     LookForRestarts(session, now);
   }

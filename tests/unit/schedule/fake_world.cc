@@ -13,6 +13,7 @@ using store::RunRow;
 absl::StatusOr<std::vector<Schedule>> MemoryBook::Schedules() {
   STILL_RETURN_IF_ERROR(reads);
   std::vector<Schedule> usable;
+  usable.reserve(schedules.size());
   for (const Schedule& one : schedules) {
     if (unusable.count(one.name()) == 0) usable.push_back(one);
   }

@@ -2,6 +2,7 @@
 // test says so, runs take as long as the test says, and everything that can go wrong can be ordered.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <set>
@@ -42,7 +43,7 @@ class MemoryBook final : public RunBook {
       const std::function<void(schedulepb::Schedule&)>& change = [](auto&) {});
 
   std::vector<Schedule> schedules;
-  std::vector<store::RunRow> rows;  // Row i has the id i + 1.
+  std::deque<store::RunRow> rows;  // Row i has the id i + 1.
   std::set<int64_t> open;
   std::map<std::string, std::string> remembered;
   std::map<std::string, std::string> unusable;  // Schedules that cannot be read, and why.

@@ -370,6 +370,11 @@ TEST_F(SchedulerAlertsTest, AMachineThatCrashedIsToldBeforeItsNextRunFails) {
   Live(absl::Minutes(5));
   ASSERT_EQ(listener_.Count(Event::Kind::kEnded, "web"), 1);
   EXPECT_THAT(listener_.events[0].message, HasSubstr("crashed: signal 9"));
+  host_.machines.clear();
+  host_.unreadable = {{"web", "session.json: not JSON"}};
+  Live(absl::Hours(2));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 0)
+      << "nothing is known of it: it does not run again by that";
 }
 
 TEST_F(SchedulerAlertsTest, AMachineThatIsHeldIsToldUntilItGoesOn) {

@@ -21,7 +21,8 @@ struct StoryOptions {
   // Mechanisms that a control leaves out, so that the oracle can show that it sees it.
   bool messages_are_queued = true;          // Else what a channel does not take counts as told.
   bool hosts_have_ids = true;               // Else they are told apart by nothing.
-  bool somebody_looks_from_outside = true;  // Else nothing is noticed while stilld is dead.
+  bool somebody_looks_from_outside = true;  // Else nothing is noticed while stilld is dead or hangs.
+  bool ends_are_seen = true;                // Else nobody knows of a machine that it ended by itself.
   // Hears each thing that happens, for whoever wants to know how a year came to be wrong.
   std::function<void(const std::string&)> narrate;
 };
@@ -31,6 +32,9 @@ struct StoryEnd {
   std::map<std::string, int> happened;
   int64_t looked = 0;   // Ages that the oracle looked at.
   int64_t too_old = 0;  // Of these, those that had to be told.
+  int64_t ended = 0;    // Looks at a machine that had ended by itself, or at a stilld that hung: they had to be told.
+  int64_t hung = 0;
+  int64_t fresh_while_off = 0;  // Looks at one that was off for longer than allowed, and whose disks were taken.
   int64_t snapshots = 0;
 };
 

@@ -54,19 +54,28 @@ TEST_F(StoryTest, EveryMachineHasAYoungGoodSnapshotOrSomebodyHasBeenTold) {
                                    << " STILL_YEARS=1: " << absl::StrJoin(end.wrong, "; ");
     all.looked += end.looked;
     all.too_old += end.too_old;
+    all.ended += end.ended;
+    all.hung += end.hung;
+    all.fresh_while_off += end.fresh_while_off;
     all.snapshots += end.snapshots;
     for (const auto& [what, count] : end.happened) all.happened[what] += count;
   }
   std::cout << "years " << first << " to " << first + years - 1 << ": " << all.snapshots << " snapshots, " << all.looked
-            << " ages looked at, " << all.too_old << " too old and told";
+            << " ages looked at, " << all.too_old << " too old and told, " << all.ended << " ended and told, "
+            << all.hung << " hung and told, " << all.fresh_while_off << " fresh while off";
   for (const auto& [what, count] : all.happened) std::cout << ", " << what << " " << count;
   std::cout << "\n";
   EXPECT_GT(all.too_old, static_cast<int64_t>(years)) << "the years were too quiet to prove anything";
+  if (years < 12) return;  // One that is replayed may be without one or the other.
+  EXPECT_GT(all.ended, static_cast<int64_t>(years));
+  EXPECT_GT(all.hung, 0);
+  EXPECT_GT(all.fresh_while_off, 0) << "no machine that was off was backed up from its disks";
 }
 
 // The controls: an oracle that cannot turn red proves nothing.
 TEST_F(StoryTest, ItShowsWhenMessagesAreNotQueued) { EXPECT_TRUE(Seen({.messages_are_queued = false})); }
 TEST_F(StoryTest, ItShowsWhenHostsAreNotToldApart) { EXPECT_TRUE(Seen({.hosts_have_ids = false})); }
+TEST_F(StoryTest, ItShowsWhenNobodySeesThatAMachineEnded) { EXPECT_TRUE(Seen({.ends_are_seen = false})); }
 TEST_F(StoryTest, ItShowsWhenNobodyLooksFromOutside) { EXPECT_TRUE(Seen({.somebody_looks_from_outside = false})); }
 
 }  // namespace

@@ -27,6 +27,7 @@ store::SnapshotSummary SummaryOf(const manifestpb::Snapshot& one) {
 void Repository::Add(manifestpb::Snapshot snapshot) {
   summaries.push_back(SummaryOf(snapshot));
   snapshots.push_back(std::move(snapshot));
+  ++changes;
 }
 
 void Repository::Remove(const std::set<std::string>& ids) {
@@ -35,6 +36,7 @@ void Repository::Remove(const std::set<std::string>& ids) {
                   snapshots.end());
   summaries.erase(std::remove_if(summaries.begin(), summaries.end(), [&](auto& one) { return among(one.id); }),
                   summaries.end());
+  changes += ids.size();
 }
 
 void Receiver::Deliver(const Delivery& delivery) {
@@ -75,6 +77,7 @@ StoryHost::StoryHost(int number, const FakeClock& time, Repository& repository, 
       s.set_max_age(ShortDuration(plan.allowed));
       if (plan.filesystem) s.set_require("filesystem");
       if (plan.skip_when_off) s.set_when_off("skip");
+      if (plan.disk_when_off_on == number) s.set_when_off("disk");
     });
   }
   for (const char* name : {"web", "db", "lab"})
@@ -87,18 +90,23 @@ absl::StatusOr<std::vector<SessionState>> StoryHost::Sessions() {
   for (const auto& [name, machine] : machines) {
     if (!machine.there) continue;
     states.push_back({.name = name,
-                      .running = machine.on || !machine.unreadable.empty(),
+                      .running = !machine.off_on_purpose() || !machine.unreadable.empty(),
                       .unreadable = machine.unreadable,
-                      .ended = machine.on ? "" : machine.ended});
+                      .ended = machine.unreadable.empty() && options_.ends_are_seen ? machine.ended : ""});
   }
   return states;
 }
 
 absl::StatusOr<std::map<std::string, Newest>> StoryHost::NewestGood(const std::set<std::string>& sessions) {
   if (clock.true_time < repository_down_until) return absl::UnavailableError("the repository does not answer");
-  std::map<std::string, snapshot::MachineIdentity> asked;
-  for (const std::string& name : sessions) asked[name] = IdentityOf(name);
-  return NewestByLevel(repository_.summaries, asked);
+  if (newest_at_ != repository_.changes || newest_of_ != sessions) {
+    std::map<std::string, snapshot::MachineIdentity> asked;
+    for (const std::string& name : sessions) asked[name] = IdentityOf(name);
+    newest_ = NewestByLevel(repository_.summaries, asked);
+    newest_of_ = sessions;
+    newest_at_ = repository_.changes;
+  }
+  return newest_;
 }
 
 absl::Status StoryHost::Start(const Schedule& schedule, const store::RunRow& run) {
@@ -128,25 +136,28 @@ absl::Time StoryHost::NextEnd() const {
 void StoryHost::Finish(int64_t id, const Run& run) {
   RunRow row = book.rows[static_cast<size_t>(id - 1)];
   row.ended = clock.Now();
-  absl::Status status = Outcome(row.session);
+  absl::Status status = Outcome(run, row.session);
   row.outcome = status.ok() ? RunOutcome::kSucceeded : RunOutcome::kFailed;
   row.message = std::string(status.message());
   if (status.ok()) Commit(row, run);
   (void)book.UpdateRun(row);  // A worker whose book takes nothing ends without a word.
 }
 
-absl::Status StoryHost::Outcome(const std::string& session) {
+absl::Status StoryHost::Outcome(const Run& run, const std::string& session) {
   const Machine& machine = machines[session];
   if (clock.true_time < repository_down_until) return absl::UnavailableError("the repository does not answer");
-  if (!machine.there || !machine.on) return absl::UnavailableError("it does not run");
+  const bool from_disk = machine.off_on_purpose() && run.schedule.when_off == WhenOff::kDisk;
+  if (!machine.there || (!machine.on && !from_disk)) return absl::UnavailableError("it does not run");
   if (!machine.unreadable.empty()) return absl::DataLossError(machine.unreadable);
-  if (machine.silent) return absl::UnavailableError("the guest does not answer");
+  if (machine.silent && !from_disk) return absl::UnavailableError("the guest does not answer");
   return random_() % 100 == 0 ? absl::UnavailableError("bad luck") : absl::OkStatus();
 }
 
 void StoryHost::Commit(RunRow& row, const Run& run) {
   const snapshot::MachineIdentity machine = IdentityOf(row.session);
-  const bool filesystem = !machines[row.session].lame;
+  // What was shut down in order needs no guest.
+  const Machine& taken = machines[row.session];
+  const bool filesystem = !taken.lame || !taken.on;
   manifestpb::Snapshot manifest;
   manifest.set_id(absl::StrCat("s", ++repository_.commits));
   manifest.set_sequence(repository_.commits);
@@ -163,7 +174,7 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
   row.consistency = NameOfLevel(manifest.consistency().level());
   if (narrate) narrate(absl::StrCat("snapshot ", manifest.id(), " of ", row.session, ", ", row.consistency));
   const std::string mine = TrueMachine(row.session);
-  repository_.truths[manifest.id()] = {.machine = mine, .taken = run.began, .filesystem = filesystem};
+  repository_.truths[mine][manifest.id()] = {.taken = run.began, .filesystem = filesystem};
   repository_.Add(std::move(manifest));
   absl::StatusOr<std::vector<std::string>> dropped =
       DroppedByRetention(run.schedule, machine, repository_.snapshots, {}, clock.Now());
@@ -172,11 +183,12 @@ void StoryHost::Commit(RunRow& row, const Run& run) {
     return;
   }
   const std::set<std::string> gone(dropped->begin(), dropped->end());
-  for (const std::string& id : gone) {
-    if (repository_.truths[id].machine != mine) {
-      wrong.push_back(absl::StrCat("host ", number, " dropped a snapshot of ", repository_.truths[id].machine));
+  for (auto& [of, truths] : repository_.truths) {
+    for (const std::string& id : gone) {
+      if (truths.erase(id) != 0 && of != mine) {
+        wrong.push_back(absl::StrCat("host ", number, " dropped a snapshot of ", of));
+      }
     }
-    repository_.truths.erase(id);
   }
   repository_.Remove(gone);
 }

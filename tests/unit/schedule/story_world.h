@@ -27,15 +27,15 @@ struct Plan {
   absl::Duration allowed;  // Also given as its --max-age.
   bool filesystem;         // Promised; else any.
   bool skip_when_off;
+  int disk_when_off_on = -1;  // The host where it is.
 };
 inline constexpr Plan kPlans[] = {{"nightly", "*", "*-*-* 01:30", absl::Hours(50), false, false},
-                                  {"often", "db", "*-*-* 00/6:00", absl::Hours(26), true, false},
+                                  {"often", "db", "*-*-* 00/6:00", absl::Hours(26), true, false, 2},
                                   {"lab", "lab", "*-*-* 12:00", absl::Hours(60), false, true}};
 
 // What is true of a snapshot, whatever it says of itself.
 struct Truth {
-  std::string machine;  // "host/name"
-  absl::Time taken;     // When its run began.
+  absl::Time taken;  // When its run began.
   bool filesystem = true;
 };
 
@@ -45,8 +45,9 @@ struct Repository {
 
   std::vector<manifestpb::Snapshot> snapshots;    // In the order of commits.
   std::vector<store::SnapshotSummary> summaries;  // Of the same: they are asked for in each hour of a year.
-  std::map<std::string, Truth> truths;            // By id.
+  std::map<std::string, std::map<std::string, Truth>> truths;  // By machine ("host/name"), id.
   uint64_t commits = 0;
+  uint64_t changes = 0;  // Snapshots that came or went.
 };
 
 // A receiver of messages, in true time.
@@ -78,13 +79,31 @@ class Receiver final : public Announcer {
 struct Machine {
   bool there = true;
   bool on = true;
-  std::string ended;  // By itself.
+  std::string ended;       // Not by somebody: how.
+  bool on_purpose = true;  // ... by its guest. Else it ought to run.
+  absl::Time ended_at;
   std::string unreadable;
   bool silent = false;  // Its guest does not answer.
   bool lame = false;    // Its hooks fail: only crash-consistent.
   int births = 0;
-  absl::Time obliged_from;  // True time from which on its age counts: it came, or was switched on.
+  absl::Time obliged_from;  // True time from which on its age counts: it came.
+  absl::Time switched_on;   // After it was off on purpose: from then on its age counts where it is skipped when off.
   absl::Time changed;       // Came or went.
+
+  // The age of such a one is nobody's concern where the plan says so.
+  bool off_on_purpose() const { return !on && on_purpose; }
+  void End(const std::string& how, bool purpose, absl::Time when) {
+    on = false;
+    ended = how;
+    on_purpose = purpose;
+    ended_at = when;
+  }
+  void Begin(absl::Time when) {
+    if (off_on_purpose()) switched_on = when;
+    on = true;
+    ended.clear();
+    on_purpose = true;
+  }
 };
 
 class StoryHost final : public Host {
@@ -126,7 +145,9 @@ class StoryHost final : public Host {
   std::unique_ptr<Scheduler> scheduler;
   absl::Time repository_down_until = absl::InfinitePast();
   absl::Time book_broken_until = absl::InfinitePast();
-  absl::Time back_at = absl::InfinitePast();  // stilld.
+  absl::Time back_at = absl::InfinitePast();     // stilld.
+  absl::Time hung_since = absl::InfinitePast();  // Its turn does not end.
+  absl::Time hung_until = absl::InfinitePast();
   absl::Time awake_since = absl::InfinitePast();
   absl::Time asleep_until = absl::InfinitePast();
   absl::Time channel_up_since = absl::InfinitePast();
@@ -138,12 +159,16 @@ class StoryHost final : public Host {
 
  private:
   void Finish(int64_t id, const Run& run);
-  absl::Status Outcome(const std::string& session);
+  absl::Status Outcome(const Run& run, const std::string& session);
   void Commit(store::RunRow& row, const Run& run);
 
   Repository& repository_;
   const StoryOptions& options_;
   std::mt19937_64& random_;
+  // What NewestByLevel() said last, and of what: a year asks far more often than something changes.
+  std::map<std::string, Newest> newest_;
+  std::set<std::string> newest_of_;
+  uint64_t newest_at_ = 0;  // Of Repository::changes.
 };
 
 }  // namespace still::schedule
