@@ -347,6 +347,17 @@ exec {BUILD}/bin/still-session "$@"
         taken = self.host.json("snapshot", "long", "--disk-only")
         self.assertEqual(self.host.json("diff", "long", taken["id"])["images"]["vda"]["ranges"], [])
 
+    def test_no_process_that_stays_shows_the_passphrase(self):
+        with Host(encrypted=True) as host:
+            host.still("import", self.disk(1), "--name", "point")
+            # Its disk server needs the passphrase for as long as the session is not complete.
+            host.still("restore", "point", "--as", "lazy", "--lazy", "--no-hydrate", *self.ALONE)
+            programs = set()
+            for program, environment in host.environments():
+                programs.add("qemu" if program.startswith("qemu") else program)
+                self.assertNotIn(host.environment["STILL_PASSPHRASE"].encode(), environment, program)
+            self.assertLessEqual({"still-session", "nbdkit", "qemu"}, programs)
+
 
 class CannotWork(RestoreTest):
     def test_a_guest_that_takes_no_new_random_numbers_is_not_let_run(self):
