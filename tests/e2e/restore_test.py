@@ -10,7 +10,7 @@ import threading
 import time
 import unittest
 
-from still_host import BUILD, GUEST, Host, wait_for
+from still_host import BUILD, GUEST, Host, has_private_mounts, wait_for
 
 # One line: random bytes, a UUID, the machine id, the network card's address, the host name, the clock.
 WHO = (
@@ -357,6 +357,29 @@ exec {BUILD}/bin/still-session "$@"
                 programs.add("qemu" if program.startswith("qemu") else program)
                 self.assertNotIn(host.environment["STILL_PASSPHRASE"].encode(), environment, program)
             self.assertLessEqual({"still-session", "nbdkit", "qemu"}, programs)
+
+    @unittest.skipIf(os.geteuid() != 0 or not has_private_mounts(), "only root can make a file system that is full")
+    def test_a_machine_without_space_is_shown_as_held_with_the_reason_and_goes_on(self):
+        # Writes one sector of its own disk, over and over: int 13h, cylinder 1, head 0, sector 1.
+        writer = bytes.fromhex("31c08ec0bb007cb80103b90101ba8000cd13ebf3")
+        disk = self.host.directory / "writer.raw"
+        disk.write_bytes(writer.ljust(510, b"\0") + b"\x55\xaa")
+        os.truncate(disk, 64 << 20)
+        full = self.host.directory / "full"
+        full.mkdir()
+        # In mounts of its own, which end with the session.
+        fill = (f"mount -t tmpfs -o size=1m none {full} && cp --sparse=always {disk} {full}/disk.raw && "
+                f"{{ cat /dev/zero >{full}/filler 2>/dev/null || true; }} && exec \"$@\"")
+        self.host.prefix = ["unshare", "--mount", "sh", "-c", fill, "sh"]
+        self.host.still("run", "web", "--disk", full / "disk.raw", "--no-agent", "--memory", "64M")
+        self.host.prefix = []
+        wait_for(lambda: self.running()["web"] == "held", "the hold", 120)
+        reason = "the guest is held: disk vda cannot be written: No space left on device"
+        self.assertEqual(self.host.session("web")["disk_trouble"], reason)
+        self.assertIn(f"web: {reason}\n", self.host.still("ps"))
+        os.remove(f"/proc/{self.host.pids()['web']}/root{full}/filler")
+        wait_for(lambda: "held" not in self.host.still("ps"), "the guest to go on", 120)
+        self.assertEqual(self.running(), {"web": "running"})
 
 
 class CannotWork(RestoreTest):
