@@ -358,6 +358,26 @@ exec {BUILD}/bin/still-session "$@"
                 self.assertNotIn(host.environment["STILL_PASSPHRASE"].encode(), environment, program)
             self.assertLessEqual({"still-session", "nbdkit", "qemu"}, programs)
 
+    def test_the_session_log_does_not_grow_for_ever(self):
+        limit = 8 << 20
+        self.host.still("run", "web", "--disk", self.disk(1), "--no-agent", "--memory", "64M")
+        log, old = (self.host.state / "sessions/web" / name for name in ("session.log", "session.log.1"))
+        for life in ("first", "second"):
+            self.host.still("stop", "web", "--force")
+            # All but full, so that what the next life says goes beyond it.
+            with log.open("ab") as file:
+                file.write(f"{life}\n".encode().ljust(limit - log.stat().st_size - 1, b"."))
+            self.host.still("start", "web")
+            # Without an agent there is no freeze, which is a line of the log.
+            self.host.still("snapshot", "web", "--disk-only", "--quiesce", "try")
+            wait_for(lambda: log.stat().st_size < limit // 2, "the next file", 60)
+            self.assertLessEqual(old.stat().st_size, limit + (1 << 20), "what is said before the log is bounded is little")
+            self.assertIn(f"{life}\n".encode(), old.read_bytes())
+            stderr = os.stat(f"/proc/{self.host.pids()['web']}/fd/2")
+            self.assertEqual((stderr.st_dev, stderr.st_ino), (log.stat().st_dev, log.stat().st_ino), "its last words")
+        self.assertNotIn(b"first\n", old.read_bytes(), "of the oldest nothing is kept")
+        self.assertEqual(sorted(path.name for path in log.parent.glob("session.log*")), ["session.log", "session.log.1"])
+
     @unittest.skipIf(os.geteuid() != 0 or not has_private_mounts(), "only root can make a file system that is full")
     def test_a_machine_without_space_is_shown_as_held_with_the_reason_and_goes_on(self):
         # Writes one sector of its own disk, over and over: int 13h, cylinder 1, head 0, sector 1.
