@@ -24,7 +24,6 @@ namespace still::agent {
 namespace {
 
 constexpr size_t kMaxDisks = 256;
-constexpr int kMaxUses = 256;
 constexpr size_t kMaxNodes = 4096;
 constexpr size_t kMaxSysfsBytes = 64 << 10;
 constexpr size_t kMaxSerialBytes = 64;
@@ -125,7 +124,9 @@ class Looker {
     disk.set_read_only(ReadAttribute(JoinPath(directory, "ro")) == "1");
     seen_nodes_.clear();
     seen_superblocks_.clear();
+    stacked_ = false;
     LookAtNode(name, disk);
+    WatchWholeDisk(directory, disk);
     if (!facts_.open.incomplete.empty()) AddUnknown(name, facts_.open.incomplete, disk);
     if (!facts_.survey.incomplete.empty()) AddUnknown(name, facts_.survey.incomplete, disk);
     return disk;
@@ -138,9 +139,9 @@ class Looker {
 
   pb::DiskUse* Add(pb::DiskUse::Kind kind, pb::DiskUse::State state, const std::string& device, pb::Disk& disk) {
     // The last one says that there were more, and that nothing is known of them.
-    if (disk.uses_size() >= kMaxUses || (all_uses_ >= kMaxAllUses && disk.uses_size() > 0)) return nullptr;
+    if (disk.uses_size() >= kMaxDiskUses || (all_uses_ >= kMaxAllUses && disk.uses_size() > 0)) return nullptr;
     ++all_uses_;
-    bool last = disk.uses_size() == kMaxUses - 1 || all_uses_ >= kMaxAllUses;
+    bool last = disk.uses_size() == kMaxDiskUses - 1 || all_uses_ >= kMaxAllUses;
     pb::DiskUse* use = disk.add_uses();
     use->set_device(device);
     use->set_kind(last ? pb::DiskUse::UNKNOWN : kind);
@@ -163,6 +164,9 @@ class Looker {
       AddUnknown(name, "it could not be looked at", disk);
       return;
     }
+    DiskReport::Node& node = report_.nodes[device];
+    node.name = name;
+    node.disks.insert(disk.name());
     bool used = false;
     if (auto opener = facts_.open.devices.find(device); opener != facts_.open.devices.end()) {
       pb::DiskUse* use = Add(pb::DiskUse::OPENED, pb::DiskUse::NOT_COVERED, name, disk);
@@ -174,12 +178,14 @@ class Looker {
       LookAtSuperblock(superblock, name, device, disk);
       used = true;
     }
+    if (StandsStill(on_device_[device])) report_.watched_if_counted[device].insert(disk.name());
     for (const Swap& swap : swaps_) {
       if (swap.device != device) continue;
       pb::DiskUse* use = Add(pb::DiskUse::SWAP, pb::DiskUse::VOLATILE, name, disk);
       if (use != nullptr) use->set_name(Cut(swap.path));
       used = true;
     }
+    if (!Holders(directory).empty()) stacked_ = true;
     for (const std::string& upper : NodesAbove(directory)) {
       LookAtNode(upper, disk);
       used = true;
@@ -187,9 +193,35 @@ class Looker {
     if (!used) LookAtUnused(name, device, disk);
   }
 
+  // Everything on it is frozen, and no swap file is among it.
+  bool StandsStill(const std::set<DeviceId>& superblocks) const {
+    for (const DeviceId& superblock : superblocks) {
+      if (!facts_.frozen.contains(superblock)) return false;
+      for (const Swap& swap : swaps_) {
+        if (swap.superblock == superblock) return false;
+      }
+    }
+    return !superblocks.empty();
+  }
+
+  // A write to the disk itself is not counted for the partition that it hits. Swap writes; and so does what is made of
+  // several devices, when nobody else does (md marks itself clean, a thin pool commits).
+  void WatchWholeDisk(const std::string& directory, const pb::Disk& disk) {
+    DeviceId device;
+    if (stacked_ || !ReadDeviceNumber(JoinPath(directory, "dev"), device)) return;
+    for (const pb::DiskUse& use : disk.uses()) {
+      if (use.state() == pb::DiskUse::VOLATILE || use.state() == pb::DiskUse::NOT_COVERED) return;
+    }
+    report_.watched_if_counted[device].insert(disk.name());
+  }
+
+  static std::vector<std::string> Holders(const std::string& directory) {
+    return ListDirectory(JoinPath(directory, "holders")).value_or(std::vector<std::string>());
+  }
+
   // Partitions and what is made of it.
-  std::vector<std::string> NodesAbove(const std::string& directory) const {
-    std::vector<std::string> above = ListDirectory(JoinPath(directory, "holders")).value_or(std::vector<std::string>());
+  static std::vector<std::string> NodesAbove(const std::string& directory) {
+    std::vector<std::string> above = Holders(directory);
     for (const std::string& name : ListDirectory(directory).value_or(std::vector<std::string>())) {
       if (PathExists(absl::StrCat(directory, "/", name, "/partition"))) above.push_back(name);
     }
@@ -256,6 +288,7 @@ class Looker {
   std::map<DeviceId, std::set<DeviceId>> on_device_;  // Block device -> superblocks.
   std::set<std::string> seen_nodes_;                  // Of this disk.
   std::set<std::pair<DeviceId, std::string>> seen_superblocks_;
+  bool stacked_ = false;  // This disk has something that is made of it, other than partitions.
   int all_uses_ = 0;
 };
 

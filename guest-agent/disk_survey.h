@@ -35,13 +35,26 @@ struct DiskReport {
   // Devices that nothing must write to before the thaw, because they are CLEAN, READ_ONLY or unused, and the disks that
   // they are on.
   std::map<DeviceId, std::set<std::string>> watched;
+  // Likewise for devices under frozen file systems, and for whole disks that nothing may write to. That they are quiet is
+  // known without a count; the count finds who opens them and writes past what is frozen.
+  std::map<DeviceId, std::set<std::string>> watched_if_counted;
+  struct Node {
+    std::string name;             // "vda2"
+    std::set<std::string> disks;  // That it is on.
+  };
+  std::map<DeviceId, Node> nodes;  // Every block device that was found.
 };
+
+// Of one disk, in a report.
+inline constexpr int kMaxDiskUses = 256;
 
 // The seam for tests: everything that looks at this machine's disks.
 class Disks {
  public:
   virtual ~Disks() = default;
   virtual OpenForWriting FindOpen() = 0;
+  // Not while file systems are frozen; open_files.h says why.
+  virtual OpenForWriting FindMapped() = 0;
   virtual DiskReport Describe(const DiskFacts& facts) = 0;
   // How often this device was written to; nothing when that is not counted or a write is under way.
   virtual std::optional<uint64_t> Writes(const DeviceId& device) = 0;
@@ -64,6 +77,7 @@ class KernelDisks : public Disks {
   explicit KernelDisks(Sources sources) : sources_(std::move(sources)) {}
 
   OpenForWriting FindOpen() override { return FindOpenForWriting(); }
+  OpenForWriting FindMapped() override { return FindMappedForWriting(); }
   DiskReport Describe(const DiskFacts& facts) override;
   std::optional<uint64_t> Writes(const DeviceId& device) override;
 

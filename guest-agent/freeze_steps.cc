@@ -63,6 +63,32 @@ void AddUncounted(const DeviceId& device, const std::set<std::string>& names, st
   }
 }
 
+// Whoever has come since the first look.
+void AddLateOpeners(const OpenForWriting& first, const OpenForWriting& again, DiskReport& report) {
+  auto add = [&report](const DiskReport::Node& node, const std::string& process, absl::string_view detail) {
+    for (pb::Disk& disk : report.disks) {
+      // A list that is full ends with a use that is not covered.
+      if (!node.disks.contains(disk.name()) || disk.uses_size() >= kMaxDiskUses) continue;
+      pb::DiskUse& use = *disk.add_uses();
+      use.set_kind(pb::DiskUse::OPENED);
+      use.set_state(pb::DiskUse::NOT_COVERED);
+      use.set_device(node.name);
+      use.set_name(process);
+      use.set_detail(std::string(detail));
+    }
+  };
+  for (const auto& [device, node] : report.nodes) {
+    if (auto opener = again.devices.find(device); opener != again.devices.end() && !first.devices.contains(device)) {
+      add(node, opener->second, "has it open for writing");
+    }
+    // On what cannot freeze an open file is a writer.
+    if (!report.watched.contains(device) || first.file_systems.contains(device)) continue;
+    if (auto opener = again.file_systems.find(device); opener != again.file_systems.end()) {
+      add(node, opener->second, "has a file on it open for writing");
+    }
+  }
+}
+
 }  // namespace
 
 absl::Status FreezeController::CheckCancelled(const Run& run) {
@@ -86,8 +112,8 @@ absl::Status FreezeController::FreezeAll(Run& run, const pb::QuiesceRequest& req
   STILL_ASSIGN_OR_RETURN(survey, parts_.freezer.Survey());
   STILL_ASSIGN_OR_RETURN(plan, MakeFreezePlan(survey, requested));
   STILL_RETURN_IF_ERROR(parts_.marker.CheckOutside(survey, plan));
-  // Before the freeze, for it looks at every process. What opens a disk later and writes is found by the count of writes.
-  const OpenForWriting open = parts_.disks.FindOpen();
+  OpenForWriting open = parts_.disks.FindMapped();
+  open.Add(parts_.disks.FindOpen());
   std::vector<FrozenFileSystem> opened = OpenPlanned(parts_.freezer, plan, run.response);
   Unfrozen unfrozen;
   STILL_RETURN_IF_ERROR(FreezeOpened(std::move(opened), run, unfrozen));
@@ -208,6 +234,14 @@ void FreezeController::LookAtDisks(const OpenForWriting& open, const Unfrozen& u
       AddUncounted(device, disks, report.disks);
     }
   }
+  for (const auto& [device, disks] : report.watched_if_counted) {
+    if (report.watched.contains(device)) continue;
+    if (std::optional<uint64_t> count = parts_.disks.Writes(device)) watched.push_back({device, disks, *count});
+  }
+  // Once writes are counted: who opens a disk after this look is found by what it writes.
+  const OpenForWriting again = parts_.disks.FindOpen();
+  AddLateOpeners(open, again, report);
+  if (open.incomplete.empty() && !again.incomplete.empty()) report.unknown = again.incomplete;
   for (pb::Disk& disk : report.disks) *run.response.add_disks() = std::move(disk);
   run.response.set_disks_unknown(report.unknown);
   absl::MutexLock lock(&mutex_);

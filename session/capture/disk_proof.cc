@@ -128,7 +128,7 @@ void NoteWritten(const google::protobuf::RepeatedPtrField<std::string>& written,
         candidates, [&](const guestpb::Disk* disk) { return absl::c_find(written, disk->name()) != written.end(); });
     if (!hit) return;
     proof.set_covered(false);
-    proof.set_reason("a part of it that was clean, read-only or unused was written to between the freeze and the thaw");
+    proof.set_reason("it was written to between the freeze and the thaw, past the file systems that were frozen");
   });
 }
 

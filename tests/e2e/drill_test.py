@@ -72,6 +72,15 @@ class Drill(VmTest):
         self.assertEqual(self.newest()["state"], "failed")
         self.assertEqual(self.newest()["exit_code"], 3)
 
+    def test_what_a_failing_check_prints_drives_no_terminal(self):
+        escapes = r"\033[2J\033]0;owned\a\r\xff"
+        failed = self.host.run("drill", "point", "--check", f"printf 'before {escapes} after'; exit 3")
+        self.assertEqual(failed.returncode, 8, failed.stderr)
+        history = self.host.still("drill", "--history")
+        for text in (failed.stdout, failed.stderr, history, self.newest()["message"]):
+            self.assertNotRegex(text, "[\x00-\x09\x0b-\x1f\x7f]", "it was shown as it came")
+        self.assertIn(r"before \x1b[2J\x1b]0;owned\x07\r\xff after", failed.stderr, "and it is told")
+
     def test_a_check_that_hangs_is_ended(self):
         self.assert_fails(8, "ran longer than 1s", "drill", "point", "--check", "sleep 600", "--timeout", "1s")
         self.assertEqual(self.newest()["state"], "failed")

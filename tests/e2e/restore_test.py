@@ -10,7 +10,7 @@ import threading
 import time
 import unittest
 
-from still_host import BUILD, GUEST, Host, wait_for
+from still_host import BUILD, GUEST, Host, has_private_mounts, wait_for
 
 # One line: random bytes, a UUID, the machine id, the network card's address, the host name, the clock.
 WHO = (
@@ -346,6 +346,60 @@ exec {BUILD}/bin/still-session "$@"
         # Nor may the file be that keeps what the guest overwrites.
         taken = self.host.json("snapshot", "long", "--disk-only")
         self.assertEqual(self.host.json("diff", "long", taken["id"])["images"]["vda"]["ranges"], [])
+
+    def test_no_process_that_stays_shows_the_passphrase(self):
+        with Host(encrypted=True) as host:
+            host.still("import", self.disk(1), "--name", "point")
+            # Its disk server needs the passphrase for as long as the session is not complete.
+            host.still("restore", "point", "--as", "lazy", "--lazy", "--no-hydrate", *self.ALONE)
+            programs = set()
+            for program, environment in host.environments():
+                programs.add("qemu" if program.startswith("qemu") else program)
+                self.assertNotIn(host.environment["STILL_PASSPHRASE"].encode(), environment, program)
+            self.assertLessEqual({"still-session", "nbdkit", "qemu"}, programs)
+
+    def test_the_session_log_does_not_grow_for_ever(self):
+        limit = 8 << 20
+        self.host.still("run", "web", "--disk", self.disk(1), "--no-agent", "--memory", "64M")
+        log, old = (self.host.state / "sessions/web" / name for name in ("session.log", "session.log.1"))
+        for life in ("first", "second"):
+            self.host.still("stop", "web", "--force")
+            # All but full, so that what the next life says goes beyond it.
+            with log.open("ab") as file:
+                file.write(f"{life}\n".encode().ljust(limit - log.stat().st_size - 1, b"."))
+            self.host.still("start", "web")
+            # Without an agent there is no freeze, which is a line of the log.
+            self.host.still("snapshot", "web", "--disk-only", "--quiesce", "try")
+            wait_for(lambda: log.stat().st_size < limit // 2, "the next file", 60)
+            self.assertLessEqual(old.stat().st_size, limit + (1 << 20), "what is said before the log is bounded is little")
+            self.assertIn(f"{life}\n".encode(), old.read_bytes())
+            stderr = os.stat(f"/proc/{self.host.pids()['web']}/fd/2")
+            self.assertEqual((stderr.st_dev, stderr.st_ino), (log.stat().st_dev, log.stat().st_ino), "its last words")
+        self.assertNotIn(b"first\n", old.read_bytes(), "of the oldest nothing is kept")
+        self.assertEqual(sorted(path.name for path in log.parent.glob("session.log*")), ["session.log", "session.log.1"])
+
+    @unittest.skipIf(os.geteuid() != 0 or not has_private_mounts(), "only root can make a file system that is full")
+    def test_a_machine_without_space_is_shown_as_held_with_the_reason_and_goes_on(self):
+        # Writes one sector of its own disk, over and over: int 13h, cylinder 1, head 0, sector 1.
+        writer = bytes.fromhex("31c08ec0bb007cb80103b90101ba8000cd13ebf3")
+        disk = self.host.directory / "writer.raw"
+        disk.write_bytes(writer.ljust(510, b"\0") + b"\x55\xaa")
+        os.truncate(disk, 64 << 20)
+        full = self.host.directory / "full"
+        full.mkdir()
+        # In mounts of its own, which end with the session.
+        fill = (f"mount -t tmpfs -o size=1m none {full} && cp --sparse=always {disk} {full}/disk.raw && "
+                f"{{ cat /dev/zero >{full}/filler 2>/dev/null || true; }} && exec \"$@\"")
+        self.host.prefix = ["unshare", "--mount", "sh", "-c", fill, "sh"]
+        self.host.still("run", "web", "--disk", full / "disk.raw", "--no-agent", "--memory", "64M")
+        self.host.prefix = []
+        wait_for(lambda: self.running()["web"] == "held", "the hold", 120)
+        reason = "the guest is held: disk vda cannot be written: No space left on device"
+        self.assertEqual(self.host.session("web")["disk_trouble"], reason)
+        self.assertIn(f"web: {reason}\n", self.host.still("ps"))
+        os.remove(f"/proc/{self.host.pids()['web']}/root{full}/filler")
+        wait_for(lambda: "held" not in self.host.still("ps"), "the guest to go on", 120)
+        self.assertEqual(self.running(), {"web": "running"})
 
 
 class CannotWork(RestoreTest):

@@ -76,6 +76,19 @@ class Host:
                 found[words[2][len(prefix) :].decode()] = int(entry.name)
         return found
 
+    def environments(self):
+        """What /proc shows of each process that works for this host: its program, and the bytes of its environment."""
+        found = []
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                environment = (entry / "environ").read_bytes()
+                program = (entry / "comm").read_text().strip()
+            except OSError:  # Somebody else's, or it has ended meanwhile.
+                continue
+            if str(self.state).encode() in environment and program != "python3":
+                found.append((program, environment))
+        return found
+
     def start(self, *arguments, **environment):
         """The command, running."""
         if "snapshot" in arguments[:2] and "--max-pause" not in arguments:

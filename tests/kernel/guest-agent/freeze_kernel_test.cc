@@ -1,8 +1,12 @@
 // The controller over the kernel's own FIFREEZE and FITHAW.
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -48,6 +52,7 @@ TEST_F(FreezeKernelTest, AMixedTableIsFrozenOncePerFileSystemAndThawed) {
     pb::ThawResponse thawed = Thaw("t");
     EXPECT_EQ(thawed.thawed(), 2u);
     EXPECT_EQ(thawed.thawed_early_size(), 0);
+    EXPECT_EQ(thawed.written_size(), 0) << "a frozen file system writes nothing of its own";
   });
   EXPECT_FALSE(IsFrozen(At("ext4")));
   EXPECT_FALSE(IsFrozen(At("xfs")));
@@ -68,7 +73,11 @@ TEST_F(FreezeKernelTest, BtrfsSubvolumesAreOneFileSystem) {
   EXPECT_THAT(Frozen(*frozen), ElementsAre(At("btrfs")));
   EXPECT_EQ(frozen->frozen(0).device(), device);
   EXPECT_EQ(Skipped(*frozen).at(At("sub")), pb::SkippedMount::DUPLICATE);
-  ExpectWritersWaitFor({"btrfs", "sub"}, [&] { EXPECT_EQ(Thaw("t").thawed(), 1u); });
+  ExpectWritersWaitFor({"btrfs", "sub"}, [&] {
+    pb::ThawResponse thawed = Thaw("t");
+    EXPECT_EQ(thawed.thawed(), 1u);
+    EXPECT_EQ(thawed.written_size(), 0);
+  });
 }
 
 TEST_F(FreezeKernelTest, AnImageTakenWhileFrozenIsCleanAndOneTakenUnderLoadIsNot) {
@@ -116,7 +125,7 @@ TEST_F(FreezeKernelTest, SomebodyElsesThawIsReported) {
 
 TEST_F(FreezeKernelTest, TheLeaseThawsByItself) {
   sandbox->MountNew("ext4", "a.img", "a");
-  ASSERT_TRUE(Quiesce("t", 300).ok());
+  ASSERT_TRUE(Quiesce("t", 3000).ok());
   ExpectWritersWaitFor({"a"}, [] {});
   EXPECT_EQ(Thaw("t").cause(), pb::LEASE_EXPIRED);
 }
@@ -304,6 +313,48 @@ TEST_F(FreezeKernelTest, TheSuccessorOfAnAgentThatWasKilledThaws) {
   EXPECT_FALSE(IsFrozen(At("a")));
   EXPECT_TRUE(IsFrozen(At("b")));  // Not the agent's.
   EXPECT_FALSE(left.Exists());
+}
+
+TEST_F(FreezeKernelTest, ADiskThatAProcessHasMappedIsNotCoveredThoughItsDescriptorIsClosed) {
+  LoopDevice device("raw.img");
+  OwnedFd fd(::open(device.path().c_str(), O_RDWR | O_CLOEXEC));
+  ASSERT_TRUE(fd.valid());
+  void* mapped = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  fd.Reset();
+  auto frozen = Quiesce("t");
+  ASSERT_EQ(::munmap(mapped, 4096), 0);
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  const pb::Disk* disk = FindDisk(*frozen, device.path());
+  ASSERT_NE(disk, nullptr);
+  ASSERT_GE(disk->uses_size(), 1);
+  EXPECT_EQ(disk->uses(0).kind(), pb::DiskUse::OPENED) << disk->DebugString();
+  EXPECT_EQ(disk->uses(0).state(), pb::DiskUse::NOT_COVERED);
+  EXPECT_THAT(disk->uses(0).name(), testing::HasSubstr(absl::StrCat("(", ::getpid(), ")")));
+  Thaw("t");
+}
+
+TEST_F(FreezeKernelTest, AWriteToTheDeviceUnderAFrozenFileSystemIsTold) {
+  sandbox->MountNew("ext4", "a.img", "a");
+  std::string node;
+  auto survey = agent_->freezer.Survey();
+  ASSERT_TRUE(survey.ok());
+  for (const MountEntry& mount : survey->mounts) node = mount.source;
+  auto quiet = Quiesce("t");
+  ASSERT_TRUE(quiet.ok()) << quiet.status();
+  ASSERT_NE(FindDisk(*quiet, node), nullptr);
+  EXPECT_EQ(Thaw("t").written_size(), 0);
+
+  auto frozen = Quiesce("u");
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  // The boot block, which ext4 leaves alone; opened, written and closed between two looks.
+  const std::string written(1024, 'x');
+  OwnedFd fd(::open(node.c_str(), O_WRONLY | O_CLOEXEC));
+  ASSERT_TRUE(fd.valid()) << "open " << node << ": " << std::strerror(errno);
+  ASSERT_EQ(::pwrite(fd.get(), written.data(), written.size(), 0), static_cast<ssize_t>(written.size()));
+  ASSERT_EQ(::fsync(fd.get()), 0);
+  fd.Reset();
+  EXPECT_THAT(Thaw("u").written(), ElementsAre(FindDisk(*frozen, node)->name()));
 }
 
 }  // namespace

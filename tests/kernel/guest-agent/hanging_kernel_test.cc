@@ -105,59 +105,98 @@ TEST_F(HangingKernelTest, ALoopDeviceOverAMountThatIsStoppedDelaysNobody) {
   sandbox->Unmount({At("fuse")});
 }
 
-// It writes to a file system that is frozen, where no signal reaches it.
-TEST_F(HangingKernelTest, AHookThatHangsInTheKernelFailsItsFreezeAndWedgesNothing) {
-  sandbox->MountNew("ext4", "stuck.img", "stuck");
-  sandbox->MountNew("ext4", "a.img", "a");
-  const std::string hook = directory_ / "hooks/10-stuck";
-  ASSERT_TRUE(MakeDirectories(directory_ / "hooks", 0755).ok());
-  ASSERT_TRUE(
-      WriteFileAtomically(hook, absl::StrCat("#!/bin/sh\n[ $1 = thaw ] || echo x > ", At("stuck"), "/file\n"), 0755)
-          .ok());
-  std::unique_ptr<LeaseTimer> timer = *MakeKernelLeaseTimer();
-  HookPrograms hooks({.own = directory_ / "hooks", .qemu = {}});
-  FreezeController controller({.freezer = agent_->freezer,
-                               .hooks = hooks,
-                               .disks = agent_->disks,
-                               .marker = FreezeMarker(directory_ / "with-hooks"),
-                               .timer = *timer,
-                               .clock = Clock::Real()});
-  auto quiesce = [&](const std::string& token, pb::HookPolicy policy) {
+// Freezes the file system `a` only, with one hook.
+class HookedAgent {
+ public:
+  // `condition`, of the hook's verb: writes to a file system that is frozen, where no signal reaches it.
+  HookedAgent(const std::string& directory, Agent& agent, const std::string& condition)
+      : hooks_({.own = JoinPath(directory, "hooks"), .qemu = {}}),
+        controller_({.freezer = agent.freezer,
+                     .hooks = hooks_,
+                     .disks = agent.disks,
+                     .marker = FreezeMarker(JoinPath(directory, "with-hooks")),
+                     .timer = *timer_,
+                     .clock = Clock::Real()}) {
+    const std::string hook = JoinPath(directory, "hooks/10-stuck");
+    STILL_CHECK(MakeDirectories(JoinPath(directory, "hooks"), 0755).ok());
+    const std::string script = absl::StrCat("#!/bin/sh\n[ ", condition, " ] || echo x > ", At("stuck"), "/file\n");
+    STILL_CHECK(WriteFileAtomically(hook, script, 0755).ok());
+  }
+  absl::StatusOr<pb::QuiesceResponse> Quiesce(const std::string& token, pb::HookPolicy policy) {
     pb::QuiesceRequest request;
     request.set_token(token);
     request.set_lease_ms(20000);
     request.add_mounts(At("a"));
     request.set_hook_policy(policy);
     request.set_hook_timeout_ms(500);
-    return controller.Quiesce(request, "test");
-  };
-  auto thaw = [&](const std::string& token) {
+    return controller_.Quiesce(request, "test");
+  }
+  absl::StatusOr<pb::ThawResponse> Thaw(const std::string& token) {
     pb::ThawRequest request;
     request.set_token(token);
-    return controller.Thaw(request);
-  };
+    return controller_.Thaw(request);
+  }
+  // Once it has ended the hook runs again.
+  bool WorksInTheEnd() {
+    int attempt = 0;
+    return Eventually([&] {
+      const std::string token = absl::StrCat("later", ++attempt);
+      const bool frozen = Quiesce(token, pb::HOOK_FAIL).ok();
+      return frozen && Thaw(token).ok();
+    });
+  }
+  FreezeController& controller() { return controller_; }
 
+ private:
+  std::unique_ptr<LeaseTimer> timer_ = *MakeKernelLeaseTimer();
+  HookPrograms hooks_;
+  FreezeController controller_;
+};
+
+TEST_F(HangingKernelTest, AHookThatHangsInTheKernelFailsItsFreezeAndWedgesNothing) {
+  sandbox->MountNew("ext4", "stuck.img", "stuck");
+  sandbox->MountNew("ext4", "a.img", "a");
+  HookedAgent agent(directory_.path(), *agent_, "$1 = thaw");
   ASSERT_EQ(FreezeBehindItsBack(At("stuck")), 0);
-  auto hung = quiesce("t", pb::HOOK_FAIL);
+  auto hung = agent.Quiesce("t", pb::HOOK_FAIL);
   EXPECT_EQ(hung.status().code(), absl::StatusCode::kFailedPrecondition) << hung.status();
   EXPECT_THAT(std::string(hung.status().message()), HasSubstr("hangs in the kernel"));
   EXPECT_FALSE(IsFrozen(At("a")));
   // It is not started a second time beside itself; whoever can do without it gets a freeze.
-  auto warned = quiesce("u", pb::HOOK_WARN);
+  auto warned = agent.Quiesce("u", pb::HOOK_WARN);
   ASSERT_TRUE(warned.ok()) << warned.status();
   EXPECT_THAT(warned->hooks(0).output(), HasSubstr("still hangs"));
   EXPECT_TRUE(IsFrozen(At("a")));
-  auto thawed = thaw("u");
+  auto thawed = agent.Thaw("u");
   ASSERT_TRUE(thawed.ok()) << thawed.status();
   EXPECT_FALSE(IsFrozen(At("a")));
-
   ASSERT_EQ(ThawBehindItsBack(At("stuck")), 0);
-  int attempt = 0;
-  EXPECT_TRUE(Eventually([&] {
-    const std::string token = absl::StrCat("later", ++attempt);
-    const bool frozen = quiesce(token, pb::HOOK_FAIL).ok();
-    return frozen && thaw(token).ok();
-  })) << "once it has ended the hook runs again";
+  EXPECT_TRUE(agent.WorksInTheEnd());
+}
+
+TEST_F(HangingKernelTest, AThawHookThatHangsInTheKernelIsToldAndWedgesNothing) {
+  sandbox->MountNew("ext4", "stuck.img", "stuck");
+  sandbox->MountNew("ext4", "a.img", "a");
+  HookedAgent agent(directory_.path(), *agent_, "$1 = freeze");
+  ASSERT_EQ(FreezeBehindItsBack(At("stuck")), 0);
+  auto frozen = agent.Quiesce("t", pb::HOOK_FAIL);
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  auto thawed = agent.Thaw("t");
+  ASSERT_TRUE(thawed.ok()) << thawed.status();
+  EXPECT_EQ(thawed->hooks_pending(), 1u);
+  EXPECT_FALSE(IsFrozen(At("a"))) << "the answer does not wait for the hook, and nor does the thaw";
+  EXPECT_TRUE(Eventually([&] { return agent.controller().Status().thaw_hooks_pending() == 0; }));
+  pb::QuiesceStatusResponse status = agent.controller().Status();
+  ASSERT_EQ(status.thaw_hooks_size(), 1);
+  EXPECT_THAT(status.thaw_hooks(0).output(), HasSubstr("hangs in the kernel"));
+  auto warned = agent.Quiesce("u", pb::HOOK_WARN);
+  ASSERT_TRUE(warned.ok()) << warned.status();
+  EXPECT_TRUE(IsFrozen(At("a")));
+  thawed = agent.Thaw("u");
+  ASSERT_TRUE(thawed.ok()) << thawed.status();
+  EXPECT_FALSE(IsFrozen(At("a")));
+  ASSERT_EQ(ThawBehindItsBack(At("stuck")), 0);
+  EXPECT_TRUE(agent.WorksInTheEnd());
 }
 
 TEST_F(HangingKernelTest, SwapIsToldOfItsDisk) {

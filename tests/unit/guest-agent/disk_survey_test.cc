@@ -118,6 +118,30 @@ TEST_F(DiskSurveyTest, EveryPartitionHasItsOwnUse) {
   EXPECT_FALSE(report_.watched.contains({254, 2}));
 }
 
+TEST_F(DiskSurveyTest, WhatIsFrozenAndTheDiskUnderItAreWatchedUnlessSwapWrites) {
+  AddDisk("vda", "254:0", "0000:00:08.0");
+  AddPartition("vda", "vda1", "254:1");
+  AddPartition("vda", "vda2", "254:2");
+  constexpr char kTable[] =
+      "1 0 254:1 / / rw - ext4 /dev/vda1 rw\n"
+      "2 1 254:2 / /srv rw - xfs /dev/vda2 rw\n";
+  auto watched = [this] {
+    std::vector<std::string> devices;
+    for (const auto& [device, disks] : report_.watched_if_counted) devices.push_back(device.ToString());
+    return devices;
+  };
+  Describe(kTable, {{254, 1}, {254, 2}});
+  EXPECT_THAT(watched(), ElementsAre("254:0", "254:1", "254:2"));
+  Put("swaps", "Filename Type Size Used Priority\n/srv/swap file 1024 0 -2\n");
+  Describe(kTable, {{254, 1}, {254, 2}});
+  EXPECT_THAT(watched(), ElementsAre("254:1"));
+  Put("swaps", "");
+  AddDevice("devices/virtual/block/md0", "9:0");
+  AddHolder("vda2", "md0");
+  Describe(kTable, {{254, 1}, {254, 2}});
+  EXPECT_THAT(watched(), ElementsAre("254:1", "254:2")) << "md writes to its disks when nobody does";
+}
+
 TEST_F(DiskSurveyTest, WhatWasNotFrozenIsNotCovered) {
   AddDisk("vda", "254:0", "0000:00:08.0");
   constexpr char kTable[] = "1 0 254:0 / /data rw - vfat /dev/vda rw\n";
@@ -210,6 +234,55 @@ TEST_F(DiskSurveyTest, WritesAreCountedWhereTheKernelCountsThem) {
   Put("block/vda/vda1/inflight", "       0        0\n");
   Put("block/vda/queue/iostats", "0\n");
   EXPECT_EQ(disks.Writes({254, 1}), std::nullopt);
+}
+
+// Of files: /proc as it shows a process that has closed what it has mapped.
+TEST(OpenFilesTest, WhatIsMappedSharedAndWritableIsFoundWithoutADescriptor) {
+  TempDir proc;
+  TempDir target;
+  struct stat status {};
+  ASSERT_EQ(::stat(target.path().c_str(), &status), 0);
+  const DeviceId device{major(status.st_dev), minor(status.st_dev)};
+  ASSERT_TRUE(WriteFileAtomically(target / "file", "x").ok());
+  ASSERT_TRUE(MakeDirectories(proc / "7/map_files").ok());
+  ASSERT_TRUE(MakeDirectories(proc / "8").ok());
+  ASSERT_TRUE(WriteFileAtomically(proc / "7/comm", "editor\n").ok());
+  ASSERT_TRUE(WriteFileAtomically(proc / "8/maps", "").ok());  // A kernel thread.
+  ASSERT_EQ(::symlink((target / "file").c_str(), (proc / "7/map_files/400000-401000").c_str()), 0);
+  auto found_with = [&](const std::string& rights) {
+    EXPECT_TRUE(WriteFileAtomically(proc / "7/maps", absl::StrCat("00400000-00401000 ", rights,
+                                                                  " 00000000 fe:00 97     /a file\n"
+                                                                  "7f00-7f01 rw-s 00000000 00:01 3  /gone\n"
+                                                                  "7f02-7f03 rw-p 00000000 00:00 0 \n"))
+                    .ok());
+    return FindMappedForWriting(proc.path());
+  };
+  OpenForWriting found = found_with("rw-s");
+  EXPECT_EQ(found.file_systems[device], "editor (7)");
+  EXPECT_THAT(found.incomplete, IsEmpty());
+  for (const char* rights : {"r--s", "rw-p"}) EXPECT_THAT(found_with(rights).file_systems, IsEmpty()) << rights;
+  // Not to be looked at is not the same as nothing.
+  ASSERT_TRUE(RemoveTree(proc / "7/map_files").ok());
+  ASSERT_TRUE(WriteFileAtomically(proc / "7/map_files", "").ok());
+  EXPECT_THAT(found_with("rw-s").incomplete, HasSubstr("the mappings of editor (7)"));
+}
+
+// As of a process whose thread waits in a page fault.
+TEST(OpenFilesTest, ATableOfMappingsThatDoesNotAnswerDelaysNobody) {
+  TempDir proc;
+  ASSERT_TRUE(MakeDirectories(proc / "7").ok());
+  ASSERT_TRUE(WriteFileAtomically(proc / "7/comm", "stuck\n").ok());
+  ASSERT_EQ(::mkfifo((proc / "7/maps").c_str(), 0600), 0);
+  OpenForWriting found = FindMappedForWriting(proc.path(), absl::Milliseconds(50));
+  EXPECT_EQ(found.incomplete, "the mappings of stuck (7): no answer");
+  EXPECT_THAT(FindMappedForWriting(proc.path(), absl::Milliseconds(50)).incomplete, HasSubstr("an earlier look"));
+  absl::StatusOr<OwnedFd> end = OpenFile(proc / "7/maps", O_WRONLY);  // The thread that waits goes on.
+  ASSERT_TRUE(end.ok()) << end.status();
+  end->Reset();
+  EXPECT_TRUE(Eventually([&] {
+    ::unlink((proc / "7/maps").c_str());
+    return FindMappedForWriting(proc.path()).incomplete.empty();
+  }));
 }
 
 TEST(OpenFilesTest, WhoeverHasAFileOpenForWritingIsFound) {

@@ -41,6 +41,7 @@ class FakeGuest : public Freezer, public Disks {
   absl::StatusOr<std::unique_ptr<FileSystemHandle>> Open(int mount_id, const std::string& mount_point) override;
   void PinMemory() override { ++pinned; }
   OpenForWriting FindOpen() override { return open; }
+  OpenForWriting FindMapped() override { return mapped; }
   // One disk, with one use for each superblock that the controller says something of.
   DiskReport Describe(const DiskFacts& facts) override;
   std::optional<uint64_t> Writes(const DeviceId& device) override {
@@ -97,7 +98,8 @@ class FakeGuest : public Freezer, public Disks {
   int surveys = 0;
   int pinned = 0;
   std::vector<bool> quiet_changes;
-  OpenForWriting open;
+  OpenForWriting open, mapped;
+  std::set<DeviceId> under_frozen;        // Watched if their writes are counted.
   std::set<DeviceId> watched, uncounted;  // Besides what is CLEAN; whose writes the kernel does not count.
   std::set<int> unreachable;              // Mounts that are gone.
   std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
@@ -146,7 +148,9 @@ inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
   pb::Disk& disk = report.disks.emplace_back();
   disk.set_name("vda");
   for (const DeviceId& device : watched) report.watched[device].insert("vda");
+  for (const DeviceId& device : under_frozen) report.watched_if_counted[device].insert("vda");
   for (const MountEntry& mount : facts.survey.mounts) {
+    report.nodes[mount.device] = {.name = mount.source, .disks = {"vda"}};
     pb::DiskUse use;
     use.set_name(mount.mount_point.substr(0, 64));  // Cut, as those of KernelDisks are.
     auto clean = facts.clean.find(mount.device);

@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/unit/guest-agent/freeze_fixture.h"
@@ -11,6 +12,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
 
 TEST_F(FreezeControllerTest, WhatCannotFreezeIsCleanOnlyIfNobodyWritesToIt) {
   const DeviceId device{254, 16};  // /a
@@ -52,6 +54,50 @@ TEST_F(FreezeControllerTest, WhatIsNotCountedIsNotCovered) {
     if (use.state() == pb::DiskUse::NOT_COVERED) bare.push_back(use.device());
   }
   EXPECT_THAT(bare, ElementsAre("254:96"));
+}
+
+std::vector<std::string> WritersOf(const pb::QuiesceResponse& response) {
+  std::vector<std::string> writers;
+  for (const pb::DiskUse& use : response.disks(0).uses()) {
+    if (use.kind() == pb::DiskUse::OPENED) writers.push_back(absl::StrCat(use.name(), " ", use.detail()));
+  }
+  return writers;
+}
+
+TEST_F(FreezeControllerTest, WhoOpensADiskDuringTheFreezeIsSeen) {
+  guest_.superblock("/a").freeze_error = EOPNOTSUPP;  // 254:16
+  guest_.before_freeze = [&](const std::string&) {
+    guest_.open.devices[{254, 32}] = "dd (9)";
+    guest_.open.file_systems[{254, 16}] = "vi (7)";
+    guest_.open.file_systems[{254, 48}] = "postgres (8)";  // On what is frozen: it waits.
+  };
+  auto frozen = Quiesce(QuiesceOf("t"));
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_THAT(WritersOf(*frozen),
+              UnorderedElementsAre("dd (9) has it open for writing", "vi (7) has a file on it open for writing"));
+}
+
+// While file systems are frozen nobody can ask for mappings, so what was found before must be kept.
+TEST_F(FreezeControllerTest, WhatIsMappedForWritingCountsAsOpen) {
+  guest_.superblock("/a").freeze_error = EOPNOTSUPP;
+  guest_.mapped.file_systems[{254, 16}] = "vi (7)";
+  auto frozen = Quiesce(QuiesceOf("t"));
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_THAT(frozen->disks(0).DebugString(), HasSubstr("vi (7) has a file on it open for writing"));
+}
+
+TEST_F(FreezeControllerTest, AWritePastWhatIsFrozenIsToldWhereTheKernelCounts) {
+  const DeviceId counted{254, 16};
+  const DeviceId uncounted{254, 32};
+  guest_.under_frozen = {counted, uncounted};
+  guest_.uncounted = {uncounted};
+  auto frozen = Quiesce(QuiesceOf("t"));
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  for (const pb::DiskUse& use : frozen->disks(0).uses()) EXPECT_EQ(use.state(), pb::DiskUse::FROZEN);
+  EXPECT_EQ(controller().Thaw(ThawOf("t"))->written_size(), 0);
+  ASSERT_TRUE(Quiesce(QuiesceOf("u")).ok());
+  guest_.CountWrite(counted);
+  EXPECT_THAT(controller().Thaw(ThawOf("u"))->written(), ElementsAre("vda"));
 }
 
 TEST_F(FreezeControllerTest, ALeaseThatEndsInTheLastFreezeIsNotFollowedByALookAtTheDisks) {

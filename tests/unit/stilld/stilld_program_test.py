@@ -356,6 +356,36 @@ class Alerts(StilldTest):
         self.assertIn("stale", told.read_text().split())
 
 
+class Passphrase(unittest.TestCase):
+    """Given in the environment, as a unit's or a shell's, it is used and handed to nobody."""
+
+    def test_neither_the_daemon_nor_what_it_starts_shows_it(self):
+        host = Host(encrypted=True)
+        self.addCleanup(host.close)
+        secret = host.environment["STILL_PASSPHRASE"].encode()
+        seen, gate = host.directory / "seen", host.directory / "gate"
+        daemon = Daemon(host, "--notify-command", f"env >{seen}.notify")
+        self.addCleanup(daemon.end, signal.SIGKILL)
+        # Its worker opens the repository, and waits for the hook.
+        host.still("schedule", "add", "check", "--kind", "verify", "--on", "yearly", "--retries", "0",
+                   "--before",
+                   f"env >{seen}.before; while [ -d {host.directory} ] && [ ! -e {gate} ]; do sleep 0.05; done",
+                   "--after", f"env >{seen}.after; false")
+        host.still("schedule", "run-now", "check")
+        wait_for(pathlib.Path(f"{seen}.before").exists, "the hook", 60)
+        shown = host.environments()
+        self.assertGreaterEqual([program for program, _ in shown].count("stilld"), 2, "the daemon and its worker")
+        for program, environment in shown:
+            self.assertNotIn(secret, environment, program)
+        gate.touch()
+        host.still("schedule", "add", "fails", "--kind", "verify", "--on", "yearly", "--retries", "0", "--before", "false")
+        host.run("schedule", "run-now", "fails", "--wait")
+        for whose in ("before", "after", "notify"):
+            text = wait_for(lambda: (p := pathlib.Path(f"{seen}.{whose}")).exists() and p.read_bytes(), whose, 60)
+            self.assertIn(b"STILL_STATE=", text, "it inherits the rest")
+            self.assertNotIn(secret, text, whose)
+
+
 class Pages(StilldTest):
     @classmethod
     def chromium(cls):
