@@ -64,6 +64,9 @@ TEST_F(ContextTest, ACommandForOneSessionSaysSoOfAPattern) {
 
 // stop, start, rm, resume, thaw, logs, snapshot and hydrate: as a script has it whose list is of yesterday.
 TEST_F(ContextTest, WordsThatMeanNobodyAreToldAndTheOthersAreActedOn) {
+  for (const char* name : {"web", "web-2", "database"}) {
+    ASSERT_TRUE(WriteFileAtomically(JoinPath(state_, std::string("sessions/") + name + "/session.json"), "{}").ok());
+  }
   std::vector<std::string> acted_on;
   const OnSession act = [&](const std::string& name) -> absl::StatusOr<Done> {
     if (!PathExists(JoinPath(state_, "sessions/" + name))) return absl::NotFoundError("there is none");
