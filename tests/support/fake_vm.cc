@@ -62,6 +62,7 @@ FakeVm::FakeVm(FakeVmOptions options) : state_(std::make_shared<State>()) {
                          .firmware = "none",
                          .ram_block = "pc.ram",
                          .device_state_format = "qemu-migration-3",
+                         .cpu = {.features = {"avx2"}, .tsc_hz = 2'900'000'000},
                          .pid = ::getpid()};
   absl::MutexLock lock(&state_->mutex);
   state_->memory = std::move(options.memory);

@@ -99,7 +99,6 @@ class FakeGuest : public Freezer, public Disks {
   int pinned = 0;
   std::vector<bool> quiet_changes;
   OpenForWriting open, mapped;
-  std::set<DeviceId> under_frozen;        // Watched if their writes are counted.
   std::set<DeviceId> watched, uncounted;  // Besides what is CLEAN; whose writes the kernel does not count.
   std::set<int> unreachable;              // Mounts that are gone.
   std::function<void(const std::string& mount_point)> on_sync;        // On a thread of its own, without locks.
@@ -148,24 +147,17 @@ inline DiskReport FakeGuest::Describe(const DiskFacts& facts) {
   pb::Disk& disk = report.disks.emplace_back();
   disk.set_name("vda");
   for (const DeviceId& device : watched) report.watched[device].insert("vda");
-  for (const DeviceId& device : under_frozen) report.watched_if_counted[device].insert("vda");
   for (const MountEntry& mount : facts.survey.mounts) {
     report.nodes[mount.device] = {.name = mount.source, .disks = {"vda"}};
-    pb::DiskUse use;
-    use.set_name(mount.mount_point.substr(0, 64));  // Cut, as those of KernelDisks are.
+    const bool frozen = facts.frozen.contains(mount.device);
     auto clean = facts.clean.find(mount.device);
-    if (facts.frozen.contains(mount.device)) {
-      use.set_state(pb::DiskUse::FROZEN);
-    } else if (clean != facts.clean.end() && clean->second.empty()) {
-      use.set_state(pb::DiskUse::CLEAN);
-      report.watched[mount.device].insert("vda");
-    } else if (clean != facts.clean.end()) {
-      use.set_state(pb::DiskUse::NOT_COVERED);
-      use.set_detail(clean->second);
-    } else {
-      continue;
-    }
-    *disk.add_uses() = std::move(use);
+    if (!frozen && clean == facts.clean.end()) continue;
+    pb::DiskUse& use = *disk.add_uses();
+    use.set_name(mount.mount_point.substr(0, 64));  // Cut, as those of KernelDisks are.
+    use.set_state(frozen ? pb::DiskUse::FROZEN : clean->second.empty() ? pb::DiskUse::CLEAN : pb::DiskUse::NOT_COVERED);
+    if (!frozen) use.set_detail(clean->second);
+    if (frozen) report.watched_if_counted[mount.device].insert("vda");
+    if (use.state() == pb::DiskUse::CLEAN) report.watched[mount.device].insert("vda");
   }
   return report;
 }

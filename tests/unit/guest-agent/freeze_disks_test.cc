@@ -87,9 +87,8 @@ TEST_F(FreezeControllerTest, WhatIsMappedForWritingCountsAsOpen) {
 }
 
 TEST_F(FreezeControllerTest, AWritePastWhatIsFrozenIsToldWhereTheKernelCounts) {
-  const DeviceId counted{254, 16};
+  const DeviceId counted{254, 16};  // /a
   const DeviceId uncounted{254, 32};
-  guest_.under_frozen = {counted, uncounted};
   guest_.uncounted = {uncounted};
   auto frozen = Quiesce(QuiesceOf("t"));
   ASSERT_TRUE(frozen.ok()) << frozen.status();

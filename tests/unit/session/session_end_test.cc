@@ -55,6 +55,12 @@ class SessionEndTest : public ::testing::Test {
   std::unique_ptr<Session> session_;
 };
 
+// What a restore compares with its host (restore_check_test).
+TEST_F(SessionEndTest, TheManifestKeepsTheGuestsProcessorAndTheFrequencyOfItsCounter) {
+  EXPECT_THAT(session_->machine().guest_cpu_features(), ::testing::ElementsAre("avx2"));
+  EXPECT_EQ(session_->machine().tsc_hz(), 2'900'000'000u);
+}
+
 TEST_F(SessionEndTest, AGuestThatPowersOff) {
   vm_->PowerOff();
   EXPECT_EQ(session_->Wait().kind(), SessionEnd::POWERED_OFF);
