@@ -1,12 +1,17 @@
 #include "schedule/restart_loops.h"
 
+#include <map>
+#include <string>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/unit/schedule/scheduler_fixture.h"
 
 namespace still::schedule {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Pair;
 using Verdict = RestartLoops::Verdict;
@@ -79,6 +84,40 @@ TEST_F(RestartLoopsTest, TheBookIsWrittenOnlyForWhatIsReset) {
   loops_.Saved();
   loops_.KeepOnly([](const std::string&) { return false; });
   EXPECT_THAT(loops_.unsaved(), ElementsAre(Pair("resets/web", "")));
+}
+
+using SchedulerRestartsTest = SchedulerTest;
+
+TEST_F(SchedulerRestartsTest, AMachineThatRestartsAgainAndAgainIsToldUntilItDoesNot) {
+  host_.machines = {{"web", true}, {"lab", true}};
+  host_.resets = {{"web", 2}, {"lab", 2}};
+  book_.Add("nightly", "web", "01:00");
+  Begin();
+  Live(absl::Minutes(5));
+  for (int minute = 0; minute < 10; ++minute) {
+    ++host_.resets["web"];
+    ++host_.resets["lab"];
+    Live(absl::Minutes(1));
+  }
+  ASSERT_EQ(listener_.Count(Event::Kind::kRestarting, "web"), 1);
+  EXPECT_THAT(listener_.events[0].message, HasSubstr("restarts again and again"));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRestarting, "lab"), 0) << "nothing protects it";
+  Live(absl::Hours(4));
+  EXPECT_EQ(listener_.Count(Event::Kind::kRecovered, "web"), 1);
+}
+
+// As run-due and check do: each turn is another process.
+TEST_F(SchedulerRestartsTest, WhoeverTakesOneTurnAnHourSeesARestartingMachineToo) {
+  host_.machines = {{"web", true}};
+  host_.resets = {{"web", 2}};
+  book_.Add("nightly", "web", "01:00");
+  for (int hour = 0; hour < 3; ++hour) {
+    Begin();
+    Live(absl::Minutes(1));
+    clock_.Sleep(absl::Hours(1));
+    host_.resets["web"] += 20;
+  }
+  EXPECT_EQ(listener_.Count(Event::Kind::kRestarting, "web"), 1);
 }
 
 }  // namespace
