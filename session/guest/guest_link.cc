@@ -152,6 +152,7 @@ void GuestLink::Offer(std::shared_ptr<GuestClient> client) {
 absl::StatusOr<std::shared_ptr<GuestClient>> GuestLink::Client(absl::Duration timeout) {
   const absl::Duration deadline = Clock::Real().Monotonic() + timeout;
   uint64_t seen = 0;
+  absl::Status ping;
   for (;;) {
     std::shared_ptr<GuestClient> client;
     absl::Duration left = deadline - Clock::Real().Monotonic();
@@ -159,17 +160,20 @@ absl::StatusOr<std::shared_ptr<GuestClient>> GuestLink::Client(absl::Duration ti
       absl::MutexLock lock(&mutex_);
       auto newer = [this, seen]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return connections_ > seen || shut_down_; };
       if (!mutex_.AwaitWithTimeout(absl::Condition(&newer), std::max(absl::ZeroDuration(), left))) {
-        return absl::UnavailableError(absl::StrCat(
-            "no guest agent answered within ", absl::FormatDuration(timeout), "; ",
-            refused_.empty() ? "is still-agent running in the guest and does it dial the session's vsock port?"
-                             : refused_));
+        // Who else was turned away explains nothing where ours is connected.
+        absl::string_view why = refused_;
+        if (absl::IsDeadlineExceeded(ping)) why = "it is connected: the guest hangs, or is very slow";
+        if (why.empty()) why = "is still-agent running in the guest and does it dial the session's vsock port?";
+        return absl::UnavailableError(
+            absl::StrCat("no guest agent answered within ", absl::FormatDuration(timeout), "; ", why));
       }
       if (shut_down_) return absl::UnavailableError("the session has ended");
       client = client_;
       seen = connections_;
     }
     left = deadline - Clock::Real().Monotonic();
-    if (client->Ping(std::clamp(left, absl::Milliseconds(100), kPingTimeout)).ok()) return client;
+    ping = client->Ping(std::clamp(left, absl::Milliseconds(100), kPingTimeout));
+    if (ping.ok()) return client;
   }
 }
 

@@ -75,18 +75,24 @@ class Steps(unittest.TestCase):
         self.assertEqual(self.steps("sessions")[1]["the kernel's log"][0], "failed")
 
     def test_a_test_program_that_skips_is_no_failure_and_tells_why(self):
-        for name in ("qemu_start_test", "qemu_capture_test", "qemu_broken_pin_test"):
-            self.program(f"tests/{name}", "[ \"$STILL_VSOCK_LIBRARY\" = \"$BIN/libstill-vsock.so\" ]")
-        self.program("tests/qemu_confinement_test", "echo 'skipped: A.B: not root'; exit 77")
-        self.program("tests/qemu_silence_test", "exit 1")
-        self.program("tests/vm_contract_test",
-                     "[ $1 != --gtest_list_tests ] || printf 'Suite.\\n  One/Qemu\\n  One/Fake\\n'")
+        listing = "[ $1 != --gtest_list_tests ] || { printf 'Suite.\\n  One/qemu\\n  One/fake\\n'; exit 0; }\n"
+        self.program("tests/qemu_start_test", f"{listing}[ \"$STILL_VSOCK_LIBRARY\" = \"$BIN/libstill-vsock.so\" ]")
+        self.program("tests/qemu_confinement_test", f"{listing}echo 'skipped: A.B: not root'; exit 77")
+        self.program("tests/vm_contract_test", f"{listing}exit 0")
+        self.program("tests/qemu_capture_test", f"{listing}[ $1 = --gtest_filter=Suite.One/qemu ]")
+        self.program("tests/qemu_silence_test", f"{listing}exit 1")
         code, steps = self.steps("contract")
         self.assertEqual(code, 1)
         self.assertEqual({name: step[0] for name, step in steps.items()}, {
-            "qemu_start_test": "ok", "qemu_capture_test": "ok", "qemu_confinement_test": "skipped", "qemu_broken_pin_test": "ok",
-            "qemu_silence_test": "failed", "contract: Suite.One/Qemu": "ok"})
-        self.assertIn("A.B: not root", steps["qemu_confinement_test"][1])
+            "qemu_start_test: Suite.One/qemu": "ok", "qemu_start_test: Suite.One/fake": "ok",
+            "qemu_confinement_test: Suite.One/qemu": "skipped", "qemu_confinement_test: Suite.One/fake": "skipped",
+            "vm_contract_test: Suite.One/qemu": "ok",
+            "qemu_capture_test: Suite.One/qemu": "ok", "qemu_capture_test: Suite.One/fake": "failed",
+            "qemu_broken_pin_test has cases": "failed",
+            "qemu_silence_test: Suite.One/qemu": "failed", "qemu_silence_test: Suite.One/fake": "failed"})
+        self.assertIn("A.B: not root", steps["qemu_confinement_test: Suite.One/qemu"][1])
+        self.program("tests/qemu_capture_test", f"{listing}exit 0")
+        self.program("tests/qemu_broken_pin_test", f"{listing}exit 0")
         self.assertEqual(self.steps("contract", OUTER="1")[0], 0, "skipped steps fail nothing")
 
 

@@ -12,6 +12,7 @@ namespace still::session {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 // A guest that is frozen, and one that is paused after it, waits for each round trip.
 TEST(FrozenGuest, RecheckAndThawTakeOneRoundTripEach) {
@@ -49,6 +50,26 @@ TEST(FrozenGuest, AThawWhoseConnectionIsLostIsAskedForAgainByTheSameToken) {
   EXPECT_FALSE(asked[0].token().empty());
   EXPECT_EQ(asked[0].token(), asked[1].token());
   EXPECT_EQ(asked[0].requester(), "capture");
+}
+
+// Its guest's memory is being saved, so that every write of it waits.
+TEST(FrozenGuest, AnAgentThatIsOnlySlowIsAskedAgainOverItsConnection) {
+  still::testing::FakeAgent agent;
+  std::atomic<int> asked = 0;
+  agent.thaw = [&](const guestpb::ThawRequest&, guestpb::ThawResponse* response) {
+    response->set_cause(guestpb::REQUESTED);
+    return ++asked == 1 ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "slow") : grpc::Status::OK;
+  };
+  GuestLink link(agent.MakeVsock(), {.session = "web"});
+  absl::StatusOr<FrozenGuest> frozen = FrozenGuest::Freeze(link, {});
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  agent.hangs = true;
+  const absl::Status silent = link.Client(absl::Milliseconds(200)).status();
+  EXPECT_THAT(std::string(silent.message()), HasSubstr("it is connected"));
+  absl::StatusOr<guestpb::ThawResponse> thawed = frozen->Thaw(absl::Seconds(30));
+  agent.hangs = false;
+  EXPECT_TRUE(thawed.ok()) << thawed.status();
+  EXPECT_EQ(asked, 2);
 }
 
 // A hypervisor that dies in the window: there is nobody to thaw, now or later.
