@@ -14,6 +14,15 @@ import systemd_test
 
 BUILD = pathlib.Path(os.environ["STILL_BUILD"])
 PATIENCE = 900
+# Stops before the network and the file systems do, but after whoever needs them.
+WITNESS = """[Unit]
+Before=network-online.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/sh -c "still --json ps >/root/at-the-end.json"
+"""
 
 
 @unittest.skipIf(machine.missing(), machine.missing())
@@ -57,7 +66,11 @@ class Sessions(unittest.TestCase):
         self.machine.run("dpkg -i /packages/next.deb")
         self.assertEqual(self.session("web")["pid"], pid, "an upgrade is nothing to a session")
 
+        self.machine.run(f"cat >/etc/systemd/system/witness.service <<'END'\n{WITNESS}END\n"
+                         "systemctl daemon-reload && systemctl start witness")
         self.machine.reboot()
+        ended = {one["name"]: one["status"] for one in json.loads(self.machine.run("cat /root/at-the-end.json"))}
+        self.assertNotEqual(ended["web"], "running", "its guest powers off while what it needs is there")
         self.until("web starts with the host", lambda: (s := self.session("web")) and s["status"] == "running")
         self.until("its unit", lambda: self.machine.run("systemctl is-active still-session@web", check=False).strip() == "active")
         db = self.session("db")
