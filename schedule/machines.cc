@@ -28,7 +28,7 @@ std::vector<const store::SnapshotSummary*> ByCommit(const snapshot::MachineIdent
   for (const store::SnapshotSummary& one : snapshots) {
     if (snapshot::IsSnapshotOf(one, machine)) mine.push_back(&one);
   }
-  std::sort(mine.begin(), mine.end(), [](const auto* a, const auto* b) { return CommitOf(*a) < CommitOf(*b); });
+  std::sort(mine.begin(), mine.end(), [](const auto* a, const auto* b) { return CommittedBefore(*a, *b); });
   return mine;
 }
 
