@@ -43,7 +43,7 @@ bool MayUseUserfaultfd() {
 }
 
 bool Holds(int capability) {
-  const std::string status = ReadFile("/proc/self/status", 1 << 16).value_or("");
+  const std::string status = ReadFile("/proc/thread-self/status", 1 << 16).value_or("");
   uint64_t held = 0;
   for (absl::string_view line : absl::StrSplit(status, '\n')) {
     if (absl::ConsumePrefix(&line, "CapEff:\t") && absl::SimpleHexAtoi(line, &held)) return held >> capability & 1;
