@@ -21,7 +21,7 @@ Before=network-online.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/true
-ExecStop=/bin/sh -c "still --json ps >/root/at-the-end.json"
+ExecStop=/bin/sh -c "still --json ps >/var/lib/at-the-end.json"
 """
 
 
@@ -69,7 +69,7 @@ class Sessions(unittest.TestCase):
         self.machine.run(f"cat >/etc/systemd/system/witness.service <<'END'\n{WITNESS}END\n"
                          "systemctl daemon-reload && systemctl start witness")
         self.machine.reboot()
-        ended = {one["name"]: one["status"] for one in json.loads(self.machine.run("cat /root/at-the-end.json"))}
+        ended = {one["name"]: one["status"] for one in json.loads(self.machine.run("cat /var/lib/at-the-end.json"))}
         self.assertNotEqual(ended["web"], "running", "its guest powers off while what it needs is there")
         self.until("web starts with the host", lambda: (s := self.session("web")) and s["status"] == "running")
         self.until("its unit", lambda: self.machine.run("systemctl is-active still-session@web", check=False).strip() == "active")

@@ -105,7 +105,8 @@ TEST_F(HooksTest, AtItsDeadlineTheWholeGroupIsKilled) {
   pb::HookResult result;
   pid_t background = 0;
   // A busy host may need longer than the deadline to start it.
-  for (absl::Duration deadline = absl::Milliseconds(300); background == 0 && deadline < absl::Minutes(5); deadline *= 4) {
+  for (absl::Duration deadline = absl::Milliseconds(300); background == 0 && deadline < absl::Minutes(5);
+       deadline *= 4) {
     result = Run(hook, "freeze", deadline);
     background = std::atoi(result.output().c_str());
   }
