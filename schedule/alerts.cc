@@ -138,13 +138,13 @@ absl::Status Alerts::Load() {
   return absl::OkStatus();
 }
 
-absl::Status Alerts::Adopt(Event::Kind kind, const std::string& schedule, const std::string& session) {
-  const std::string key = KeyOf(kind, schedule, session);
-  if (alerts_.count(key) != 0 || forgotten_.count(key) != 0) return absl::OkStatus();
+absl::Status Alerts::Adopt() {
   STILL_ASSIGN_OR_RETURN(auto remembered, book_.Remembered());
-  auto row = remembered.find(key);
-  if (row == remembered.end()) return absl::OkStatus();
-  if (std::optional<Alert> alert = Decode(key, row->second)) alerts_[key] = *std::move(alert);
+  for (auto row = remembered.lower_bound(std::string(kPrefix)); row != remembered.end(); ++row) {
+    if (!absl::StartsWith(row->first, kPrefix)) break;
+    if (alerts_.count(row->first) != 0 || forgotten_.count(row->first) != 0) continue;
+    if (std::optional<Alert> alert = Decode(row->first, row->second)) alerts_[row->first] = *std::move(alert);
+  }
   return absl::OkStatus();
 }
 

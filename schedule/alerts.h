@@ -112,8 +112,8 @@ class Alerts {
   // Whether somebody was told of it.
   bool Delivered(Event::Kind kind, const std::string& schedule, const std::string& session) const;
 
-  // Takes over this one as another process wrote it to the book meanwhile, unless it is known here.
-  absl::Status Adopt(Event::Kind kind, const std::string& schedule, const std::string& session);
+  // Takes over what another process wrote to the book meanwhile and is not known here.
+  absl::Status Adopt();
   // Writes down what is not in the book yet; Work() does.
   absl::Status Keep();
 

@@ -100,8 +100,8 @@ absl::Status Scheduler::Turn(absl::Time now) {
   if (clock_.Monotonic() - loaded_at_ >= options_.reload_every) {
     const absl::Status loaded = LoadPairs(now);
     first.Update(loaded.ok() ? LookForSnapshots(now) : loaded);
-    // `still schedule check` wrote it when we hung: our next full turn is its end.
-    first.Update(alerts_.Adopt(Event::Kind::kScheduler, "", ""));
+    // `still schedule check` told them while we hung: who was told of a thing is told of its end.
+    first.Update(alerts_.Adopt());
   }
   first.Update(CloseEnded(now));
   if (draining_) return first;

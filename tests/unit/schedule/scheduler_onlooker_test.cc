@@ -12,6 +12,8 @@ namespace still::schedule {
 namespace {
 
 using store::RunOutcome;
+using ::testing::Contains;
+using ::testing::Field;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -55,6 +57,23 @@ TEST_F(OnlookerTest, ADaemonThatIsGoneIsTroubleAlsoWhileAllIsYoung) {
   Live(absl::Minutes(10));
   EXPECT_EQ(listener_.Count(Event::Kind::kRecovered), 1);
   EXPECT_EQ(Look(), "");
+}
+
+TEST_F(OnlookerTest, WhatWasToldWhileStilldHungAndIsOverBeforeItsNextTurnIsToldToBeOver) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  BeginAs(/*daemon=*/true);
+  Live(absl::Minutes(10));
+  Sleep(absl::Hours(1));  // It hangs.
+  host_.machines = {{"web", false}};
+  host_.ended = {{"web", "its hypervisor crashed"}};
+  Look();
+  EXPECT_EQ(listener_.Count(Event::Kind::kEnded), 1);
+  host_.machines = {{"web", true}};
+  host_.ended.clear();
+  listener_.events.clear();
+  Live(absl::Minutes(10));
+  EXPECT_THAT(listener_.events, Contains(Field(&Event::message, HasSubstr("web runs again"))));
 }
 
 TEST_F(OnlookerTest, WhatIsDueAndNobodyBeginsIsTrouble) {
