@@ -38,7 +38,7 @@ class HowSoonTest : public SchedulerTest {
     EXPECT_TRUE(wait.ok()) << wait.status();
     return wait.value_or(absl::Seconds(5));
   }
-  const SchedulerOptions options_;
+  const SchedulerOptions options_ = {};
 };
 
 TEST_F(HowSoonTest, WhatDropsOutIsToldByTheNextLook) {
