@@ -266,9 +266,13 @@ void Alerts::Tell(const std::string& key, Alert& alert, const std::vector<std::s
   for (const std::string& name : there) {
     if (alert.over.has_value() && alert.channels.count(name) == 0) continue;
     Alert::Channel& channel = alert.channels[name];
-    // The clock was set back: nobody knows how long ago it was.
-    if (channel.told.has_value()) channel.told = std::min(*channel.told, now);
-    channel.next = std::min(channel.next, now + kLongestPause);
+    // The clock was set back: nobody knows how long ago it was. That is written down, or each of many processes that only
+    // look for a moment would begin to wait anew.
+    if (channel.told.has_value() && *channel.told > now) {
+      channel.told = now;
+      alert.saved = false;
+    }
+    if (channel.next > now + kLongestPause) channel.next = now;
     if (channel.pending || channel.next > now || alert.quiet) continue;
     Event event = alert.event;
     if (alert.over.has_value()) {

@@ -76,6 +76,34 @@ TEST_F(OnlookerTest, WhatWasToldWhileStilldHungAndIsOverBeforeItsNextTurnIsToldT
   EXPECT_THAT(listener_.events, Contains(Field(&Event::message, HasSubstr("web runs again"))));
 }
 
+// Each look is a process of its own, which knows only what the book says.
+TEST_F(OnlookerTest, LooksTellAlsoAfterTheClockWasSetBack) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  Sleep(absl::Hours(2));
+  clock_.skew = absl::Hours(24 * 300);
+  listener_.broken = {"pager"};
+  Look();
+  clock_.skew = absl::ZeroDuration();
+  listener_.broken.clear();
+  for (int hour = 0; hour < 2; ++hour) {
+    Sleep(absl::Hours(1));
+    Look();
+  }
+  EXPECT_EQ(listener_.Count(Event::Kind::kScheduler), 1);
+  // And says it again a day later, however far ahead the clock was when it was told.
+  clock_.skew = absl::Hours(24 * 300);
+  Sleep(absl::Hours(30));
+  Look();
+  const int told = listener_.Count(Event::Kind::kScheduler);
+  clock_.skew = absl::ZeroDuration();
+  for (int hour = 0; hour < 30; ++hour) {
+    Sleep(absl::Hours(1));
+    Look();
+  }
+  EXPECT_EQ(listener_.Count(Event::Kind::kScheduler), told + 1);
+}
+
 TEST_F(OnlookerTest, WhatIsDueAndNobodyBeginsIsTrouble) {
   host_.machines = {{"web", true}};
   book_.Add("nightly", "web", "01:00");
