@@ -7,7 +7,6 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 
 namespace still::schedule {
@@ -37,20 +36,19 @@ std::optional<std::pair<std::string, std::string>> ParsePairMemoryKey(absl::stri
 }
 
 std::string EncodePairMemory(const PairMemory& memory) {
-  // Numbers and plain words only, and of each machine several times a day: no tree is built of it.
-  std::string json = absl::StrCat(R"({"known":)", absl::ToUnixSeconds(memory.known), R"(,"was_there":)",
-                                  memory.was_there ? "true" : "false", R"(,"level":")", NameOfLevel(memory.level),
-                                  R"(","below":)", memory.below, R"(,"attempts":)", memory.attempts);
+  nlohmann::json json = {{"known", absl::ToUnixSeconds(memory.known)},
+                         {"was_there", memory.was_there},
+                         {"level", NameOfLevel(memory.level)},
+                         {"below", memory.below},
+                         {"attempts", memory.attempts}};
   if (memory.retry_at.has_value()) {
-    absl::StrAppend(&json, R"(,"retry_at":)", absl::ToUnixSeconds(*memory.retry_at), R"(,"retry_planned":)",
-                    absl::ToUnixSeconds(memory.retry_planned));
+    json["retry_at"] = absl::ToUnixSeconds(*memory.retry_at);
+    json["retry_planned"] = absl::ToUnixSeconds(memory.retry_planned);
   }
-  const auto append = [](std::string* out, const std::pair<const absl::Time, absl::Time>& one) {
-    absl::StrAppend(out, R"({"point_ns":)", absl::ToUnixNanos(one.first), R"(,"taken_ns":)",
-                    absl::ToUnixNanos(one.second), "}");
-  };
-  if (!memory.ahead.empty()) absl::StrAppend(&json, R"(,"ahead":[)", absl::StrJoin(memory.ahead, ",", append), "]");
-  return absl::StrCat(json, "}");
+  for (const auto& [point, taken] : memory.ahead) {
+    json["ahead"].push_back({{"point_ns", absl::ToUnixNanos(point)}, {"taken_ns", absl::ToUnixNanos(taken)}});
+  }
+  return json.dump();
 }
 
 std::optional<PairMemory> DecodePairMemory(const std::string& text) {

@@ -33,6 +33,7 @@ SKIPPED_EXIT_CODE = 77
 
 # Written so that they do not find themselves.
 UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|HA[C]K)\b")
+CONFLICT = re.compile(r"(?:<{7}|>{7}) ")
 MACHINE_PATH = re.compile(r"(?<![\w.$}*])/(?:ro[o]t|wo[r]k|fa[r]m)/\w")
 REGISTRY_HOST = re.compile(r"\b(?:de[b]\.debian\.org|security\.de[b]ian\.org|pyp[i]\.org|pythonhoste[d]\.org|npmj[s]\.org|"
                            r"crates\.i[o]|golan[g]\.org)\b")
@@ -196,6 +197,8 @@ def check_words(root):
             where = f"{path.relative_to(root)}:{number}"
             if UNFINISHED.search(line):
                 yield f"{where}: finish it, or open an issue"
+            if CONFLICT.match(line):
+                yield f"{where}: two sides of a merge: make them one"
             if MACHINE_PATH.search(line):
                 yield f"{where}: a path of one machine"
             if REGISTRY_HOST.search(line):

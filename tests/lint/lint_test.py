@@ -94,6 +94,11 @@ class LintTest(unittest.TestCase):
         self.write("base/old.cc", "absl::HexStringTo" + "Bytes(text);\n")
         self.assert_finds("words", "base/bad.cc:1", "base/bad.cc:2", "base/bad.cc:4", "base/old.cc:1", "docs/bad.md:1")
 
+    def test_a_merge_that_was_left_half_done_is_found(self):
+        self.write("docs/good.md", "A title\n=======\n")
+        self.write("docs/merged.md", "<" * 7 + " HEAD\none\n=======\nother\n" + ">" * 7 + " branch\n")
+        self.assert_finds("words", "docs/merged.md:1", "docs/merged.md:5")
+
     def test_a_test_that_fixes_the_accelerator_of_its_qemu_is_found(self):
         self.write("tests/a.cc", 'config.accelerator = TestAccelerator();\nauto vm = StartQemu(config);\n')
         self.write("tests/b.cc", 'EXPECT_EQ(ChooseAccelerator("tcg")->name, "tcg");\n')
