@@ -53,25 +53,21 @@ std::string KeyOf(Event::Kind kind, absl::string_view schedule, absl::string_vie
 // What happened once is told once.
 bool ToldAgain(Event::Kind kind) { return kind != Event::Kind::kGone && kind != Event::Kind::kEnded; }
 
-std::string Quoted(const std::string& text) {
-  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-// Twice for each message: a tree of it would cost more than all else that a turn does.
 std::string Encode(const Alert& alert) {
-  std::string channels;
+  nlohmann::json channels = nlohmann::json::object();
   for (const auto& [name, channel] : alert.channels) {
-    absl::StrAppend(&channels, channels.empty() ? "" : ",", Quoted(name), R"(:{"next":)",
-                    absl::ToUnixSeconds(channel.next), R"(,"tries":)", channel.tries);
-    if (channel.told.has_value()) absl::StrAppend(&channels, R"(,"told":)", absl::ToUnixSeconds(*channel.told));
-    absl::StrAppend(&channels, "}");
+    channels[name] = {{"next", absl::ToUnixSeconds(channel.next)}, {"tries", channel.tries}};
+    if (channel.told.has_value()) channels[name]["told"] = absl::ToUnixSeconds(*channel.told);
   }
-  const std::string over = alert.over.has_value() ? absl::StrCat(R"(,"over":)", absl::ToUnixSeconds(*alert.over),
-                                                                 R"(,"how":)", Quoted(alert.how))
-                                                  : "";
-  return absl::StrCat(R"({"since":)", absl::ToUnixSeconds(alert.event.at), R"(,"message":)",
-                      Quoted(alert.event.message), R"(,"quiet":)", alert.quiet ? "true" : "false", R"(,"channels":{)",
-                      channels, "}", over, "}");
+  nlohmann::json json = {{"since", absl::ToUnixSeconds(alert.event.at)},
+                         {"message", alert.event.message},
+                         {"quiet", alert.quiet},
+                         {"channels", std::move(channels)}};
+  if (alert.over.has_value()) {
+    json["over"] = absl::ToUnixSeconds(*alert.over);
+    json["how"] = alert.how;
+  }
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 std::optional<Alert> Decode(absl::string_view key, const std::string& value) {
