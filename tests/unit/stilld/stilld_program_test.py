@@ -17,7 +17,7 @@ import unittest
 import urllib.error
 import urllib.request
 
-from still_host import BUILD, PROJECT, Host, wait_for
+from still_host import BUILD, PROJECT, Host, has_private_mounts, wait_for
 
 MONITORING = PROJECT / "tools/stilld/monitoring"
 
@@ -490,7 +490,7 @@ class Hanging(StilldTest):
         self.assertEqual(daemon.end(), 0)
 
 
-@unittest.skipUnless(os.geteuid() == 0 and shutil.which("unshare"), "it takes a mount namespace of its own")
+@unittest.skipUnless(os.geteuid() == 0 and has_private_mounts(), "it takes a mount namespace of its own")
 class SetUp(unittest.TestCase):
     """`still setup` writes to /etc: here to one that nobody else sees."""
 
@@ -568,7 +568,7 @@ class SetUp(unittest.TestCase):
         self.assertEqual(self.set_up("--generate-passphrase").returncode, 2, "it contradicts --no-encryption")
 
 
-@unittest.skipUnless(os.geteuid() == 0 and shutil.which("unshare"), "it takes a mount namespace of its own")
+@unittest.skipUnless(os.geteuid() == 0 and has_private_mounts(), "it takes a mount namespace of its own")
 class Doctor(unittest.TestCase):
     def test_a_device_that_cannot_be_opened_is_not_there(self):
         # access(2) allows it, open(2) does not: here directories, in a container devices that its policy refuses.
