@@ -217,12 +217,17 @@ class Surroundings(RepositoryCase):
         self.assertTrue(self.run_still("--repo", fresh, "verify", "--read-data")["ok"])
 
 
+# Not in a chroot whose / is no mount point.
+OWN_MOUNTS = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
+
+
+@unittest.skipIf(subprocess.run([*OWN_MOUNTS, "true"], stderr=subprocess.DEVNULL, check=False).returncode != 0,
+                 "it takes a mount namespace of its own")
 class ReadOnly(RepositoryCase):
     def read_only(self, *words):
         """In a mount namespace of its own, where the repository is read-only."""
         script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
-        namespace = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--map-root-user"])
-        done = subprocess.run([*namespace, "sh", "-c", script, "sh", self.repository, STILL, "--json", *words],
+        done = subprocess.run([*OWN_MOUNTS, "sh", "-c", script, "sh", self.repository, STILL, "--json", *words],
                               env=self.environment, check=False, capture_output=True, text=True, timeout=PATIENCE)
         return done
 
