@@ -28,6 +28,8 @@ def missing():
     for program in ("mmdebstrap", "systemd-nspawn", "nsenter", "unshare"):
         if shutil.which(program) is None:
             return f"{program} is not installed"
+    if subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        return "may have no mounts of its own (a chroot whose / is no mount point)"
     return None
 
 
