@@ -77,6 +77,7 @@ std::optional<Alert> Decode(absl::string_view key, const std::string& value) {
   if (!kind.has_value()) return std::nullopt;
   Alert alert;
   alert.saved = true;
+  alert.row = value;
   alert.event = {.kind = *kind, .schedule = std::string(parts[1]), .session = std::string(parts[2])};
   int64_t seconds = 0;
   if (absl::SimpleAtoi(value, &seconds)) {
@@ -111,12 +112,19 @@ std::optional<Alert> Decode(absl::string_view key, const std::string& value) {
   return alert;
 }
 
+// Since the book was read or written last.
+bool IsAsItWas(const Alert& alert) { return alert.saved && !alert.pending(); }
+
 }  // namespace
 
 std::string EventName(Event::Kind kind) { return std::string(NameOfKind(kind)); }
 
 bool Alert::delivered() const {
   return std::any_of(channels.begin(), channels.end(), [](const auto& entry) { return entry.second.told.has_value(); });
+}
+
+bool Alert::pending() const {
+  return std::any_of(channels.begin(), channels.end(), [](const auto& entry) { return entry.second.pending; });
 }
 
 std::map<std::string, Alert> ParseAlerts(const std::map<std::string, std::string>& remembered) {
@@ -138,8 +146,15 @@ absl::Status Alerts::Adopt() {
   STILL_ASSIGN_OR_RETURN(auto remembered, book_.Remembered());
   for (auto row = remembered.lower_bound(std::string(kPrefix)); row != remembered.end(); ++row) {
     if (!absl::StartsWith(row->first, kPrefix)) break;
-    if (alerts_.count(row->first) != 0 || forgotten_.count(row->first) != 0) continue;
+    if (forgotten_.count(row->first) != 0) continue;
+    auto known = alerts_.find(row->first);
+    if (known != alerts_.end() && (!IsAsItWas(known->second) || known->second.row == row->second)) continue;
     if (std::optional<Alert> alert = Decode(row->first, row->second)) alerts_[row->first] = *std::move(alert);
+  }
+  // What another process has told to be over is news when it is true again.
+  for (auto alert = alerts_.begin(); alert != alerts_.end();) {
+    const bool gone = IsAsItWas(alert->second) && remembered.count(alert->first) == 0;
+    alert = gone ? alerts_.erase(alert) : std::next(alert);
   }
   return absl::OkStatus();
 }
@@ -225,12 +240,7 @@ bool Alerts::AnyTrue() const {
 }
 
 bool Alerts::Pending() const {
-  for (const auto& [key, alert] : alerts_) {
-    for (const auto& [name, channel] : alert.channels) {
-      if (channel.pending) return true;
-    }
-  }
-  return false;
+  return std::any_of(alerts_.begin(), alerts_.end(), [](const auto& entry) { return entry.second.pending(); });
 }
 
 void Alerts::TakeOutcomes(absl::Time now) {
@@ -316,7 +326,8 @@ absl::Status Alerts::Keep() {
   }
   for (auto& [key, alert] : alerts_) {
     if (alert.saved) continue;
-    STILL_RETURN_IF_ERROR(book_.Remember(key, Encode(alert)));
+    alert.row = Encode(alert);
+    STILL_RETURN_IF_ERROR(book_.Remember(key, alert.row));
     alert.saved = true;
   }
   return absl::OkStatus();

@@ -86,10 +86,12 @@ struct Alert {
   std::string how;     // It came to be over.
   bool quiet = false;  // It is not true just now, but nothing has proven that it is mended.
   std::map<std::string, Channel> channels;
-  bool saved = false;  // Not kept.
+  bool saved = false;  // Neither is kept: whether the book has it as it is, and what the book had last.
+  std::string row;
 
   // Somebody was told of it.
   bool delivered() const;
+  bool pending() const;
 };
 
 // Those in Remembered(); what cannot be read is left out.
@@ -112,7 +114,8 @@ class Alerts {
   // Whether somebody was told of it.
   bool Delivered(Event::Kind kind, const std::string& schedule, const std::string& session) const;
 
-  // Takes over what another process wrote to the book meanwhile and is not known here.
+  // Takes over what another process has made of the book meanwhile: alerts that it began, told, or told to be over and forgot.
+  // What this one has not written down yet, or is just delivering, stays.
   absl::Status Adopt();
   // Writes down what is not in the book yet; Work() does.
   absl::Status Keep();

@@ -76,6 +76,31 @@ TEST_F(OnlookerTest, WhatWasToldWhileStilldHungAndIsOverBeforeItsNextTurnIsToldT
   EXPECT_THAT(listener_.events, Contains(Field(&Event::message, HasSubstr("web runs again"))));
 }
 
+TEST_F(OnlookerTest, ASecondEndIsToldThoughStilldHungWhenTheFirstWasToldToBeOver) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web", "01:00");
+  BeginAs(/*daemon=*/true);
+  Live(absl::Minutes(10));
+  const auto end = [this] {
+    host_.machines = {{"web", false}};
+    host_.ended = {{"web", "its hypervisor crashed"}};
+  };
+  end();
+  Live(absl::Minutes(10));
+  EXPECT_EQ(listener_.Count(Event::Kind::kEnded), 1);
+  Sleep(absl::Hours(1));  // It hangs.
+  host_.machines = {{"web", true}};
+  host_.ended.clear();
+  for (int looks = 0; looks < 2; ++looks) {
+    Look();
+    Sleep(absl::Hours(1));
+  }
+  EXPECT_THAT(listener_.events, Contains(Field(&Event::message, HasSubstr("web runs again"))));
+  end();
+  Live(absl::Minutes(10));
+  EXPECT_EQ(listener_.Count(Event::Kind::kEnded), 2);
+}
+
 // Each look is a process of its own, which knows only what the book says.
 TEST_F(OnlookerTest, LooksTellAlsoAfterTheClockWasSetBack) {
   host_.machines = {{"web", true}};
