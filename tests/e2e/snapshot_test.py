@@ -44,13 +44,13 @@ class VmTest(unittest.TestCase):
 class Quiesce(VmTest):
     def tearDown(self):
         self.host.run("exec", "web", "--", "fsfreeze", "--unfreeze", "/data")
-        self.host.run("exec", "web", "--", "rm", "-rf", "/etc/still/hooks.d")
+        self.host.run("exec", "web", "--", "rm", "-rf", "/etc/still/hooks.d", "/etc/qemu", "/etc/qemu-ga", "/etc/qemu-kvm")
 
-    def hook(self, name, script):
+    def hook(self, name, script, directory="/etc/still/hooks.d"):
         self.host.guest(
-            "web", "sh", "-c", f"mkdir -p /etc/still/hooks.d && printf '%s\\n' '#!/bin/sh' '{script}' > /etc/still/hooks.d/{name}"
+            "web", "sh", "-c", f"mkdir -p {directory} && printf '%s\\n' '#!/bin/sh' '{script}' > {directory}/{name}"
         )
-        self.host.guest("web", "chmod", "+x", f"/etc/still/hooks.d/{name}")
+        self.host.guest("web", "chmod", "+x", f"{directory}/{name}")
 
     def test_a_proven_freeze_gives_the_filesystem_level(self):
         taken = self.host.json("snapshot", "web", "--disk-only", "--quiesce", "require")
@@ -81,6 +81,15 @@ class Quiesce(VmTest):
         taken = self.host.json("snapshot", "web", "--disk-only", "--quiesce", "require")
         self.assertEqual(taken["consistency"]["level"], "APPLICATION")
         self.assertEqual([h["verb"] for h in taken["consistency"]["hooks"]], ["freeze", "thaw"])
+
+    def test_the_hooks_of_each_distribution_are_run_where_it_has_them(self):
+        # Debian's and SUSE's; RHEL's and Fedora's; RHEL 7's, and there the single one, which a directory would replace.
+        places = [("/etc/qemu/fsfreeze-hook.d", "one"), ("/etc/qemu-ga/fsfreeze-hook.d", "two"), ("/etc/qemu-kvm", "fsfreeze-hook")]
+        for directory, name in places:
+            self.hook(name, "exit 0", directory)
+        taken = self.host.json("snapshot", "web", "--disk-only", "--quiesce", "require")
+        frozen = {hook["path"] for hook in taken["consistency"]["hooks"] if hook["verb"] == "freeze"}
+        self.assertEqual(frozen, {f"{directory}/{name}" for directory, name in places})
 
     def test_a_hook_that_fails_fails_the_snapshot_or_lowers_its_label(self):
         self.hook("bad", "exit 3")
