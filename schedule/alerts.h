@@ -86,8 +86,9 @@ struct Alert {
   std::string how;     // It came to be over.
   bool quiet = false;  // It is not true just now, but nothing has proven that it is mended.
   std::map<std::string, Channel> channels;
-  bool saved = false;  // Neither is kept: whether the book has it as it is, and what the book had last.
+  // Not kept: what the book has of this alert, and whether that is all of it.
   std::string row;
+  bool saved = false;
 
   // Somebody was told of it.
   bool delivered() const;
