@@ -229,6 +229,13 @@ bool Alerts::Raised(Event::Kind kind, const std::string& schedule, const std::st
   return alert != nullptr && !alert->over.has_value();
 }
 
+std::optional<absl::Time> Alerts::RaisedSince(Event::Kind kind, const std::string& schedule,
+                                              const std::string& session) const {
+  const Alert* alert = Find(kind, schedule, session);
+  if (alert == nullptr || alert->over.has_value()) return std::nullopt;
+  return alert->event.at;
+}
+
 bool Alerts::Delivered(Event::Kind kind, const std::string& schedule, const std::string& session) const {
   const Alert* alert = Find(kind, schedule, session);
   return alert != nullptr && alert->delivered();

@@ -112,6 +112,9 @@ class Alerts {
   // Forgets, untold, what is not wanted any more.
   void KeepOnly(const std::function<bool(const Event& event)>& wanted);
   bool Raised(Event::Kind kind, const std::string& schedule, const std::string& session) const;
+  // Since when, if it is.
+  std::optional<absl::Time> RaisedSince(Event::Kind kind, const std::string& schedule,
+                                        const std::string& session) const;
   // Whether somebody was told of it.
   bool Delivered(Event::Kind kind, const std::string& schedule, const std::string& session) const;
 

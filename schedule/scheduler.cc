@@ -169,8 +169,10 @@ void Scheduler::UpdatePair(const Schedule& schedule, const SessionState& state, 
     pair.freshness.CountFrom(now);  // It was off: there was nothing new to take a snapshot of.
   }
   if (added) {
-    // Not from when the schedule was last edited: whoever edits it daily would never be told.
-    auto [memory, first] = memories_.try_emplace(at->first, PairMemory{.known = now});
+    // Not from when the schedule was last edited: whoever edits it daily would never be told. Nor from when it could be read
+    // again: a machine that came while it could not is not new by that.
+    const absl::Time known = alerts_.RaisedSince(Event::Kind::kUnusable, schedule.name(), "").value_or(now);
+    auto [memory, first] = memories_.try_emplace(at->first, PairMemory{.known = std::min(known, now)});
     if (first) unsaved_.insert(at->first);
     pair.memory = memory->second;
     ClampKnown(pair, now);

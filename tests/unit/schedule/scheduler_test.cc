@@ -392,5 +392,25 @@ TEST_F(SchedulerTest, APausedScheduleDoesNothingAndIsNotStale) {
   EXPECT_THAT(listener_.events, IsEmpty());
 }
 
+// Found by year 1057 of the story. Whoever repairs the schedule takes its machines for protected.
+TEST_F(SchedulerTest, AMachineThatCameBackWhileItsScheduleCouldNotBeReadIsNotTakenForNew) {
+  host_.machines = {{"web", true}};
+  book_.Add("nightly", "web*", "01:00");
+  Begin();
+  Live(absl::Hours(24 * 3));
+  host_.machines.clear();
+  Live(absl::Hours(3));
+  ASSERT_EQ(listener_.Count(Event::Kind::kGone, "web"), 1) << "and it is forgotten";
+  book_.unusable = {{"nightly", "calendar: what is a Funday?"}};
+  Crash(true);
+  Begin();  // It has never read the schedule.
+  host_.machines = {{"web", true}};
+  Live(absl::Hours(24 * 10));
+  ASSERT_EQ(listener_.Count(Event::Kind::kStale, "web"), 0) << "nobody knows what the schedule is about";
+  book_.unusable.clear();
+  Live(absl::Hours(1));
+  EXPECT_EQ(listener_.Count(Event::Kind::kStale, "web"), 1);
+}
+
 }  // namespace
 }  // namespace still::schedule
