@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/log.h"
 #include "base/pipe.h"
 #include "base/random.h"
@@ -57,7 +58,7 @@ absl::StatusOr<ThrowAwaySession> ThrowAwaySession::Reserve(const session::Sessio
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return ErrnoStatus(errno, absl::StrCat("lock ", lock_path));
 
   STILL_ASSIGN_OR_RETURN(Pipe life_line, MakePipe());
-  STILL_ASSIGN_OR_RETURN(std::string program, session::FindSibling("still", "STILL_PROGRAM"));
+  STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("still", "STILL_PROGRAM"));
   ProcessOptions options;
   options.argv = {
       program, "__janitor", "--state", sessions.root(), "--life-line-fd", absl::StrCat(life_line.read_end.get()), name};

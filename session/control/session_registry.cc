@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/host_identity.h"
 #include "base/name_match.h"
 #include "base/process.h"
@@ -292,20 +293,6 @@ absl::Status WriteSessionStart(const std::string& directory, const sessionpb::Se
 
 absl::Status WriteSessionEnd(const std::string& directory, const sessionpb::SessionEnd& end) {
   return WriteJson(EndPath(directory), end);
-}
-
-absl::StatusOr<std::string> FindSibling(const std::string& program, const char* environment) {
-  if (const char* path = std::getenv(environment); path != nullptr && *path != '\0') return std::string(path);
-  std::error_code error;
-  std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (error) return ErrnoStatus(error.value(), "readlink /proc/self/exe");
-  // A build has everything in one directory; an installation what is nobody's command below lib.
-  for (const std::filesystem::path& path :
-       {self.parent_path() / program, self.parent_path().parent_path() / "lib/stillpoint" / program}) {
-    if (::access(path.c_str(), X_OK) == 0) return path.string();
-  }
-  return absl::NotFoundError(
-      absl::StrCat(program, " is not beside ", self.string(), "; reinstall, or name it in ", environment));
 }
 
 }  // namespace still::session

@@ -109,7 +109,4 @@ absl::Status WriteSessionStart(const std::string& directory, const sessionpb::Se
 std::string HostBootId();
 absl::Status WriteSessionEnd(const std::string& directory, const sessionpb::SessionEnd& end);
 
-// "still-session" beside the running program, or in ../lib/stillpoint; what `environment` names comes first.
-absl::StatusOr<std::string> FindSibling(const std::string& program, const char* environment);
-
 }  // namespace still::session

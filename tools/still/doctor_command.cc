@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/process.h"
 #include "session/control/session_registry.h"
 #include "session/hypervisor/accelerator.h"
@@ -68,7 +69,7 @@ Finding Program(const Needed& needed) {
 // Whether nbdkit can load it is asked of nbdkit.
 Finding PluginFinding() {
   const std::string what = "nbdkit plugin";
-  absl::StatusOr<std::string> plugin = session::FindSibling("nbdkit-still-plugin.so", "STILL_NBDKIT_PLUGIN");
+  absl::StatusOr<std::string> plugin = FindSibling("nbdkit-still-plugin.so", "STILL_NBDKIT_PLUGIN");
   if (!plugin.ok()) return {what, Verdict::kNote, std::string(plugin.status().message())};
   absl::StatusOr<CommandOutput> output = RunCommand({.argv = {"nbdkit", "--version", *plugin}}, absl::Seconds(20));
   if (!output.ok() || !output->exit.ok()) {

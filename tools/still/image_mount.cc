@@ -23,6 +23,7 @@
 #include "base/absolute_path.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/secret.h"
 #include "base/undo.h"
 #include "session/control/session_registry.h"
@@ -133,7 +134,7 @@ struct ServerCommand {
 
 absl::StatusOr<ServerCommand> NbdfuseCommand(const store::RepositoryOptions& opened, const ImageReference& reference,
                                              const std::string& file) {
-  STILL_ASSIGN_OR_RETURN(std::string plugin, session::FindSibling("nbdkit-still-plugin.so", "STILL_NBDKIT_PLUGIN"));
+  STILL_ASSIGN_OR_RETURN(std::string plugin, FindSibling("nbdkit-still-plugin.so", "STILL_NBDKIT_PLUGIN"));
   ServerCommand command;
   command.argv = {"nbdfuse", file, "--socket-activation", "nbdkit", "--foreground", "--filter=readahead"};
   if (reference.partition != 0) command.argv.emplace_back("--filter=partition");

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/absolute_path.h"
+#include "base/find_sibling.h"
 #include "base/name_match.h"
 #include "base/names.h"
 #include "base/quantity.h"
@@ -60,7 +61,7 @@ struct RestoreArguments {
 // The disks of a lazy restore are served by this same program, and opened as the repository was opened now.
 absl::StatusOr<snapshot::LazyDiskOptions> LazyDisks(const store::RepositoryOptions& opened,
                                                     const RestoreArguments& arguments) {
-  STILL_ASSIGN_OR_RETURN(std::string self, session::FindSibling("still", "STILL_PROGRAM"));
+  STILL_ASSIGN_OR_RETURN(std::string self, FindSibling("still", "STILL_PROGRAM"));
   snapshot::LazyDiskOptions lazy{.passphrase = opened.credentials.passphrase, .hydrate = !arguments.no_hydrate};
   STILL_ASSIGN_OR_RETURN(const std::string repository, AbsolutePath(opened.path));
   lazy.server_command = {self, "--repo", repository};

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/host_identity.h"
 #include "base/log.h"
 #include "base/unix_socket.h"
@@ -36,7 +37,7 @@ absl::StatusOr<schedule::SupervisorOptions> OptionsOfSupervisor(const Context& c
   STILL_ASSIGN_OR_RETURN(options.repository.credentials, context.GivenCredentials());
   STILL_ASSIGN_OR_RETURN(options.repository.here, ReadHostIdentity(context.state_directory()));
   options.announcer = ConfiguredChannels();
-  STILL_ASSIGN_OR_RETURN(options.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
+  STILL_ASSIGN_OR_RETURN(options.worker_program, FindSibling("stilld", "STILL_STILLD_PROGRAM"));
   return options;
 }
 

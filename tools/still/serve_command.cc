@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/absolute_path.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/names.h"
 #include "base/secret.h"
 #include "base/unix_socket.h"
@@ -36,7 +37,7 @@ struct ServeArguments {
 // Becomes nbdkit, with the listening socket and the passphrase as descriptors: neither a path too long for a socket's
 // address nor a secret stands on its command line.
 absl::Status BecomeNbdkit(std::vector<std::string> words, OwnedFd listening, int passphrase_fd) {
-  STILL_ASSIGN_OR_RETURN(std::string plugin, session::FindSibling("nbdkit-still-plugin.so", "STILL_NBDKIT_PLUGIN"));
+  STILL_ASSIGN_OR_RETURN(std::string plugin, FindSibling("nbdkit-still-plugin.so", "STILL_NBDKIT_PLUGIN"));
   words.insert(words.begin(), {"nbdkit", "--foreground", "--filter=readahead", plugin});
   if (passphrase_fd >= 0) {
     // Out of the way of the number that the socket gets.

@@ -20,6 +20,7 @@
 #include "absl/time/clock.h"
 #include "base/absolute_path.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/process.h"
 #include "base/undo.h"
 #include "session/control/session_registry.h"
@@ -130,7 +131,7 @@ absl::Status RunKernel(const std::string& directory, const std::string& reader, 
 
 absl::StatusOr<json> ReadAsUser(const Context& context, const ImageReference& image, json request,
                                 const std::function<bool()>& go_on) {
-  STILL_ASSIGN_OR_RETURN(std::string reader, session::FindSibling("still-file-reader", "STILL_FILE_READER"));
+  STILL_ASSIGN_OR_RETURN(std::string reader, FindSibling("still-file-reader", "STILL_FILE_READER"));
   STILL_ASSIGN_OR_RETURN(Place place, MakePlace(context));
   UndoStack undo;  // Always: nothing of it is needed afterwards.
   undo.Push("remove what files were read through", [path = place.path] { return RemovePlace(path); });

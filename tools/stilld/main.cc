@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "base/home_directory.h"
 #include "base/host_identity.h"
 #include "base/log.h"
@@ -92,7 +93,7 @@ absl::Status Run(const Arguments& arguments) {
                                                                        .secret_fd = arguments.secret_fd,
                                                                        .passphrase = arguments.passphrase}));
   if (arguments.execute > 0) {
-    STILL_ASSIGN_OR_RETURN(std::string still, session::FindSibling("still", "STILL_PROGRAM"));
+    STILL_ASSIGN_OR_RETURN(std::string still, FindSibling("still", "STILL_PROGRAM"));
     return schedule::ExecuteRun({.state = arguments.state, .repository = repository, .still_program = still},
                                 arguments.execute);
   }
@@ -108,7 +109,7 @@ absl::Status Run(const Arguments& arguments) {
   if (!arguments.webhook.empty()) announcer.webhook = arguments.webhook;
   if (!arguments.mail_to.empty()) announcer.mail_to = arguments.mail_to;
   if (!arguments.ping.empty()) announcer.ping = arguments.ping;
-  STILL_ASSIGN_OR_RETURN(options.supervisor.worker_program, session::FindSibling("stilld", "STILL_STILLD_PROGRAM"));
+  STILL_ASSIGN_OR_RETURN(options.supervisor.worker_program, FindSibling("stilld", "STILL_STILLD_PROGRAM"));
   STILL_ASSIGN_OR_RETURN(options.drain, ParseDuration(arguments.drain));
   return RunDaemon(options);
 }

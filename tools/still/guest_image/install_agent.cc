@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "base/file.h"
+#include "base/find_sibling.h"
 #include "session/control/session_registry.h"
 
 namespace still::cli {
@@ -60,7 +61,7 @@ absl::Status NoRootFound(const GuestDisk& disk) {
 }
 
 absl::StatusOr<AgentFiles> AgentFiles::Load() {
-  STILL_ASSIGN_OR_RETURN(std::string program, session::FindSibling("guest/still-agent", "STILL_AGENT_PROGRAM"));
+  STILL_ASSIGN_OR_RETURN(std::string program, FindSibling("guest/still-agent", "STILL_AGENT_PROGRAM"));
   const std::string directory = program.substr(0, program.rfind('/'));
   AgentFiles files;
   STILL_ASSIGN_OR_RETURN(files.program, ReadFile(program, kMaxProgram));
