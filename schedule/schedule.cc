@@ -92,6 +92,9 @@ absl::Status CheckRest(const Definition& definition) {
   if (definition.read_bandwidth() > 0 && definition.kind() != Definition::KIND_CAPTURE) {
     return absl::InvalidArgumentError("a limit for reading disks is for schedules of kind capture");
   }
+  if (definition.track_memory() && (definition.kind() != Definition::KIND_CAPTURE || definition.disk_only())) {
+    return absl::InvalidArgumentError("memory is tracked for schedules of kind capture, with memory");
+  }
   if (!definition.retention().empty() && definition.kind() != Definition::KIND_CAPTURE) {
     return absl::InvalidArgumentError("retention is for schedules of kind capture");
   }

@@ -164,6 +164,7 @@ absl::StatusOr<snapshot::TakeOptions> RunExecution::OptionsOfCapture() {
   options.labels.insert(definition.labels().begin(), definition.labels().end());
   options.labels[std::string(kScheduleLabel)] = schedule_->name();
   options.memory = !definition.disk_only();
+  options.track_memory = definition.track_memory();
   if (auto quiesce = kQuiesce.find(definition.quiesce()); quiesce != kQuiesce.end()) options.quiesce = quiesce->second;
   if (auto hooks = kHooks.find(definition.hooks()); hooks != kHooks.end()) options.hook_policy = hooks->second;
   if (auto memory = kMemory.find(definition.memory()); memory != kMemory.end()) options.memory_policy = memory->second;

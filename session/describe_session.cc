@@ -57,6 +57,8 @@ sessionpb::DescribeResponse DescribeSession(Session& session) {
   out.mutable_capabilities()->set_memory(capabilities.memory);
   out.mutable_capabilities()->set_background_memory(capabilities.background_memory);
   out.mutable_capabilities()->set_background_memory_reason(capabilities.background_memory_reason);
+  out.mutable_capabilities()->set_engine_memory(capabilities.engine_memory);
+  out.mutable_capabilities()->set_engine_memory_reason(capabilities.engine_memory_reason);
   out.mutable_capabilities()->set_disk_pin(capabilities.disk_pin);
   out.mutable_capabilities()->set_incremental_disk(capabilities.incremental_disk);
   GuestLink* link = session.link();

@@ -38,6 +38,7 @@ class Receiver final : public session::MemoryStreamReceiver {
     image_ = *std::move(image);
     return absl::OkStatus();
   }
+  absl::Status OnIncrement() override { return Remember(image_->KeepParent(0, result_.ram_bytes)); }
   absl::Status OnPages(uint64_t offset, absl::string_view data) override {
     return Remember(image_->Write(offset, data));
   }

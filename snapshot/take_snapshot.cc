@@ -28,6 +28,8 @@ namespace {
 
 // A commit waits so long for thaw hooks that still run. Nobody in the guest waits for it.
 constexpr absl::Duration kThawHooksPatience = absl::Seconds(3);
+// Each step reads a manifest. What is further away is read in full.
+constexpr int kLongestWayToBase = 32;
 
 using manifestpb::Image;
 
@@ -82,6 +84,7 @@ class SnapshotRun {
 
   absl::Status Cause(const absl::Status& seen);
   void KeepThawHooks();
+  void FindMemoryBase();
   absl::Status StoreBootFiles();
   absl::Status DrainDisks();
   absl::Status StoreDeviceState(const std::string& content);
@@ -99,6 +102,7 @@ class SnapshotRun {
 
   manifestpb::Snapshot manifest_;
   std::optional<manifestpb::Snapshot> parent_;
+  std::optional<Image> memory_base_;  // With track_memory: the memory of the newest snapshot from which it is tracked.
   // Destroyed in reverse order: drains end before the stream that keeps their source alive, images before their
   // snapshot.
   std::unique_ptr<store::SnapshotWriter> writer_;
@@ -130,6 +134,7 @@ absl::Status SnapshotRun::Prepare() {
     LogWarning("the snapshot before this one has its point in the future: the clock was wrong, or is",
                {{"session", session_.name}, {"snapshot", parent_->id()}});
   }
+  FindMemoryBase();
   STILL_ASSIGN_OR_RETURN(writer_, repository_.BeginSnapshot());
   manifest_.set_name(options_.name);
   manifest_.set_session(session_.name);
@@ -142,6 +147,22 @@ absl::Status SnapshotRun::Prepare() {
   if (parent_.has_value()) manifest_.set_parent_id(parent_->id());
   // The repository's workers start with their first task and stay what whoever brings it is.
   return InBackground([this] { return StoreBootFiles(); });
+}
+
+// Snapshots without tracking lie between those with it: they leave it alone.
+void SnapshotRun::FindMemoryBase() {
+  if (!options_.track_memory || !parent_.has_value()) return;
+  manifestpb::Snapshot at = *parent_;
+  for (int step = 0; step < kLongestWayToBase; ++step) {
+    if (const Image* ram = FindImage(at, "ram"); ram != nullptr && !ram->memory_point().empty()) {
+      memory_base_ = *ram;
+      return;
+    }
+    if (at.parent_id().empty()) return;
+    absl::StatusOr<manifestpb::Snapshot> before = repository_.FindSnapshot(at.parent_id());
+    if (!before.ok() || before->session_id() != at.session_id()) return;
+    at = *std::move(before);
+  }
 }
 
 // Needs:            a prepared writer.
@@ -162,6 +183,8 @@ absl::Status SnapshotRun::Window() {
   request.set_max_pause_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.max_pause)));
   request.set_memory_policy(options_.memory_policy);
   request.set_repository_id(repository_.id());
+  request.set_track_memory(options_.track_memory);
+  if (memory_base_.has_value()) request.set_base_memory(memory_base_->memory_point());
   if (parent_.has_value()) {
     for (const Image& image : parent_->images()) {
       if (!image.bitmap().empty()) (*request.mutable_base_bitmaps())[image.name()] = image.bitmap();
@@ -205,6 +228,7 @@ absl::Status SnapshotRun::Drain() {
       Image& ram = Keep("ram");
       ram.set_role(Image::ROLE_RAM);
       ram.set_bytes_read(drained->bytes_read);
+      ram.set_memory_point(stream_->pinned().memory_point());
       manifest_.mutable_machine()->set_memory_bytes(drained->ram_bytes);
       manifest_.mutable_drain()->set_bytes_read(manifest_.drain().bytes_read() + drained->bytes_read);
       status = StoreDeviceState(drained->device_state);
@@ -313,6 +337,7 @@ absl::Status SnapshotRun::StoreDeviceState(const std::string& content) {
 store::ImageOptions SnapshotRun::ImageOptionsFor(const std::string& name, Image::Role role, uint64_t size) const {
   store::ImageOptions options{.name = name, .role = role, .size = size};
   const Image* base = parent_.has_value() ? FindImage(*parent_, name) : nullptr;
+  if (role == Image::ROLE_RAM && memory_base_.has_value()) base = &*memory_base_;
   if (base != nullptr) {
     options.parent_root = base->root();
     options.parent_size = base->size();

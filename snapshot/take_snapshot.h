@@ -35,6 +35,8 @@ struct TakeOptions {
   absl::Duration freeze_lease = absl::Seconds(10);
   absl::Duration hook_timeout = absl::Seconds(10);
   bool skip_presync = false;
+  // Keep track of what is written to memory, so that the next snapshot with this option reads no more than that.
+  bool track_memory = false;
   uint64_t pin_space_limit = 0;  // BeginCaptureRequest.
   // How fast the disks are read (NbdSource::pace); memory is not asked, because the guest waits for it.
   std::function<void(uint64_t)> pace = nullptr;

@@ -189,6 +189,11 @@ absl::Status CriticalWindow::SaveState() {
   report_.windows.set_pause_us(Micros(report.paused));
   report_.windows.set_commands_in_pause(static_cast<uint32_t>(report.commands.size()));
   report_.windows.set_memory_method(report.memory_method);
+  report_.windows.set_memory_method_reason(report.memory_method_reason);
+  report_.windows.set_reprotected_pages(report.reprotected_pages);
+  report_.windows.set_protecting_us(Micros(report.protecting));
+  report_.windows.set_memory_full_reason(report.memory_full_reason);
+  report_.memory_point = report.memory_point;
   return absl::OkStatus();
 }
 

@@ -49,6 +49,7 @@ struct WindowReport {
   absl::Time point;
   manifestpb::Consistency consistency;
   manifestpb::Windows windows;
+  std::string memory_point;         // PauseReport's.
   uint32_t pending_thaw_hooks = 0;  // They run on in the guest: QuiesceStatus tells how they end.
 };
 

@@ -48,6 +48,8 @@ absl::StatusOr<CaptureOptions> CaptureOptionsOf(const sessionpb::BeginCaptureReq
   CaptureOptions options{.memory = request.memory(),
                          .repository_id = request.repository_id(),
                          .stop_for_memory = request.memory_policy() == sessionpb::MEMORY_STOP,
+                         .track_memory = request.memory() && request.track_memory(),
+                         .base_memory = request.base_memory(),
                          .pin_space_limit = request.pin_space_limit()};
   options.base_bitmaps.assign(request.base_bitmaps().begin(), request.base_bitmaps().end());
   if (request.max_pause_ms() > 0) options.max_pause = absl::Milliseconds(request.max_pause_ms());
@@ -244,6 +246,7 @@ absl::Status CaptureService::Window(Active& active, const sessionpb::BeginCaptur
   *pinned.mutable_windows() = std::move(report->windows);
   pinned.mutable_windows()->set_no_memory_reason(no_memory);
   pinned.set_point_unix_ns(absl::ToUnixNanos(report->point));
+  pinned.set_memory_point(report->memory_point);
   *pinned.mutable_machine() = session_.machine();
   for (PinnedDiskExport& disk : exports) {
     sessionpb::PinnedDisk& out = *pinned.add_disks();

@@ -15,7 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/fd.h"
 #include "base/process.h"
@@ -30,6 +29,8 @@ struct Capabilities {
   bool memory = false;                   // Memory and devices can be saved at all.
   bool background_memory = false;        // ... while the VM runs on; else the pause lasts as long as the copy.
   std::string background_memory_reason;  // Why not, and what would change it.
+  bool engine_memory = false;            // ... by the memory engine: the pause does not grow with the memory.
+  std::string engine_memory_reason;      // Why not, and what would change it.
   // About how long the VM stands still for its memory where it cannot be saved in the background.
   absl::Duration stopped_memory_pause = absl::ZeroDuration();
   bool disk_pin = false;  // Disks can be read as of the point while the VM runs on.
@@ -91,6 +92,12 @@ struct CaptureOptions {
   absl::Duration memory_stall_limit = absl::Seconds(1);
   // A reader of the disks that takes nothing of what it asked for, for so long, is cut off (CheckPins). Nobody waits for it.
   absl::Duration disk_stall_limit = absl::Seconds(60);
+  // Note what is written to memory from this point on (PauseReport::memory_point), so that the next capture need not read the
+  // rest. The guest's first write to each page then waits for some 50 us. Only with engine_memory.
+  bool track_memory = false;
+  // With track_memory: the memory_point that the reader has. When that is what is tracked, only pages written since come
+  // (MemoryStreamReceiver::OnIncrement); else all of them, and PauseReport says why.
+  std::string base_memory;
   // Space for what the guest overwrites while its disks are pinned; 0: half of what is free when the capture begins.
   uint64_t pin_space_limit = 0;
 };
@@ -108,7 +115,15 @@ struct PinnedDiskExport {
 struct PauseReport {
   absl::Duration paused;              // By the hypervisor's own event times where it gives them, else ours.
   std::vector<std::string> commands;  // Sent inside the pause, in this order.
-  std::string memory_method;          // "background", "stopped", "none"
+  // How memory was saved: "engine", "background", "stopped", or "none"; and why not in a better way, where there is one.
+  std::string memory_method;
+  std::string memory_method_reason;
+  // With "engine": pages that were protected once more inside the pause, and how long that took.
+  uint64_t reprotected_pages = 0;
+  absl::Duration protecting;
+  // With track_memory: the next capture's base_memory, once this one is released as committed; why all memory was read.
+  std::string memory_point;
+  std::string memory_full_reason;
 };
 
 // One capture of one VM: prepared while the VM runs, then Pause -> PinDisks -> SaveStateAndResume, then drained from
@@ -180,21 +195,6 @@ class Vm {
   virtual ProcessExit WaitForExit() = 0;
   // True when the guest powered itself off (not Kill, not a crash). Meaningful after the exit.
   virtual bool guest_shut_down() const = 0;
-};
-
-// Takes a memory stream apart: the main memory block as pages with their addresses, the rest as bytes to keep verbatim.
-class MemoryStreamReceiver {
- public:
-  virtual ~MemoryStreamReceiver() = default;
-  // Called once, before any page. `size`: of the main memory block in bytes.
-  virtual absl::Status OnMemorySize(uint64_t size) = 0;
-  // `data` is a whole number of 4 KiB pages, valid during the call. Pages come in any order; a later call for an
-  // address replaces an earlier one. What is never reported is zero.
-  virtual absl::Status OnPages(uint64_t offset, absl::string_view data) = 0;
-  // A page that is zero now; only reported when it may have been something else before.
-  virtual absl::Status OnZeroPage(uint64_t offset) = 0;
-  // The next bytes of the device state: the stream without the main block's pages, which IncomingState takes back.
-  virtual absl::Status OnDeviceState(absl::string_view data) = 0;
 };
 
 }  // namespace still::session

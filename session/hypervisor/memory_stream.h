@@ -6,7 +6,7 @@
 
 #include "absl/strings/string_view.h"
 #include "base/status.h"
-#include "session/hypervisor/hypervisor.h"
+#include "session/hypervisor/memory_stream_receiver.h"
 
 namespace still::session {
 

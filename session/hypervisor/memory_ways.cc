@@ -8,14 +8,18 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/fd.h"
+#include "session/memory/memory_engine.h"
+#include "session/vsock/preload_library.h"
 
 namespace still::session {
 namespace {
 
 // From benchmarks/BUDGETS.md, "Stall".
+constexpr char kEngineCost[] = "the pause does not grow with the memory";
 constexpr char kBackgroundCost[] = "the pause is 5 to 25 ms for 512 MiB of memory and grows with it";
 constexpr char kStoppedCost[] =
     "always there: the machine stands still while its memory is written, 0.5 to 1 s for each GiB";
@@ -61,10 +65,32 @@ MemoryWay Device() {
   return way;
 }
 
+MemoryWay Engine(bool can_write_protect) {
+  MemoryWay way{.name = "the memory engine"};
+  const absl::StatusOr<std::string> program = FindMemoryEngine();
+  const absl::StatusOr<std::string> library = FindPreloadLibrary();
+  way.available = can_write_protect && program.ok() && library.ok();
+  if (way.available) {
+    way.text = kEngineCost;
+  } else if (!can_write_protect) {
+    way.text = "it needs one of the two below";
+  } else {
+    way.text = std::string((program.ok() ? library.status() : program.status()).message());
+  }
+  return way;
+}
+
 }  // namespace
 
+std::string UserfaultfdReason() { return SystemCall().text; }
+
 std::vector<MemoryWay> MemoryWays() {
-  return {SystemCall(), Device(), {.name = "stop and write", .available = true, .text = kStoppedCost}};
+  MemoryWay system_call = SystemCall();
+  MemoryWay device = Device();
+  return {Engine(system_call.available || device.available),
+          std::move(system_call),
+          std::move(device),
+          {.name = "stop and write", .available = true, .text = kStoppedCost}};
 }
 
 }  // namespace still::session

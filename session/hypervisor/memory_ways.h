@@ -13,6 +13,9 @@ struct MemoryWay {
   std::string text;  // What it costs when it is available, else what would make it so.
 };
 
+// Why userfaultfd(2) protects no memory from writing for this user, and what would change it.
+std::string UserfaultfdReason();
+
 // Tried, not guessed, for this user in this process. The best comes first, the last is always there.
 std::vector<MemoryWay> MemoryWays();
 

@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 
@@ -17,6 +18,7 @@ namespace still::session {
 namespace {
 
 constexpr char kLibrary[] = "libstill-vsock.so";
+constexpr char kPreload[] = "LD_PRELOAD";
 
 absl::StatusOr<std::vector<std::string>> Candidates() {
   if (const char* chosen = std::getenv("STILL_VSOCK_LIBRARY"); chosen != nullptr && *chosen != '\0') {
@@ -53,9 +55,14 @@ absl::StatusOr<std::string> FindPreloadLibrary() {
 }
 
 std::pair<std::string, std::string> PreloadVariable(const std::string& library) {
-  const char* others = std::getenv("LD_PRELOAD");
-  if (others == nullptr || *others == '\0') return {"LD_PRELOAD", library};
-  return {"LD_PRELOAD", absl::StrCat(library, ":", others)};
+  const char* others = std::getenv(kPreload);
+  if (others == nullptr || *others == '\0') return {kPreload, library};
+  return {kPreload, absl::StrCat(library, ":", others)};
+}
+
+void Preload(const std::string& library, std::vector<std::pair<std::string, std::string>>& environment) {
+  const bool there = std::any_of(environment.begin(), environment.end(), [](auto& v) { return v.first == kPreload; });
+  if (!there) environment.push_back(PreloadVariable(library));
 }
 
 absl::Status CheckPreloaded(pid_t pid, const std::string& library) {

@@ -19,6 +19,8 @@ absl::StatusOr<std::string> FindPreloadLibrary();
 
 // The variable that loads `library` before what is already asked for by our own environment.
 std::pair<std::string, std::string> PreloadVariable(const std::string& library);
+// Adds to a process's environment what loads `library`, unless something does already.
+void Preload(const std::string& library, std::vector<std::pair<std::string, std::string>>& environment);
 
 // OK when the process has loaded it. FAILED_PRECONDITION: it runs without, as static and set-user-id programs do.
 absl::Status CheckPreloaded(pid_t pid, const std::string& library);

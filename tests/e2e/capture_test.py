@@ -104,6 +104,7 @@ class WithoutUserfaultfd(unittest.TestCase):
             self.assertIn("stood still while its memory was written", said)
             windows = host.json("show", "first")["windows"]
             self.assertEqual(windows["memory_method"], "stopped")
+            self.assertIn("not permitted", windows["memory_method_reason"])
             host.still("restore", "first", "--as", "copy")
             after = host.counter("copy", "--check")
             self.assertEqual(after["errors"], 0)

@@ -6,6 +6,7 @@ import subprocess
 import time
 import unittest
 
+from memory_test import engine_of
 from snapshot_test import VmTest
 from still_host import wait_for
 
@@ -76,6 +77,29 @@ class CallerStopped(FaultTest):
         _, stderr = process.communicate(timeout=600)
         self.assertNotEqual(process.returncode, 0, stderr)
         self.assert_repository_is_clean(1)
+
+
+class EngineKilled(FaultTest):
+    """The memory engine is killed or stopped while the guest waits for it (docs/memory.md, "Who answers")."""
+
+    def test_at_each_step_the_guest_goes_on_and_the_next_snapshot_works(self):
+        if not self.host.session("web")["capabilities"].get("engine_memory", False):
+            self.skipTest("no memory engine here: " + self.host.session("web")["capabilities"]["engine_memory_reason"])
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            for step in ("quiesce", "pause", "save_state"):
+                with self.subTest(step, signal=number):
+                    process = self.begin_snapshot(step, 2000, "--name", f"never-{step}")
+                    os.kill(engine_of(self.host.pids()["web"]), number)
+                    _, stderr = process.communicate(timeout=600)
+                    self.assertEqual(process.returncode, 6, stderr)
+                    self.assertIn("the memory engine", stderr)
+                    self.assert_web_works()
+        self.assert_repository_is_clean(0)
+        self.fault.unlink()
+        taken = self.host.json("snapshot", "web", "--name", "next", "--memory", "require", "--quiesce", "require")
+        self.assertEqual(taken["windows"]["memory_method"], "engine")
+        self.host.still("restore", "next", "--as", "copy")
+        self.assertEqual(self.host.counter("copy", "--check")["errors"], 0)
 
 
 class AgentKilled(FaultTest):

@@ -42,7 +42,7 @@ class Package(unittest.TestCase):
     def test_hosts_get_programs_pages_completion_and_the_agent_for_images(self):
         root = self.roots["stillpoint"]
         for path in ("bin/still", "bin/still-session", "bin/stilld", "lib/stillpoint/libstill-vsock.so",
-                     "lib/stillpoint/nbdkit-still-plugin.so", "lib/stillpoint/still-file-reader",
+                     "lib/stillpoint/nbdkit-still-plugin.so", "lib/stillpoint/still-file-reader", "lib/stillpoint/still-memory",
                      "lib/stillpoint/guest/still-agent",
                      "lib/stillpoint/guest/still-agent.service", "lib/systemd/system/stilld.service",
                      "lib/systemd/system/stilld.socket", "lib/systemd/system/still-run-due.timer",

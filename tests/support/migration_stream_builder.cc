@@ -32,12 +32,20 @@ MigrationStreamBuilder& MigrationStreamBuilder::Header(absl::string_view machine
   return Raw("QEVM").U32(3).U8(0x07).U32(static_cast<uint32_t>(machine.size())).Raw(machine);
 }
 
+MigrationStreamBuilder& MigrationStreamBuilder::Capability(const std::string& name) {
+  addresses_ = true;
+  return U8(0x05).Name("configuration/capabilities").U32(1).U32(1).Name(name);
+}
+
 MigrationStreamBuilder& MigrationStreamBuilder::StartRam(const std::vector<std::pair<std::string, uint64_t>>& blocks) {
   U8(0x01).U32(kRamSection).Name("ram").U32(0).U32(4);
   uint64_t total = 0;
   for (const auto& [name, size] : blocks) total += size;
   U64(total | 0x04);
-  for (const auto& [name, size] : blocks) Name(name).U64(size);
+  for (const auto& [name, size] : blocks) {
+    Name(name).U64(size);
+    if (addresses_) U64(0xfffc0000);
+  }
   return *this;
 }
 

@@ -19,6 +19,8 @@ class MigrationStreamBuilder {
   static constexpr uint32_t kRamSection = 2;
 
   MigrationStreamBuilder& Header(absl::string_view machine = "pc-q35-7.2");
+  // Behind the header: the reader must have this capability. Blocks are then listed with their addresses.
+  MigrationStreamBuilder& Capability(const std::string& name);
   // Opens the ram section and lists its blocks.
   MigrationStreamBuilder& StartRam(const std::vector<std::pair<std::string, uint64_t>>& blocks);
   MigrationStreamBuilder& Part();
@@ -46,6 +48,7 @@ class MigrationStreamBuilder {
 
   std::string bytes_;
   std::string last_block_;
+  bool addresses_ = false;
 };
 
 }  // namespace still::testing

@@ -68,6 +68,21 @@ constexpr TextOption kTextOptions[] = {
      [](Schedule& s, const std::string& v) { s.set_check(v); }},
 };
 
+struct FlagOption {
+  const char* flag;
+  const char* help;
+  void (*set)(Schedule& schedule, bool value);
+};
+
+constexpr FlagOption kFlagOptions[] = {
+    {"--disk-only", "true: leave memory and device state out", [](Schedule& s, bool v) { s.set_disk_only(v); }},
+    {"--track-memory",
+     "true: note what is written to memory, so that the next run reads no more than that (while the session runs)",
+     [](Schedule& s, bool v) { s.set_track_memory(v); }},
+    {"--idle-io", "true: only disk and processor time that nobody else wants",
+     [](Schedule& s, bool v) { s.set_idle_io(v); }},
+};
+
 absl::StatusOr<uint32_t> Count(const std::string& flag, const std::string& text) {
   uint32_t number = 0;
   if (absl::SimpleAtoi(text, &number) && number <= 1000) return number;
@@ -75,13 +90,12 @@ absl::StatusOr<uint32_t> Count(const std::string& flag, const std::string& text)
 }
 
 // A flag alone means true; CLI11 then gives an empty word.
-absl::Status SetFlag(const char* flag, bool& field, const Values& values) {
+absl::StatusOr<bool> FlagValue(const char* flag, const Values& values) {
   const std::string value = values.empty() ? "" : values.back();
   if (!value.empty() && value != "true" && value != "false") {
     return absl::InvalidArgumentError(absl::StrCat(flag, " ", value, ": true or false was expected"));
   }
-  field = value != "false";
-  return absl::OkStatus();
+  return value != "false";
 }
 
 }  // namespace
@@ -138,20 +152,13 @@ void ScheduleOptions::AddRest(CLI::App& command) {
       return absl::OkStatus();
     });
   }
-  Add(command, "--disk-only", "true: leave memory and device state out", [](Schedule& s, const Values& v) {
-    bool on = false;
-    STILL_RETURN_IF_ERROR(SetFlag("--disk-only", on, v));
-    s.set_disk_only(on);
-    return absl::OkStatus();
-  })->expected(0, 1);
-  Add(command, "--idle-io", "true: only disk and processor time that nobody else wants",
-      [](Schedule& s, const Values& v) {
-        bool on = false;
-        STILL_RETURN_IF_ERROR(SetFlag("--idle-io", on, v));
-        s.set_idle_io(on);
-        return absl::OkStatus();
-      })
-      ->expected(0, 1);
+  for (const FlagOption& option : kFlagOptions) {
+    Add(command, option.flag, option.help, [&option](Schedule& s, const Values& v) {
+      STILL_ASSIGN_OR_RETURN(const bool on, FlagValue(option.flag, v));
+      option.set(s, on);
+      return absl::OkStatus();
+    })->expected(0, 1);
+  }
   Add(command, "--bandwidth", "Bytes a second into and out of the repository: 50M; 0: no limit",
       [](Schedule& s, const Values& v) {
         STILL_ASSIGN_OR_RETURN(uint64_t bytes, ParseSize(v.back()));

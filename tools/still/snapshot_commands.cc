@@ -45,6 +45,7 @@ struct SnapshotArguments {
   std::string memory = "try";
   std::string max_pause = "2s";
   bool skip_presync = false;
+  bool track_memory = false;
   std::string pin_space = "0";
   AdoptArguments adopt;
 };
@@ -54,6 +55,7 @@ absl::StatusOr<snapshot::TakeOptions> TakeOptionsOf(const SnapshotArguments& arg
   options.name = arguments.name;
   options.memory = !arguments.disk_only;
   options.skip_presync = arguments.skip_presync;
+  options.track_memory = arguments.track_memory;
   static const std::map<std::string, sessionpb::QuiescePolicy> kQuiesce = {
       {"require", sessionpb::QUIESCE_REQUIRE}, {"try", sessionpb::QUIESCE_TRY}, {"off", sessionpb::QUIESCE_OFF}};
   static const std::map<std::string, guestpb::HookPolicy> kHooks = {
@@ -83,6 +85,9 @@ std::string TakenText(const Snapshot& snapshot) {
   }
   if (const std::string& why = snapshot.windows().no_memory_reason(); !why.empty()) {
     absl::StrAppend(&text, "\n  no memory because: ", Printable(why));
+  }
+  if (const std::string& why = snapshot.windows().memory_full_reason(); !why.empty()) {
+    absl::StrAppend(&text, "\n  all memory was read because: ", Printable(why));
   }
   if (snapshot.windows().memory_method() == "stopped") {
     absl::StrAppend(&text,
@@ -242,6 +247,14 @@ void PrintWindows(const manifestpb::Windows& windows) {
             << windows.commands_in_pause() << " commands in the pause\n";
   if (!windows.no_memory_reason().empty())
     std::cout << "no memory because: " << Printable(windows.no_memory_reason()) << "\n";
+  if (windows.memory_method() == "engine") {
+    std::cout << "memory engine: " << windows.reprotected_pages() << " pages protected in the pause, in "
+              << FormatMicros(windows.protecting_us()) << "\n";
+  } else if (!windows.memory_method_reason().empty()) {
+    std::cout << "no memory engine because: " << Printable(windows.memory_method_reason()) << "\n";
+  }
+  if (!windows.memory_full_reason().empty())
+    std::cout << "all memory was read because: " << Printable(windows.memory_full_reason()) << "\n";
   std::vector<std::vector<std::string>> rows;
   for (const auto& phase : windows.phases()) rows.push_back({"  " + phase.name(), FormatMicros(phase.duration_us())});
   rows.push_back({"  (guest) write back", FormatMicros(windows.guest_presync_us())});
@@ -380,7 +393,12 @@ void AddSnapshotCommands(CLI::App& app, Context& context) {
       ->capture_default_str();
   take->add_option("--freeze-lease", arguments->lease, "The guest thaws by itself so long after it froze")
       ->capture_default_str();
-  take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
+  auto* disk_only = take->add_flag("--disk-only", arguments->disk_only, "Leave memory and device state out");
+  take->add_flag(
+          "--track-memory", arguments->track_memory,
+          "Note what is written to memory from now on, so that the next snapshot with this option reads no more than "
+          "that; the machine's first write to each page then waits for some 50 us")
+      ->excludes(disk_only);
   take->add_option("--memory", arguments->memory,
                    "Where saving it would stop the machine for longer than --max-pause: try (leave it out and say so), "
                    "require (fail), stop (all the same)")

@@ -51,15 +51,14 @@ absl::Status AwaitEarlierStream(QemuMachine& machine) {
       // Whoever began it wanted the VM to run and sent `cont` behind a `migrate` that was executed late. Since 9.0 QEMU
       // restores the run state that the snapshot has found, "paused", in a bottom half that may come after that `cont`: a VM
       // that is called paused then, though its vcpus run. Now nothing comes after it any more.
-      if (machine.earlier_stream != nullptr) {
-        STILL_RETURN_IF_ERROR(ResumeVcpus(*machine.qmp, machine.command_deadline));
-      }
+      if (machine.earlier_migration) STILL_RETURN_IF_ERROR(ResumeVcpus(*machine.qmp, machine.command_deadline));
+      machine.earlier_migration = false;
       machine.earlier_stream.reset();
       return absl::OkStatus();
     }
     const absl::Duration now = Clock::Real().Monotonic();
-    if (machine.earlier_stream != nullptr) {
-      const uint64_t bytes = machine.earlier_stream->bytes_read();
+    if (machine.earlier_migration) {
+      const uint64_t bytes = machine.earlier_stream == nullptr ? 0 : machine.earlier_stream->bytes_read();
       if (std::exchange(moved_bytes, bytes) != bytes) moved_at = now;
       if (now - moved_at >= kStuck) {
         STILL_RETURN_IF_ERROR(Free(machine));

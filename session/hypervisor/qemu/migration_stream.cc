@@ -29,6 +29,7 @@ enum SectionType : uint8_t {
   kPart = 0x02,
   kEnd = 0x03,
   kFull = 0x04,
+  kSubsection = 0x05,
   kDescription = 0x06,
   kConfiguration = 0x07,
   kFooter = 0x7e,
@@ -84,6 +85,7 @@ class Splitter {
   absl::StatusOr<SectionName> NamedSection(uint8_t type);
   absl::Status RamSection(uint8_t type, uint32_t id, std::string header);
   absl::Status RamRecords();
+  absl::Status ConfigurationSubsection();
   absl::Status BlockList(uint64_t total);
   absl::Status PageRecord(uint64_t address, uint64_t flags);
   absl::Status MainPage(uint64_t address);
@@ -100,7 +102,8 @@ class Splitter {
   MigrationStreamReport report_;
   std::optional<uint32_t> ram_section_;
   std::map<std::string, uint64_t> blocks_;
-  std::vector<bool> seen_;  // Pages of the main block that were reported with content.
+  bool ignores_shared_ = false;  // The stream was made with x-ignore-shared.
+  std::vector<bool> seen_;       // Pages of the main block that were reported with content.
   std::string current_block_;
   bool current_is_main_ = false;
   uint64_t current_size_ = 0;
@@ -161,6 +164,9 @@ absl::StatusOr<bool> Splitter::Section() {
       STILL_RETURN_IF_ERROR(Keep(absl::StrCat(std::string(1, static_cast<char>(type)), BigEndian32(size), text)));
       return true;
     }
+    case kSubsection:
+      STILL_RETURN_IF_ERROR(ConfigurationSubsection());
+      return true;
     case kStart:
     case kFull: {
       STILL_ASSIGN_OR_RETURN(SectionName name, NamedSection(type));
@@ -188,6 +194,25 @@ absl::StatusOr<bool> Splitter::Section() {
     default:
       return BrokenStream(absl::StrCat("section type ", type), at);
   }
+}
+
+// The capabilities that the reader must have, too (migration/savevm.c, vmstate_capabilites). Ours needs none: the marks of
+// this one are left out.
+absl::Status Splitter::ConfigurationSubsection() {
+  const uint64_t at = window_.consumed();
+  STILL_ASSIGN_OR_RETURN(std::string name, Name());
+  STILL_ASSIGN_OR_RETURN(uint32_t version, window_.U32());
+  if (name != "configuration/capabilities" || version != 1 || ignores_shared_ || !blocks_.empty()) {
+    return BrokenStream(absl::StrCat("subsection \"", absl::CEscape(name), "\""), at);
+  }
+  STILL_ASSIGN_OR_RETURN(uint32_t count, window_.U32());
+  if (count != 1) return BrokenStream(absl::StrCat(count, " capabilities"), at);
+  STILL_ASSIGN_OR_RETURN(std::string capability, Name());
+  if (capability != "x-ignore-shared") {
+    return absl::UnimplementedError(absl::StrCat("memory stream: capability \"", absl::CEscape(capability), "\""));
+  }
+  ignores_shared_ = true;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Splitter::SectionName> Splitter::NamedSection(uint8_t type) {
@@ -263,6 +288,7 @@ absl::Status Splitter::BlockList(uint64_t total) {
     if (!blocks_.emplace(name, size).second) return BrokenStream("a block twice", at);
     total -= size;
     STILL_RETURN_IF_ERROR(Keep(absl::StrCat(Prefixed(name), BigEndian64(size))));
+    if (ignores_shared_) STILL_RETURN_IF_ERROR(window_.U64().status());  // Its guest-physical address.
   }
   auto main = blocks_.find(options_.ram_block);
   if (main == blocks_.end()) return BrokenStream(absl::StrCat("no block ", options_.ram_block), at);

@@ -3,7 +3,11 @@
 //
 // The format is QEMU's stream version 3 as of 7.2 (docs/devel/migration.rst, migration/savevm.c and ram.c name the
 // section types and page flags), as `background-snapshot` and plain `migrate` write it: one "ram" section in parts,
-// then the devices. Compressed, multifd, xbzrle and ignore-shared streams are refused, they are never asked for.
+// then the devices. Compressed, multifd and xbzrle streams are refused, they are never asked for.
+//
+// A stream with x-ignore-shared has no page of the main block, and two marks of that capability: a subsection of the
+// configuration, and an address behind each block's size. They are left out of what is kept, so that it is the same as of any
+// other stream.
 //
 // The stream comes out of a process that a hostile guest may have taken over: every length, address and count is
 // checked against the bounds below, and a stream that breaks them is DATA_LOSS, never an overrun or an endless loop.
@@ -15,7 +19,7 @@
 
 #include "absl/strings/string_view.h"
 #include "base/status.h"
-#include "session/hypervisor/hypervisor.h"
+#include "session/hypervisor/memory_stream_receiver.h"
 
 namespace still::session {
 

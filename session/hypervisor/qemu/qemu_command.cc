@@ -65,17 +65,18 @@ std::string NameOf(const std::string& path, const QemuDescriptors& descriptors) 
   return name == descriptors.names.end() ? path : name->second;
 }
 
-void AddMachine(const VmConfig& config, int ram, std::vector<std::string>& argv) {
+void AddMachine(const VmConfig& config, const QemuDescriptors& descriptors, std::vector<std::string>& argv) {
   std::string machine = MachineTypeOf(config);
   uint64_t mebibytes = config.memory_bytes >> 20;
-  if (config.incoming.has_value()) {
-    // The saved RAM is mapped; without these two the block would be called after the object's path and no stream of
-    // ours would find it.
+  if (config.incoming.has_value() || descriptors.ram_is_handed_over) {
+    const bool shared = descriptors.ram_is_handed_over || config.incoming->share_ram;
+    const int ram = descriptors.ram < 0 ? config.incoming->ram.get() : descriptors.ram;
+    // Without the second of these the block would be called after the object's path and no stream of ours would find it.
+    // Aligned, a large page of the host can be one of the guest's (KVM).
     argv.insert(argv.end(),
                 {"-object", absl::StrCat("memory-backend-file,id=", kRamBlock,
-                                         ",x-use-canonical-path-for-ramblock-id=off,size=", mebibytes,
-                                         "M,share=", config.incoming->share_ram ? "on" : "off",
-                                         ",mem-path=/proc/self/fd/", ram < 0 ? config.incoming->ram.get() : ram)});
+                                         ",x-use-canonical-path-for-ramblock-id=off,align=2M,size=", mebibytes,
+                                         "M,share=", shared ? "on" : "off", ",mem-path=/proc/self/fd/", ram)});
     absl::StrAppend(&machine, ",memory-backend=", kRamBlock);
   }
   argv.insert(argv.end(), {"-machine", machine});
@@ -341,7 +342,7 @@ std::vector<std::string> QemuCommand(const std::string& binary, const VmConfig& 
   argv.insert(argv.end(), {"-no-user-config", "-nodefaults", "-display", "none"});
   argv.insert(argv.end(), {"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   if (!config.generation_id.empty()) argv.insert(argv.end(), {"-uuid", config.generation_id});
-  AddMachine(config, descriptors.ram, argv);
+  AddMachine(config, descriptors, argv);
   AddBoot(config, descriptors, argv);
   argv.insert(argv.end(), {"-chardev", absl::StrCat("socket,id=qmp,fd=", descriptors.qmp)});
   argv.insert(argv.end(), {"-mon", "chardev=qmp,mode=control"});

@@ -30,7 +30,9 @@ struct QemuDescriptors {
   int console = -1;  // Connected socket that gets what the guest writes to its first serial port.
   // VmConfig::directory, when a disk has a backing export: a path through it is never too long for a socket's address.
   int directory = -1;
-  int ram = -1;  // Saved memory; -1: IncomingState's own.
+  int ram = -1;  // The file of the main memory; -1: IncomingState's own.
+  // The memory is mapped by the preloaded library in its own way (qemu_memory.h); to QEMU it is shared.
+  bool ram_is_handed_over = false;
   // What QEMU is to call files instead of their paths, and the images that its disks lie over, in the order of
   // VmConfig::disks, where it cannot find them by itself (qemu_confinement.h).
   std::map<std::string, std::string> names;

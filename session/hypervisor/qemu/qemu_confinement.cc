@@ -128,8 +128,7 @@ void QemuConfinement::AddTo(ProcessOptions& process) const {
   process.inherited_fds.push_back(directory_fd_);
   auto& variables = process.environment;
   variables.insert(variables.end(), environment_.begin(), environment_.end());
-  const bool there = std::any_of(variables.begin(), variables.end(), [](auto& v) { return v.first == "LD_PRELOAD"; });
-  if (!there) variables.push_back(PreloadVariable(library_));
+  Preload(library_, variables);
 }
 
 void QemuConfinement::HandedOver() {

@@ -33,9 +33,11 @@ absl::Status ResumeVcpus(QmpClient& qmp, absl::Duration deadline) {
   }
 }
 
-absl::Status SetMigrationCapability(QmpClient& qmp, const std::string& name, bool on) {
-  json capability = {{"capability", name}, {"state", on}};
-  return qmp.Run("migrate-set-capabilities", {{"capabilities", json::array({capability})}}, kCommandDeadline);
+absl::Status SetMigrationCapabilities(QmpClient& qmp, const std::vector<std::pair<std::string, bool>>& capabilities,
+                                      absl::Duration deadline) {
+  json wanted = json::array();
+  for (const auto& [name, on] : capabilities) wanted.push_back({{"capability", name}, {"state", on}});
+  return qmp.Run("migrate-set-capabilities", {{"capabilities", std::move(wanted)}}, deadline);
 }
 
 }  // namespace still::session

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -14,8 +15,10 @@
 #include "session/hypervisor/hypervisor.h"
 #include "session/hypervisor/pin_pool.h"
 #include "session/hypervisor/qemu/memory_relay.h"
+#include "session/hypervisor/qemu/qemu_memory.h"
 #include "session/hypervisor/qemu/qemu_run_state.h"
 #include "session/hypervisor/qemu/qmp_client.h"
+#include "session/memory/memory_engine.h"
 
 namespace still::session {
 
@@ -26,6 +29,12 @@ inline constexpr absl::Duration kCommandDeadline = absl::Seconds(10);
 struct GuestEvents {
   std::atomic<bool> shut_down = false;
   std::atomic<uint64_t> resets = 0;
+};
+
+// What is written to the memory is noted since a committed capture, for the next one.
+struct TrackedMemory {
+  std::shared_ptr<MemoryEngine> engine;  // Shared with the capture that is under way.
+  std::string point;                     // PauseReport::memory_point.
 };
 
 struct QemuMachine {
@@ -41,13 +50,17 @@ struct QemuMachine {
   uint64_t pin_pool_limit = 0;  // PinPool's.
   pid_t pid = -1;
   uint64_t memory_bytes = 0;
+  std::optional<QemuMemory> memory;      // Where the memory engine can work with it.
+  uint32_t leave_out_of_protection = 0;  // MemorySaver::Options, for tests.
+  std::optional<TrackedMemory> tracked;  // Of whoever has capture_active.
   Capabilities capabilities;
   absl::Duration command_deadline = kCommandDeadline;
   std::atomic<bool> capture_active = false;
   // A capture has ended that could not give everything back (capture_sweep.h). Whoever has capture_active clears it.
   std::atomic<bool> unswept = false;
-  // Of a capture that has ended before QEMU had written all of its memory stream: the stream must stay open until QEMU is
-  // done (memory_relay.h). Of whoever has capture_active.
+  // A capture has ended before its migration had. Of whoever has capture_active, like the next one.
+  bool earlier_migration = false;
+  // The stream that QEMU is still to write then: it must stay open until QEMU is done (memory_relay.h).
   std::shared_ptr<MemoryRelay> earlier_stream;
 };
 
@@ -58,6 +71,8 @@ PinPool PinPoolOf(const QemuMachine& machine);
 // joined). OK when the vcpus run, also when they ran before.
 absl::Status ResumeVcpus(QmpClient& qmp, absl::Duration deadline = kCommandDeadline);
 
-absl::Status SetMigrationCapability(QmpClient& qmp, const std::string& name, bool on);
+// All of them or, on an error, none.
+absl::Status SetMigrationCapabilities(QmpClient& qmp, const std::vector<std::pair<std::string, bool>>& capabilities,
+                                      absl::Duration deadline = kCommandDeadline);
 
 }  // namespace still::session

@@ -25,6 +25,7 @@
 #include "session/hypervisor/qemu/qemu_cpu.h"
 #include "session/hypervisor/qemu/qemu_lazy_disk.h"
 #include "session/hypervisor/qemu/qemu_machine.h"
+#include "session/hypervisor/qemu/qemu_memory.h"
 #include "session/hypervisor/qemu/qemu_process.h"
 #include "session/vsock/preload_library.h"
 
@@ -184,26 +185,43 @@ absl::StatusOr<VmDescription> Describe(QmpClient& qmp, const VmConfig& config) {
   return description;
 }
 
+// Whether the memory engine can save this machine's memory; without it, it is saved as QEMU does.
+void TakeMemory(QemuMachine& machine, MemoryHandover& handover) {
+  std::string& reason = machine.capabilities.engine_memory_reason;
+  reason = handover.reason();
+  if (!handover.wanted()) return;
+  absl::StatusOr<QemuMemory> memory = handover.Take(machine.pid);
+  if (memory.ok()) {
+    machine.memory = *std::move(memory);
+    return;
+  }
+  reason = std::string(memory.status().message());
+  LogInfo("no memory engine for this machine", {{"why", reason}});
+}
+
 // Why QEMU refused background-snapshot, and what would change it.
 std::string ExplainRefusal(const absl::Status& refused) {
   if (!absl::StrContains(refused.message(), "host kernel")) return std::string(refused.message());
-  return absl::StrCat("userfaultfd: ", MemoryWays().front().text);
+  return absl::StrCat("userfaultfd: ", UserfaultfdReason());
 }
 
-absl::Status QueryCapabilities(QemuMachine& machine, const QemuOptions& options) {
+absl::Status QueryCapabilities(QemuMachine& machine, const QemuOptions& options, MemoryHandover& handover) {
   machine.capabilities = {
       .memory = true,
       .stopped_memory_pause = kStoppedPerGib * (static_cast<double>(machine.memory_bytes) / (uint64_t{1} << 30)),
       .disk_pin = true,
       .incremental_disk = true};
+  TakeMemory(machine, handover);
   if (!options.background_memory) {
     machine.capabilities.background_memory_reason = "switched off";
     return absl::OkStatus();
   }
-  absl::Status accepted = SetMigrationCapability(*machine.qmp, "background-snapshot", true);
+  absl::Status accepted = SetMigrationCapabilities(*machine.qmp, {{"background-snapshot", true}});
   if (!machine.qmp->connected()) return accepted;
   machine.capabilities.background_memory = accepted.ok();
   if (!accepted.ok()) machine.capabilities.background_memory_reason = ExplainRefusal(accepted);
+  machine.capabilities.engine_memory = accepted.ok() && machine.memory.has_value();
+  if (!accepted.ok()) machine.capabilities.engine_memory_reason = machine.capabilities.background_memory_reason;
   return absl::OkStatus();
 }
 
@@ -221,10 +239,12 @@ absl::Status LoadIncoming(QmpClient& qmp, const IncomingState& incoming) {
   }
 }
 
-absl::Status FinishStart(QemuMachine& machine, const VmConfig& config, const QemuOptions& options) {
-  STILL_RETURN_IF_ERROR(SetMigrationCapability(*machine.qmp, "events", true));
+absl::Status FinishStart(QemuMachine& machine, const VmConfig& config, const QemuOptions& options,
+                         MemoryHandover& handover) {
+  STILL_RETURN_IF_ERROR(handover.CheckMapping());
+  STILL_RETURN_IF_ERROR(SetMigrationCapabilities(*machine.qmp, {{"events", true}}));
   if (config.incoming.has_value()) STILL_RETURN_IF_ERROR(LoadIncoming(*machine.qmp, *config.incoming));
-  STILL_RETURN_IF_ERROR(QueryCapabilities(machine, options));
+  STILL_RETURN_IF_ERROR(QueryCapabilities(machine, options, handover));
   bool held = false;
   for (const NicConfig& nic : config.nics) {
     if (nic.link_up) continue;
@@ -241,9 +261,7 @@ absl::StatusOr<std::string> LoopbackGuard(const VmConfig& config, ProcessOptions
   absl::StatusOr<std::string> library = FindPreloadLibrary();
   if (!library.ok())
     return Annotate(library.status(), "a network needs it, to keep the guest from the host's loopback");
-  auto& variables = process.environment;
-  const bool there = std::any_of(variables.begin(), variables.end(), [](auto& v) { return v.first == "LD_PRELOAD"; });
-  if (!there) variables.push_back(PreloadVariable(*library));
+  Preload(*library, process.environment);
   return *library;
 }
 
@@ -276,6 +294,21 @@ std::string QemuBinary(const QemuOptions& options) {
   return chosen != nullptr && *chosen != '\0' ? chosen : "qemu-system-x86_64";
 }
 
+std::shared_ptr<QemuMachine> MakeMachine(const QemuOptions& options, const VmConfig& config,
+                                         const QemuConfinement& confinement, pid_t pid) {
+  auto machine = std::make_shared<QemuMachine>();
+  machine->disks = config.disks;
+  machine->directory = config.directory;
+  machine->directory_name = confinement.directory_name();
+  machine->user = confinement.user();
+  machine->sessions = config.sessions;
+  machine->command_deadline = options.command_deadline;
+  machine->pid = pid;
+  machine->memory_bytes = config.memory_bytes;
+  machine->leave_out_of_protection = options.leave_out_of_protection;
+  return machine;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Vm>> StartQemu(const VmConfig& config) { return StartQemuWith({}, config); }
@@ -292,11 +325,16 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   STILL_ASSIGN_OR_RETURN(OwnedFd directory, OpenFile(config.directory, O_PATH | O_DIRECTORY));
   const std::string binary = QemuBinary(options);
   STILL_ASSIGN_OR_RETURN(QemuConfinement confinement, QemuConfinement::Create(binary, config, directory.get()));
+  const int saved_ram = config.incoming.has_value() ? confinement.ram(config) : -1;
+  MemoryHandover handover = options.memory_engine && options.background_memory
+                                ? MemoryHandover::Prepare(config, saved_ram)
+                                : MemoryHandover("switched off");
   std::vector<std::string> command = QemuCommand(binary, config,
                                                  {.qmp = qmp.second.get(),
                                                   .console = console.second.get(),
                                                   .directory = directory.get(),
-                                                  .ram = config.incoming.has_value() ? confinement.ram(config) : -1,
+                                                  .ram = handover.wanted() ? handover.ram() : saved_ram,
+                                                  .ram_is_handed_over = handover.wanted(),
                                                   .names = confinement.names(),
                                                   .backing = confinement.backing()});
   launch.process.argv = command;
@@ -305,29 +343,23 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
                                       {qmp.second.get(), console.second.get(), directory.get()});
   if (config.vsock.has_value()) launch.process.environment = config.vsock->environment;
   confinement.AddTo(launch.process);
+  handover.AddTo(launch.process);
   STILL_ASSIGN_OR_RETURN(std::string loopback_guard, LoopbackGuard(config, launch.process));
   STILL_ASSIGN_OR_RETURN(std::unique_ptr<QemuProcess> process, QemuProcess::Start(std::move(launch)));
   // From here on only QEMU holds its ends, so that its death is our end of file.
   confinement.HandedOver();
+  handover.HandedOver();
   qmp.second.Reset();
   console.second.Reset();
 
-  auto machine = std::make_shared<QemuMachine>();
-  machine->disks = config.disks;
-  machine->directory = config.directory;
-  machine->directory_name = confinement.directory_name();
-  machine->user = confinement.user();
-  machine->sessions = config.sessions;
-  machine->command_deadline = options.command_deadline;
-  machine->pid = process->pid();
-  machine->memory_bytes = config.memory_bytes;
+  const std::shared_ptr<QemuMachine> machine = MakeMachine(options, config, confinement, process->pid());
   const auto on_event = EventListener(*machine, config.on_reset);
   auto connect = [&]() -> absl::StatusOr<VmDescription> {
     STILL_ASSIGN_OR_RETURN(
         machine->qmp,
         QmpClient::Connect(std::move(qmp.first), {.handshake_deadline = kHandshakeDeadline, .on_event = on_event}));
     if (!loopback_guard.empty()) STILL_RETURN_IF_ERROR(CheckPreloaded(machine->pid, loopback_guard));
-    STILL_RETURN_IF_ERROR(FinishStart(*machine, config, options));
+    STILL_RETURN_IF_ERROR(FinishStart(*machine, config, options, handover));
     return Describe(*machine->qmp, config);
   };
   absl::StatusOr<VmDescription> description = connect();
@@ -342,7 +374,7 @@ absl::StatusOr<std::unique_ptr<Vm>> StartQemuWith(const QemuOptions& options, co
   std::vector<std::string> nics;
   for (const NicConfig& nic : config.nics) nics.push_back(nic.name);
   return std::unique_ptr<Vm>(
-      std::make_unique<QemuVm>(std::move(process), std::move(machine), *std::move(description), std::move(nics)));
+      std::make_unique<QemuVm>(std::move(process), machine, *std::move(description), std::move(nics)));
 }
 
 }  // namespace still::session

@@ -13,6 +13,10 @@ struct QemuOptions {
   std::string binary;  // Empty: $STILL_QEMU, else qemu-system-x86_64 of the PATH.
   // False: memory is saved while the VM stands still, as on hosts without userfaultfd.
   bool background_memory = true;
+  // False: memory is saved by QEMU's own stream, as where there is no memory engine.
+  bool memory_engine = true;
+  // MemorySaver::Options, for tests.
+  uint32_t leave_out_of_protection = 0;
   // For every command outside a pause, and for how long a hypervisor that writes no memory is waited for.
   absl::Duration command_deadline = absl::Seconds(10);
 };

@@ -16,17 +16,17 @@
 #include "absl/strings/str_split.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/log.h"
+#include "session/memory/process_memory.h"
 
 namespace still::session {
 namespace {
 
 constexpr uint64_t kSmallPage = 4096;
 constexpr uint64_t kLargePage = 2 << 20;
-constexpr uint64_t kPresentOrSwapped = uint64_t{3} << 62;  // pagemap(5), bits 63 and 62.
-constexpr uint64_t kExclusive = uint64_t{1} << 56;         // Not so the zero page.
+constexpr uint64_t kExclusive = uint64_t{1} << 56;  // pagemap(5), bit 56. Not so the zero page.
 constexpr uint64_t kWorthCollapsing = kLargePage / kSmallPage / 2;
-constexpr int kMadviseCollapse = 25;   // linux/mman.h; the C library of Debian 12 does not have it yet.
-constexpr size_t kPagesAtOnce = 1024;  // process_vm_readv(2) takes IOV_MAX pieces.
+constexpr int kMadviseCollapse = 25;  // linux/mman.h; the C library of Debian 12 does not have it yet.
 constexpr size_t kMaxMaps = 4 << 20;
 constexpr uint64_t kMergedAtMost = 16 << 20;  // Beyond it, it is something else: the buffer of TCG's code, for one.
 
@@ -56,31 +56,11 @@ absl::StatusOr<std::vector<Mapping>> WritableMappings(pid_t pid, uint64_t bytes)
   return found;
 }
 
-absl::StatusOr<uint64_t> Touch(pid_t pid, std::vector<iovec>& absent) {
-  if (absent.empty()) return 0;
-  std::vector<char> bytes(absent.size());
-  iovec here{.iov_base = bytes.data(), .iov_len = bytes.size()};
-  ssize_t got = ::process_vm_readv(pid, &here, 1, absent.data(), absent.size(), 0);
-  if (got < 0) return ErrnoStatus(errno, "read the guest's memory");
-  return static_cast<uint64_t>(got);
-}
-
-absl::StatusOr<uint64_t> TouchMapping(pid_t pid, int pagemap, const Mapping& mapping) {
-  uint64_t touched = 0;
-  uint64_t entries[kPagesAtOnce];
-  for (uint64_t at = mapping.begin; at < mapping.end; at += kPagesAtOnce * kSmallPage) {
-    uint64_t pages = std::min<uint64_t>(kPagesAtOnce, (mapping.end - at) / kSmallPage);
-    STILL_RETURN_IF_ERROR(
-        PReadExactly(pagemap, entries, pages * sizeof entries[0], at / kSmallPage * sizeof entries[0], "pagemap"));
-    std::vector<iovec> absent;
-    for (uint64_t i = 0; i < pages; ++i) {
-      if ((entries[i] & kPresentOrSwapped) != 0) continue;
-      absent.push_back({.iov_base = reinterpret_cast<void*>(at + i * kSmallPage), .iov_len = 1});
-    }
-    STILL_ASSIGN_OR_RETURN(uint64_t more, Touch(pid, absent));
-    touched += more;
-  }
-  return touched;
+absl::StatusOr<uint64_t> TouchMapping(pid_t pid, const Mapping& mapping) {
+  STILL_ASSIGN_OR_RETURN(
+      ProcessMemory memory,
+      ProcessMemory::Open({.pid = pid, .address = mapping.begin, .bytes = mapping.end - mapping.begin}));
+  return memory.Populate();
 }
 
 // Only anonymous memory: of a mapped file the kernel protects no large page, but takes it out of the page table.
@@ -119,10 +99,18 @@ absl::StatusOr<Primed> PrimeRam(pid_t pid, uint64_t bytes, absl::Duration limit)
       STILL_ASSIGN_OR_RETURN(uint64_t collapsed, CollapseMapping(pidfd.get(), pagemap.get(), mapping, end));
       primed.collapsed_bytes += collapsed;
     }
-    STILL_ASSIGN_OR_RETURN(uint64_t touched, TouchMapping(pid, pagemap.get(), mapping));
+    STILL_ASSIGN_OR_RETURN(uint64_t touched, TouchMapping(pid, mapping));
     primed.touched_pages += touched;
   }
   return primed;
+}
+
+void LogPriming(const absl::StatusOr<Primed>& primed) {
+  if (primed.ok()) {
+    LogInfo("memory primed", {{"pages_touched", primed->touched_pages}, {"bytes_collapsed", primed->collapsed_bytes}});
+  } else {
+    LogWarning("memory is not primed: this pause is longer", {{"error", primed.status().ToString()}});
+  }
 }
 
 }  // namespace still::session

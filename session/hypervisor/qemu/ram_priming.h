@@ -26,5 +26,6 @@ struct Primed {
 // the kernel has merged it with a neighbour. Putting together stops after `limit`, the rest is quick. Never changes what
 // the guest sees; an error costs nothing but speed.
 absl::StatusOr<Primed> PrimeRam(pid_t pid, uint64_t bytes, absl::Duration limit = absl::Seconds(2));
+void LogPriming(const absl::StatusOr<Primed>& primed);
 
 }  // namespace still::session

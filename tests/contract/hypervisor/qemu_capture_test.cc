@@ -145,7 +145,7 @@ TEST_F(QemuCaptureTest, TheseAndNoOtherCommandsAreSentInThePause) {
   EXPECT_THAT(report->commands, ElementsAre("stop", "qom-set", "qom-set", "cont"));
   disks->reset();
 
-  if (session::SetMigrationCapability(*qemu_->machine()->qmp, "background-snapshot", true).ok()) {
+  if (session::SetMigrationCapabilities(*qemu_->machine()->qmp, {{"background-snapshot", true}}).ok()) {
     qemu_->machine()->capabilities.background_memory = true;
   }
   auto pair = MakeSocketPair();

@@ -93,6 +93,10 @@ std::unique_ptr<Implementation> MakeQemuImplementation() {
   return std::make_unique<QemuImplementation>("qemu", session::QemuOptions{});
 }
 
+std::unique_ptr<Implementation> MakeBackgroundQemuImplementation() {
+  return std::make_unique<QemuImplementation>("qemu_background", session::QemuOptions{.memory_engine = false});
+}
+
 std::unique_ptr<Implementation> MakeStoppedQemuImplementation() {
   return std::make_unique<QemuImplementation>("qemu_stopped", session::QemuOptions{.background_memory = false});
 }

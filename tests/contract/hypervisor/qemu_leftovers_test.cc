@@ -112,7 +112,7 @@ TEST_F(QemuLeftoversTest, ACommandThatIsExecutedLateCostsTheNextCaptureNothing) 
 }
 
 TEST_F(QemuLeftoversTest, AMemoryStreamThatBeginsLateCostsTheNextCaptureNothing) {
-  if (!session::SetMigrationCapability(*qemu_->machine()->qmp, "background-snapshot", true).ok()) {
+  if (!session::SetMigrationCapabilities(*qemu_->machine()->qmp, {{"background-snapshot", true}}).ok()) {
     GTEST_SKIP() << "no userfaultfd";
   }
   qemu_->machine()->capabilities.background_memory = true;
@@ -122,7 +122,7 @@ TEST_F(QemuLeftoversTest, AMemoryStreamThatBeginsLateCostsTheNextCaptureNothing)
 // QEMU 9.0 and newer may do that by itself, where its bottom half meets a `cont`: a race, which is played here with `stop`.
 TEST_F(QemuLeftoversTest, AVmThatAStreamThatBeganLateLeftPausedRunsOnAndIsCaptured) {
   session::QemuMachine& machine = *qemu_->machine();
-  if (!session::SetMigrationCapability(*machine.qmp, "background-snapshot", true).ok()) {
+  if (!session::SetMigrationCapabilities(*machine.qmp, {{"background-snapshot", true}}).ok()) {
     GTEST_SKIP() << "no userfaultfd";
   }
   machine.capabilities.background_memory = true;

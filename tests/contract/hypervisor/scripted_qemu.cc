@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<ScriptedQemu>> ScriptedQemu::Start(const std::str
   STILL_ASSIGN_OR_RETURN(qemu->proxy_, QmpProxy::Start(std::move(qmp.first)));
   auto on_event = [&machine](const session::QmpEvent& event) { machine.run_state.Note(event); };
   STILL_ASSIGN_OR_RETURN(machine.qmp, session::QmpClient::Connect(qemu->proxy_->TakeClient(), {.on_event = on_event}));
-  STILL_RETURN_IF_ERROR(session::SetMigrationCapability(*machine.qmp, "events", true));
+  STILL_RETURN_IF_ERROR(session::SetMigrationCapabilities(*machine.qmp, {{"events", true}}));
   machine.disks = config.disks;
   machine.directory = directory;
   machine.pid = qemu->process_->pid();

@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "session/hypervisor/memory_stream.h"
 
 namespace still::testing {
 namespace {
@@ -35,12 +37,18 @@ absl::StatusOr<Nbd> ConnectTo(const session::PinnedDiskExport& exported, const s
 
 }  // namespace
 
-MemoryReader::MemoryReader(OwnedFd stream)
+MemoryReader::MemoryReader(OwnedFd stream, std::string base)
     : stream_(std::move(stream)),
       ram_(::memfd_create("still-test-ram", MFD_CLOEXEC)),
-      device_state_(::memfd_create("still-test-devices", MFD_CLOEXEC)) {
+      device_state_(::memfd_create("still-test-devices", MFD_CLOEXEC)),
+      base_(std::move(base)) {
   thread_ = std::thread([this] {
-    result_ = session::SplitMigrationStream(stream_.get(), {}, *this);
+    auto read = [this](char* out, size_t size) -> absl::StatusOr<size_t> {
+      const ssize_t got = ::read(stream_.get(), out, size);
+      if (got < 0) return ErrnoStatus(errno, "read the memory stream");
+      return static_cast<size_t>(got);
+    };
+    result_ = session::SplitMemoryStream("qemu-migration-3", read, *this);
     stream_.Reset();
   });
 }
@@ -49,7 +57,7 @@ MemoryReader::~MemoryReader() {
   if (thread_.joinable()) thread_.join();
 }
 
-absl::StatusOr<session::MigrationStreamReport> MemoryReader::Finish() {
+absl::Status MemoryReader::Finish() {
   if (thread_.joinable()) thread_.join();
   return result_;
 }
@@ -61,10 +69,24 @@ absl::StatusOr<uint32_t> MemoryReader::Word(uint64_t address) const {
 }
 
 absl::Status MemoryReader::OnMemorySize(uint64_t size) {
+  memory_bytes_ = size;
   return ::ftruncate(ram_.get(), static_cast<off_t>(size)) == 0 ? absl::OkStatus() : ErrnoStatus(errno, "ftruncate");
 }
 
+absl::Status MemoryReader::OnIncrement() {
+  increment_ = true;
+  if (base_.size() != memory_bytes_) return absl::FailedPreconditionError("an increment without its base");
+  return PWriteAll(ram_.get(), base_.data(), base_.size(), 0, "ram");
+}
+
+absl::StatusOr<std::string> MemoryReader::Memory() const {
+  std::string memory(memory_bytes_, '\0');
+  STILL_RETURN_IF_ERROR(PReadExactly(ram_.get(), memory.data(), memory.size(), 0, "ram"));
+  return memory;
+}
+
 absl::Status MemoryReader::OnPages(uint64_t offset, absl::string_view data) {
+  bytes_of_pages_ += data.size();
   return PWriteAll(ram_.get(), data.data(), data.size(), offset, "ram");
 }
 

@@ -43,6 +43,8 @@ class Implementation {
 };
 
 std::unique_ptr<Implementation> MakeQemuImplementation();
+// QEMU where there is no memory engine: memory is saved by its own stream while the VM runs.
+std::unique_ptr<Implementation> MakeBackgroundQemuImplementation();
 // QEMU where background-snapshot is refused: memory is saved while the VM is stopped.
 std::unique_ptr<Implementation> MakeStoppedQemuImplementation();
 std::unique_ptr<Implementation> MakeFakeImplementation();

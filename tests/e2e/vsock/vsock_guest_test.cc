@@ -255,7 +255,7 @@ TEST_F(VsockGuestTest, TalksIsSnapshottedUnderTrafficAndTalksAgainWhereItIsResto
   auto report = (*capture)->SaveStateAndResume(*std::move(paused));
   ASSERT_TRUE(report.ok()) << report.status();
   if (std::getenv("STILL_EXPECT_BACKGROUND") != nullptr) {
-    EXPECT_EQ(report->memory_method, "background") << source.vm->capabilities().background_memory_reason;
+    EXPECT_EQ(report->memory_method, "engine") << source.vm->capabilities().engine_memory_reason;
   }
   EXPECT_TRUE(first.GoesOn() && second.GoesOn()) << "while the snapshot is being written";
   ASSERT_TRUE((*capture)->WaitForMemory(kPatience).ok());

@@ -56,6 +56,11 @@ TEST(ScheduleTest, WhatIsWrongIsNamed) {
       {[](auto& s) { s.set_quiesce("perhaps"); }, "perhaps"},
       {[](auto& s) { s.set_memory("perhaps"); }, "memory"},
       {[](auto& s) { s.set_max_pause("a while"); }, "a while"},
+      {[](auto& s) {
+         s.set_track_memory(true);
+         s.set_disk_only(true);
+       },
+       "with memory"},
   };
   for (const Case& c : cases) {
     schedulepb::Schedule definition = Nightly();

@@ -151,6 +151,39 @@ TEST(MigrationStream, APlainStreamsEndStays) {
   EXPECT_TRUE(recorder.device_state == kept.bytes());
 }
 
+// What QEMU writes beside the memory engine is kept as if there had been none.
+TEST(MigrationStream, TheMarksOfASharedMemoryAreLeftOut) {
+  auto without_memory = [](MigrationStreamBuilder& stream) {
+    stream.StartRam({{"pc.ram", kMemory}, {"pc.bios", 4 * kPage}}).EndSection();
+    stream.Part().U64(0 | 0x08).Name("pc.bios").Raw(PageOf('B')).EndSection();
+    stream.Device("timer", "ticks").Finish();
+  };
+  MigrationStreamBuilder stream;
+  without_memory(stream.Header().Capability("x-ignore-shared"));
+  MigrationStreamBuilder kept;
+  without_memory(kept.Header());
+  Recorder recorder;
+  auto report = Split(stream.bytes(), recorder);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->memory_bytes, kMemory);
+  EXPECT_TRUE(recorder.device_state == kept.bytes());
+}
+
+TEST(MigrationStream, OtherMarksAreRefused) {
+  MigrationStreamBuilder other;
+  other.Header().Capability("multifd").StartRam({{"pc.ram", kMemory}}).EndSection();
+  EXPECT_EQ(Refused(other).code(), absl::StatusCode::kUnimplemented);
+  MigrationStreamBuilder twice;
+  twice.Header().Capability("x-ignore-shared").Capability("x-ignore-shared");
+  EXPECT_EQ(Refused(twice).code(), absl::StatusCode::kDataLoss);
+  MigrationStreamBuilder unknown;
+  unknown.Header().U8(0x05).Name("configuration/uuid").U32(1).U64(0).U64(0);
+  EXPECT_EQ(Refused(unknown).code(), absl::StatusCode::kDataLoss);
+  MigrationStreamBuilder late = Begun();
+  late.Capability("x-ignore-shared");
+  EXPECT_EQ(Refused(late).code(), absl::StatusCode::kDataLoss);
+}
+
 TEST(MigrationStream, CutAnywhereItIsRefused) {
   MigrationStreamBuilder stream = Begun();
   stream.Part().Page("pc.ram", 0, PageOf('a')).Page("pc.bios", 0, PageOf('B')).EndSection();

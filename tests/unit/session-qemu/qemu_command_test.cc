@@ -172,11 +172,24 @@ TEST(QemuCommand, SavedMemoryIsMappedUnderTheNameThatStreamsKnow) {
   config.incoming = IncomingState{.ram = OwnedFd(), .device_state = OwnedFd(), .share_ram = false};
   auto argv = Command(config);
   EXPECT_EQ(Value(argv, "-object"),
-            "memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,size=512M,share=off,"
+            "memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,align=2M,size=512M,share=off,"
             "mem-path=/proc/self/fd/-1");
   EXPECT_EQ(Value(argv, "-machine"), "pc-q35-7.2,memory-backend=pc.ram");
   EXPECT_EQ(Value(argv, "-incoming"), "defer");
   EXPECT_THAT(argv, Contains("-S"));
+}
+
+// What the library maps privately is shared to QEMU, so that its migration can leave it out (qemu_memory.h).
+TEST(QemuCommand, MemoryThatIsHandedOverIsSharedAlsoOfANewMachine) {
+  for (bool saved : {false, true}) {
+    VmConfig config = KernelVm();
+    if (saved) config.incoming = IncomingState{.ram = OwnedFd(), .device_state = OwnedFd(), .share_ram = false};
+    auto argv = QemuCommand("qemu", config, {.ram = 17, .ram_is_handed_over = true});
+    EXPECT_EQ(Value(argv, "-object"),
+              "memory-backend-file,id=pc.ram,x-use-canonical-path-for-ramblock-id=off,align=2M,size=512M,share=on,"
+              "mem-path=/proc/self/fd/17");
+    EXPECT_EQ(Value(argv, "-machine"), "pc-q35-7.2,memory-backend=pc.ram");
+  }
 }
 
 TEST(QemuCommand, VsockHidesWhatOnlyOneBackEndHas) {
