@@ -74,6 +74,27 @@ def prove_restored(proofs, host, snapshot, at_freeze, newest, counted_before):
     proofs.check("the restored session writes on", more["failed"] == 0, f"{more['acknowledged']} records by now")
 
 
+def memory_read(snapshot):
+    return next(int(image["bytes_read"]) for image in snapshot["images"] if image["name"] == "ram")
+
+
+def prove_increment(proofs, host, first, second, counted_before):
+    """Of the second snapshot's memory only what was written since the first was read: it must be whole all the same."""
+    if second["windows"]["memory_method"] == "engine":
+        proofs.check(
+            "the second snapshot read only the memory that was written since the first",
+            memory_read(second) < memory_read(first) * 3 / 4,
+            f"{memory_read(second) / 2**20:.1f} MiB after {memory_read(first) / 2**20:.1f} MiB",
+        )
+    host.still("restore", "second", "--as", "copy-of-second")
+    counter = host.counter("copy-of-second", "--check")
+    proofs.check(
+        "its memory is whole",
+        counter["errors"] == 0 and counter["count"] >= counted_before,
+        f"the counter goes on at {counter['count']}, no page wrong",
+    )
+
+
 def prove_source(proofs, host, disk):
     last = host.records("web")
     counter = host.counter("web", "--check")
@@ -98,12 +119,14 @@ def main():
         before = wait_for(lambda: (r := host.records("web"))["acknowledged"] > 20 and r, "the record writer", 60)
         counted = wait_for(lambda: (c := host.counter("web"))["count"] > 0 and c, "the counter", 60)["count"]
 
-        say("Two snapshots with memory, under that load ...")
-        first = host.json("snapshot", "web", "--name", "first", "--quiesce", "require")
-        second = host.json("snapshot", "web", "--name", "second", "--quiesce", "require")
+        say("Two snapshots with memory, under that load; memory is tracked from the first on ...")
+        first, second = (
+            host.json("snapshot", "web", "--name", name, "--quiesce", "require", "--track-memory") for name in ("first", "second")
+        )
         for snapshot in (first, second):
             stored = int(snapshot["drain"]["bytes_stored"]) / 2**20
-            print(f"  {snapshot['name']:7} {windows_of(snapshot)}, {stored:.1f} MiB stored")
+            print(f"  {snapshot['name']:7} {windows_of(snapshot)}, memory by {snapshot['windows']['memory_method']}", end="")
+            print(f", {memory_read(snapshot) / 2**20:.1f} MiB of it read, {stored:.1f} MiB stored in all")
 
         say("Restoring the first to a new session, while the source runs on ...")
         restored = host.json("restore", "first", "--as", "copy")
@@ -112,6 +135,7 @@ def main():
         say("Proofs")
         at_freeze, newest = prove_point(proofs, host, first, before)
         prove_restored(proofs, host, first, at_freeze, newest, counted)
+        prove_increment(proofs, host, first, second, counted)
         prove_source(proofs, host, disk)
         verified = host.json("verify", "--read-data", "100")
         proofs.check("the repository is whole", verified["ok"], f"{verified['blocks_read']} blocks read and hashed")
