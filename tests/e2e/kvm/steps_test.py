@@ -80,6 +80,7 @@ class Steps(unittest.TestCase):
         self.program("tests/qemu_confinement_test", f"{listing}echo 'skipped: A.B: not root'; exit 77")
         self.program("tests/vm_contract_test", f"{listing}exit 0")
         self.program("tests/qemu_capture_test", f"{listing}[ $1 = --gtest_filter=Suite.One/qemu ]")
+        self.program("tests/qemu_engine_test", f"{listing}[ \"$STILL_MEMORY_PROGRAM\" = \"$BIN/still-memory\" ]")
         self.program("tests/qemu_silence_test", f"{listing}exit 1")
         code, steps = self.steps("contract")
         self.assertEqual(code, 1)
@@ -89,6 +90,7 @@ class Steps(unittest.TestCase):
             "vm_contract_test: Suite.One/qemu": "ok",
             "qemu_capture_test: Suite.One/qemu": "ok", "qemu_capture_test: Suite.One/fake": "failed",
             "qemu_broken_pin_test has cases": "failed",
+            "qemu_engine_test: Suite.One/qemu": "ok", "qemu_engine_test: Suite.One/fake": "ok",
             "qemu_silence_test: Suite.One/qemu": "failed", "qemu_silence_test: Suite.One/fake": "failed"})
         self.assertIn("A.B: not root", steps["qemu_confinement_test: Suite.One/qemu"][1])
         self.program("tests/qemu_capture_test", f"{listing}exit 0")
