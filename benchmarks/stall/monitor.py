@@ -86,7 +86,11 @@ class Monitor:
     def background(self, on):
         self.execute(
             "migrate-set-capabilities",
-            capabilities=[{"capability": "background-snapshot", "state": on}, {"capability": "events", "state": True}],
+            capabilities=[
+                {"capability": "background-snapshot", "state": on},
+                {"capability": "x-ignore-shared", "state": False},  # The memory engine's.
+                {"capability": "events", "state": True},
+            ],
         )
         self.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
 
@@ -147,13 +151,14 @@ def savevm(monitor):
 
 
 def stream(monitor, fd):
-    """Seconds that QEMU takes to write a background snapshot into `fd`."""
+    """Seconds for which QEMU stands still for a background snapshot into `fd`, and that it takes to write it."""
     monitor.background(True)
     monitor.events.clear()
     begun = time.monotonic()
     monitor.migrate_to(fd)
+    pause = -monitor.wait("STOP") + monitor.wait("RESUME")
     monitor.wait("MIGRATION", migrated)
-    return time.monotonic() - begun
+    return pause, time.monotonic() - begun
 
 
 def stream_to_nothing(monitor):

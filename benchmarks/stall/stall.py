@@ -10,10 +10,11 @@ benchmarks/BUDGETS.md.
     bench-stall --read FILE...                              the summary of earlier runs' JSON together
 
 "pause" is by QEMU's own STOP and RESUME events (SIGSTOP: by our clock). "stall" is the freeze window without the write-back
-before it, in which the guest writes on: what the host knows of a writer's wait. "gap" is the longest time for which a writer in
+before it, in which the guest writes on: what the host knows of a writer's wait. "protect" is what the memory engine does in the
+pause. "gap" is the longest time for which a writer in
 the guest could not write, by the guest's clock, which stands still while QEMU has stopped the guest: what it shows of a pause is
-SIGSTOP's only, of a freeze all. "stream" is from RESUME to the end of QEMU's memory stream; until then the guest's first write to
-a page may wait. "late" is how late, at the 99th percentile, a thread in the guest was that sleeps 2 ms and writes to another page
+SIGSTOP's only, of a freeze all. "stream" is from RESUME to the end of QEMU's own memory stream; until then the guest's first write
+to a page may wait. "late" is how late, at the 99th percentile, a thread in the guest was that sleeps 2 ms and writes to another page
 of its memory: during the stream, during the whole drain, and, as "undisturbed", while nothing happens.
 """
 
@@ -51,7 +52,7 @@ MIGRATE, SAVEVM, SIGSTOP, NOTHING = "stop+migrate", "savevm", "SIGSTOP+copy+zstd
 READER = "QEMU to a socket and cat"
 FILESYSTEM_MIB = 1024
 UNDISTURBED_SECONDS = 5
-KEYS = ("pause_ms", "stall_ms", "guest_freeze_ms", "gap_ms", "late_stream_ms", "late_drain_ms", "late_ms", "stream_s", "drain_s")
+KEYS = ("pause_ms", "protect_ms", "stall_ms", "guest_freeze_ms", "gap_ms", "late_stream_ms", "late_drain_ms", "late_ms", "stream_s", "drain_s")
 PR_SET_THP_DISABLE = 41  # prctl(2); children inherit it, also through execve(2).
 
 
@@ -62,7 +63,7 @@ def mebibytes(size):
 class Guest:
     """A session with its memory filled, its disk in a qcow2 file of a given size, and a gap meter in it."""
 
-    def __init__(self, host, memory, disk, load, pages):
+    def __init__(self, host, memory, disk, load, pages, without_engine):
         self.host, self.load = host, load
         self.dirty_mib = 96 if mebibytes(memory) < 1024 else 192  # Of page cache that is not yet written back.
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="stall-"))  # Short, for the socket's path.
@@ -76,7 +77,10 @@ class Guest:
         if pages == "small":
             without_large_pages(True)
         workload = "gap-meter,record-writer" if load == "writing" else "gap-meter"
-        host.boot("web", disks=[self.disk], memory=memory, workload=workload, STILL_QEMU=str(wrapper))
+        engine = "off" if pages == "explicit" or without_engine else "on"
+        host.boot(
+            "web", disks=[self.disk], memory=memory, workload=workload, STILL_QEMU=str(wrapper), STILL_MEMORY_ENGINE=engine
+        )
         without_large_pages(False)
         self.pid = int(host.session("web")["pid"])
         # As much dirty page cache as a larger guest may have.
@@ -127,28 +131,31 @@ class Guest:
         snapshot = self.host.json("snapshot", "web", *options)
         ended = time.time()
         windows = snapshot["windows"]
-        if windows["memory_method"] != "background":
+        if windows["memory_method"] not in ("engine", "background"):
             sys.exit("this host cannot save memory while the guest runs (see `still doctor`)")
         phases = {phase["name"]: int(phase.get("duration_us", 0)) / 1e3 for phase in windows["phases"]}
         stamps = self.monitor.stamps()
         thawed = stamps["RESUME"] + phases["thaw"] / 1e3
-        return {
+        row = {
             "pause_ms": int(windows["pause_us"]) / 1e3,
+            "protect_ms": int(windows.get("protecting_us", 0)) / 1e3,
             "stall_ms": (int(windows.get("freeze_us", 0)) - int(windows.get("guest_presync_us", 0))) / 1e3,
             "presync_ms": int(windows.get("guest_presync_us", 0)) / 1e3,
             "guest_freeze_ms": int(windows.get("guest_freeze_us", 0)) / 1e3,
             "phases_ms": phases,
-            "stream_s": stamps["MIGRATION"] - stamps["RESUME"],
             "drain_s": int(snapshot["drain"]["duration_us"]) / 1e6,
-            "late_stream_ms": self.late(thawed, stamps["MIGRATION"]),
             "late_drain_ms": self.late(thawed, ended),
         }
+        if windows["memory_method"] == "background":
+            row["stream_s"] = stamps["MIGRATION"] - stamps["RESUME"]
+            row["late_stream_ms"] = self.late(thawed, stamps["MIGRATION"])
+        return row
 
     def stream(self, out):
         """QEMU's own background snapshot, without us."""
         begun = time.time()
-        seconds = out(self.monitor)
-        return {"stream_s": seconds, "late_stream_ms": self.late(begun, time.time())}
+        pause, seconds = out(self.monitor)
+        return {"pause_ms": pause * 1e3, "stream_s": seconds, "late_stream_ms": self.late(begun, time.time())}
 
     def sigstop(self):
         copy = self.host.directory / "copy.qcow2"
@@ -188,7 +195,8 @@ def without_large_pages(on):
 
 
 def explicit_pages(memory):
-    """QEMU options for memory of huge pages, under the name that a capture expects; vm.nr_hugepages must have them."""
+    """QEMU options for memory of huge pages, under the name that a capture expects; vm.nr_hugepages must have them. Without the
+    memory engine, which gives the machine its own memory."""
     return (
         f"-object memory-backend-memfd,id=pc.ram,size={memory},hugetlb=on,x-use-canonical-path-for-ramblock-id=off "
         "-machine memory-backend=pc.ram"
@@ -205,7 +213,7 @@ def run_guest(memory, disk, load, arguments):
     rows = []
     cell = {"memory": memory, "disk": disk, "load": load, "pages": arguments.pages}
     with Host() as host:
-        guest = Guest(host, memory, disk, load, arguments.pages)
+        guest = Guest(host, memory, disk, load, arguments.pages, arguments.without_engine)
         try:
             for turn in range(arguments.repeat):
                 for method in METHODS:
@@ -318,6 +326,17 @@ def promises(rows):
                 limit = 15 if memory == "2G" and method != SAVEVM else None
                 check(f"{method} : ours, pause at {memory}", other / ours, limit, limit is None or other / ours >= limit)
 
+    for memory in ("512M", "2G", "6G"):
+        ours, other = median("pause_ms", memory=memory, method=OURS), median("pause_ms", memory=memory, method=READER)
+        if ours and other:
+            check(f"QEMU's own background snapshot : ours, pause at {memory}", other / ours, None, True)
+        protect = median("protect_ms", memory=memory, method=OURS)
+        if protect is not None:
+            check(f"protecting inside the pause at {memory}, ms", protect, 1, protect <= 1)
+    small, large = (median("pause_ms", memory=memory, method=OURS) for memory in ("512M", "6G"))
+    if small and large:
+        check("pause, 6 GiB : 512 MiB", large / small, 1.2, large / small <= 1.2)
+
     def ratio(text, numerator, denominator, limit):
         if numerator and denominator:
             check(text, numerator / denominator, limit, limit is None or numerator / denominator <= limit)
@@ -380,6 +399,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--method", action="append", default=[], choices=list(METHODS), help="only these; may be repeated")
     parser.add_argument("--pages", default="large", choices=("large", "small", "explicit"), help="of the guest's memory")
+    parser.add_argument("--without-engine", action="store_true", help="memory is saved by QEMU's own stream")
     parser.add_argument("--libvirt", action="store_true", help="only this: libvirt's live snapshot, and ours")
     parser.add_argument("--incremental", metavar="SIZE", help="only this: a disk of that size, of which 1 %% has changed")
     parser.add_argument("--read", type=pathlib.Path, nargs="+", help="measure nothing: JSON of earlier runs")
