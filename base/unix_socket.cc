@@ -140,6 +140,29 @@ absl::Status SendWithFd(int socket_fd, absl::string_view data, int fd_to_pass) {
   return WriteAll(socket_fd, data.data() + sent, data.size() - static_cast<size_t>(sent), "socket");
 }
 
+absl::StatusOr<size_t> ReceiveWithFd(int socket_fd, void* out, size_t size, OwnedFd& passed) {
+  iovec part{.iov_base = out, .iov_len = size};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t got;
+  do {
+    got = ::recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC);
+  } while (got < 0 && errno == EINTR);
+  if (got < 0 && errno == ECONNRESET) return 0;
+  if (got < 0) return ErrnoStatus(errno, "recvmsg");
+  const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+    int fd;
+    std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    passed = OwnedFd(fd);
+  }
+  return static_cast<size_t>(got);
+}
+
 absl::StatusOr<SocketPair> MakeSocketPair() {
   int fds[2];
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) return ErrnoStatus(errno, "socketpair");

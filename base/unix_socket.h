@@ -4,6 +4,7 @@
 // state directory may lie anywhere; only the last component is limited.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "absl/strings/string_view.h"
@@ -27,6 +28,10 @@ absl::Status WaitReadable(int fd, absl::Duration timeout, absl::string_view what
 
 // Sends `data` (at least one byte) and, with its first byte, a duplicate of `fd_to_pass`.
 absl::Status SendWithFd(int socket_fd, absl::string_view data, int fd_to_pass);
+
+// Up to `size` bytes, of a packet socket one packet, and the descriptor that came with them, if one did (close-on-exec). How many
+// bytes; 0: the other end is closed. Blocks.
+absl::StatusOr<size_t> ReceiveWithFd(int socket_fd, void* out, size_t size, OwnedFd& passed);
 
 // A connected pair, close-on-exec.
 struct SocketPair {

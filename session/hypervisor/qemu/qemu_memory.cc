@@ -27,21 +27,7 @@ constexpr absl::Duration kNewsDeadline = absl::Seconds(1);
 absl::StatusOr<std::pair<vsock::MemoryNews, OwnedFd>> NextNews(int socket) {
   STILL_RETURN_IF_ERROR(WaitReadable(socket, kNewsDeadline, "word of QEMU's memory"));
   std::pair<vsock::MemoryNews, OwnedFd> news;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  iovec data{.iov_base = &news.first, .iov_len = sizeof news.first};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  const ssize_t got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  if (got < 0) return ErrnoStatus(errno, "hear of QEMU's memory");
-  const cmsghdr* header = CMSG_FIRSTHDR(&message);
-  if (header != nullptr && header->cmsg_type == SCM_RIGHTS) {
-    int fd;
-    std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    news.second = OwnedFd(fd);
-  }
+  STILL_ASSIGN_OR_RETURN(const size_t got, ReceiveWithFd(socket, &news.first, sizeof news.first, news.second));
   if (got != sizeof news.first) {
     return absl::FailedPreconditionError("the library that is loaded into QEMU has not told of its memory");
   }

@@ -109,20 +109,10 @@ absl::StatusOr<std::unique_ptr<WritingProcess>> WritingProcess::Start(Kind kind)
   process->range_ = {.pid = pid, .bytes = kBytes};
   pair.second.Reset();
   STILL_RETURN_IF_ERROR(WaitReadable(pair.first.get(), kPatience, "the writing process"));
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  iovec data{.iov_base = &process->range_.address, .iov_len = sizeof process->range_.address};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  if (::recvmsg(pair.first.get(), &message, MSG_CMSG_CLOEXEC) != sizeof process->range_.address) {
-    return absl::UnavailableError("no userfaultfd");
-  }
-  int fd;
-  std::memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
-  process->userfaultfd_ = OwnedFd(fd);
-  STILL_RETURN_IF_ERROR(session::NegotiateUserfaultfd(fd));
+  STILL_ASSIGN_OR_RETURN(const size_t got, ReceiveWithFd(pair.first.get(), &process->range_.address,
+                                                         sizeof process->range_.address, process->userfaultfd_));
+  if (got != sizeof process->range_.address) return absl::UnavailableError("no userfaultfd");
+  STILL_RETURN_IF_ERROR(session::NegotiateUserfaultfd(process->userfaultfd_.get()));
   return process;
 }
 
