@@ -99,6 +99,21 @@ std::vector<manifest::Snapshot> ReadManifests(RepositoryState& state, const std:
   return snapshots;
 }
 
+// Of those that had vanished, the ids of which are there again, or have been forgotten since.
+absl::StatusOr<std::vector<std::string>> NotVanishedAfterAll(RepositoryState& state,
+                                                             const std::vector<ObjectInfo>& objects) {
+  STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> vanished, state.catalog().ListVanished());
+  std::vector<std::string> ids;
+  if (vanished.empty()) return ids;
+  absl::flat_hash_set<std::string> there;
+  for (const ObjectInfo& object : objects) there.insert(object.name);
+  for (const CatalogVanished& one : vanished) {
+    STILL_ASSIGN_OR_RETURN(const bool forgotten, IsForgotten(state, one.id));
+    if (forgotten || there.contains(SnapshotObject(one.id))) ids.push_back(one.id);
+  }
+  return ids;
+}
+
 // Adds the rows of those that are not in `rows` (id, name).
 absl::Status PutSnapshotRows(CatalogTransaction& change, const std::vector<manifest::Snapshot>& snapshots,
                              const std::vector<std::pair<std::string, std::string>>& rows) {
@@ -207,20 +222,37 @@ absl::Status RepositoryState::SyncCondemned() {
 }
 
 absl::Status RepositoryState::SyncSnapshots(Listing listing) {
+  STILL_ASSIGN_OR_RETURN(const bool asks_for_notes, catalog_->AsksForNotes());
   STILL_ASSIGN_OR_RETURN(const FolderAsListed folder, FolderAsListed::Look(*this, kSnapshotsFolder));
-  if (listing == Listing::kUnlessUnchanged && folder.unchanged()) return absl::OkStatus();
+  if (listing == Listing::kUnlessUnchanged && folder.unchanged() && asks_for_notes) return absl::OkStatus();
   STILL_ASSIGN_OR_RETURN(auto rows, catalog_->ListSnapshotNames());
   absl::flat_hash_set<std::string> gone;
   for (const auto& [id, name] : rows) gone.insert(id);
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List(kSnapshotsFolder));
   const std::vector<manifest::Snapshot> unknown = ReadManifests(*this, objects_there, gone);
-  if (unknown.empty() && gone.empty()) {
+  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> not_vanished, NotVanishedAfterAll(*this, objects_there));
+  if (unknown.empty() && gone.empty() && not_vanished.empty() && asks_for_notes) {
     // One that cannot be read has no row, and is tried again by the next.
     if (objects_there.size() == rows.size()) folder.Remember(*catalog_);
     return absl::OkStatus();
   }
+  absl::flat_hash_set<std::string> vanished;
+  for (const std::string& id : gone) {
+    STILL_ASSIGN_OR_RETURN(const bool forgotten, IsForgotten(*this, id));
+    // What was gone before may have been forgotten by a version that left no note of it.
+    if (!forgotten && asks_for_notes) vanished.insert(id);
+  }
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, catalog_->Begin());
-  for (const std::string& id : gone) STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
+  if (!asks_for_notes) STILL_RETURN_IF_ERROR(change.AskForNotes());
+  for (const std::string& id : not_vanished) STILL_RETURN_IF_ERROR(change.RemoveVanished(id));
+  for (const std::string& id : gone) {
+    if (!vanished.contains(id)) {
+      STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
+      continue;
+    }
+    LogError("a snapshot has vanished though nobody has forgotten it", {{"id", id}, {"repository", path}});
+    STILL_RETURN_IF_ERROR(change.SetVanished(id, clock.Now()));
+  }
   // Others may have added rows meanwhile; now nobody can. Names of the rows that are gone are free.
   STILL_ASSIGN_OR_RETURN(rows, catalog_->ListSnapshotNames());
   std::erase_if(rows, [&](const auto& row) { return gone.contains(row.first); });
@@ -230,10 +262,19 @@ absl::Status RepositoryState::SyncSnapshots(Listing listing) {
 
 absl::Status RepositoryState::RebuildCatalog(const std::string& catalog_path) {
   STILL_RETURN_IF_ERROR(ChooseCatalogPath(catalog_path));
+  if (auto old = Catalog::Open(catalog_options()); old.ok()) {
+    catalog_ = *std::move(old);
+    if (const absl::Status synced = SyncSnapshots(Listing::kAlways); !synced.ok()) {
+      LogWarning("what the old catalog knew is lost", {{"error", synced.ToString()}});
+    }
+    catalog_.reset();
+  }
   return RebuildCatalog();
 }
 
 absl::Status RepositoryState::RebuildCatalog() {
+  // What has vanished is known from the old rows alone.
+  if (catalog_ != nullptr) STILL_RETURN_IF_ERROR(SyncSnapshots(Listing::kAlways));
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> pack_objects, objects->List(kPacksFolder));
   std::vector<PackName> names;
   std::vector<std::string> found;

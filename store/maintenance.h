@@ -27,6 +27,15 @@ struct LostRange {
   ImageRange range;
 };
 
+// A snapshot that was there and is not any more, though nobody has forgotten it.
+struct VanishedSnapshot {
+  std::string id;
+  std::string name;
+  std::string session;
+  std::string host;
+  absl::Time noticed;
+};
+
 // One of `count` parts of a repository's data. A pack belongs to the same one for ever, so runs over index 0 to count -
 // 1 together read everything, whatever is added or rewritten meanwhile (what is rewritten is checked by that). A
 // scheduler counts its runs and gives run % count.

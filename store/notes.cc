@@ -1,5 +1,8 @@
 #include "store/notes.h"
 
+#include <memory>
+#include <utility>
+
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -13,11 +16,17 @@ namespace {
 namespace manifest = ::stillpoint::manifest::v1;
 
 constexpr uint64_t kMaxNoteObject = 4096;
+constexpr size_t kNotesAtOnce = 128;  // Each is a file descriptor until it is published.
 
-absl::Status PutNote(RepositoryState& state, FrameKind kind, const std::string& name, absl::string_view payload) {
+std::string EncodeNote(const RepositoryState& state, FrameKind kind, const std::string& name,
+                       absl::string_view payload) {
   std::string object;
   FrameCodec().Encode(kind, {.keys = state.sealing_keys(), .object = name}, false, payload, object);
-  return state.objects->Put(name, object, {.mode = PutMode::kReplace});
+  return object;
+}
+
+absl::Status PutNote(RepositoryState& state, FrameKind kind, const std::string& name, absl::string_view payload) {
+  return state.objects->Put(name, EncodeNote(state, kind, name, payload), {.mode = PutMode::kReplace});
 }
 
 absl::StatusOr<std::string> ReadNote(const RepositoryState& state, FrameKind kind, const std::string& name) {
@@ -31,6 +40,18 @@ absl::StatusOr<std::string> ReadNote(const RepositoryState& state, FrameKind kin
   return payload;
 }
 
+std::string EncodeTime(absl::Time when) {
+  std::string payload;
+  AppendInt<int64_t>(payload, absl::ToUnixNanos(when));
+  return payload;
+}
+
+absl::StatusOr<absl::Time> ReadTime(const RepositoryState& state, FrameKind kind, const std::string& object) {
+  STILL_ASSIGN_OR_RETURN(std::string payload, ReadNote(state, kind, object));
+  if (payload.size() != sizeof(int64_t)) return absl::DataLossError(absl::StrCat(object, ": impossible size"));
+  return absl::FromUnixNanos(LoadInt<int64_t>(payload.data()));
+}
+
 }  // namespace
 
 std::string CondemnedObject(const PackName& pack) {
@@ -38,9 +59,7 @@ std::string CondemnedObject(const PackName& pack) {
 }
 
 absl::Status Condemn(RepositoryState& state, const PackName& pack, absl::Time when) {
-  std::string payload;
-  AppendInt<int64_t>(payload, absl::ToUnixNanos(when));
-  STILL_RETURN_IF_ERROR(PutNote(state, FrameKind::kCondemned, CondemnedObject(pack), payload));
+  STILL_RETURN_IF_ERROR(PutNote(state, FrameKind::kCondemned, CondemnedObject(pack), EncodeTime(when)));
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state.catalog().Begin());
   STILL_RETURN_IF_ERROR(change.SetCondemned(pack.view(), when));
   return change.Commit();
@@ -54,9 +73,36 @@ absl::Status Acquit(RepositoryState& state, const PackName& pack) {
 }
 
 absl::StatusOr<absl::Time> ReadCondemned(const RepositoryState& state, const std::string& object) {
-  STILL_ASSIGN_OR_RETURN(std::string payload, ReadNote(state, FrameKind::kCondemned, object));
-  if (payload.size() != sizeof(int64_t)) return absl::DataLossError(absl::StrCat(object, ": impossible size"));
-  return absl::FromUnixNanos(LoadInt<int64_t>(payload.data()));
+  return ReadTime(state, FrameKind::kCondemned, object);
+}
+
+std::string ForgottenObject(absl::string_view snapshot_id) { return absl::StrCat(kForgottenPrefix, snapshot_id); }
+
+absl::Status PutForgotten(RepositoryState& state, const std::vector<std::string>& snapshot_ids, absl::Time when) {
+  std::vector<std::unique_ptr<ObjectWriter>> notes;
+  for (const std::string& id : snapshot_ids) {
+    const std::string name = ForgottenObject(id);
+    STILL_ASSIGN_OR_RETURN(std::unique_ptr<ObjectWriter> note,
+                           state.objects->NewWriter(name, {.mode = PutMode::kReplace}));
+    STILL_RETURN_IF_ERROR(note->Append(EncodeNote(state, FrameKind::kForgotten, name, EncodeTime(when))));
+    notes.push_back(std::move(note));
+    if (notes.size() < kNotesAtOnce) continue;
+    STILL_RETURN_IF_ERROR(state.objects->Publish(std::move(notes)));
+    notes.clear();
+  }
+  return state.objects->Publish(std::move(notes));
+}
+
+// Its content does not matter: nothing else writes an object of this name.
+absl::StatusOr<bool> IsForgotten(const RepositoryState& state, absl::string_view snapshot_id) {
+  const absl::Status there = state.objects->Size(ForgottenObject(snapshot_id)).status();
+  if (absl::IsNotFound(there)) return false;
+  STILL_RETURN_IF_ERROR(there);
+  return true;
+}
+
+absl::StatusOr<absl::Time> ReadForgotten(const RepositoryState& state, const std::string& object) {
+  return ReadTime(state, FrameKind::kForgotten, object);
 }
 
 std::string HoldObject(absl::string_view snapshot_id) { return absl::StrCat(kHoldPrefix, snapshot_id); }

@@ -16,6 +16,7 @@ namespace still::store {
 
 inline constexpr char kCondemnedPrefix[] = "condemned/";
 inline constexpr char kHoldPrefix[] = "holds/";
+inline constexpr char kForgottenPrefix[] = "forgotten/";
 
 // Of prune: that a pack is unused, and since when. The catalog's row says the same.
 std::string CondemnedObject(const PackName& pack);
@@ -23,6 +24,13 @@ absl::Status Condemn(RepositoryState& state, const PackName& pack, absl::Time wh
 absl::Status Acquit(RepositoryState& state, const PackName& pack);
 // DATA_LOSS; NOT_FOUND.
 absl::StatusOr<absl::Time> ReadCondemned(const RepositoryState& state, const std::string& object);
+
+// That a snapshot was forgotten, and when: written before its manifest is deleted, so that one that is gone without it has vanished.
+std::string ForgottenObject(absl::string_view snapshot_id);
+absl::Status PutForgotten(RepositoryState& state, const std::vector<std::string>& snapshot_ids, absl::Time when);
+absl::StatusOr<bool> IsForgotten(const RepositoryState& state, absl::string_view snapshot_id);
+// DATA_LOSS; NOT_FOUND.
+absl::StatusOr<absl::Time> ReadForgotten(const RepositoryState& state, const std::string& object);
 
 // Of users: whether a snapshot is held, whatever its manifest's label "hold" says.
 struct Hold {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -19,6 +20,7 @@
 #include "store/repository_impl.h"
 #include "store/snapshot_reference.h"
 #include "store/snapshot_writer_impl.h"
+#include "store/vanished.h"
 #include "store/verify/repair.h"
 #include "store/verify/verify.h"
 
@@ -230,12 +232,34 @@ absl::StatusOr<std::vector<ImageRange>> RepositoryImpl::Diff(const manifest::Sna
   return DiffTrees(state_->packs, tree_a, tree_b, *scratch);
 }
 
+absl::StatusOr<std::vector<VanishedSnapshot>> RepositoryImpl::Vanished() {
+  STILL_ASSIGN_OR_RETURN(std::vector<CatalogVanished> found, FindVanished(*state_));
+  std::vector<VanishedSnapshot> vanished;
+  for (CatalogVanished& one : found) {
+    vanished.push_back({.id = std::move(one.id),
+                        .name = std::move(one.name),
+                        .session = std::move(one.session),
+                        .host = std::move(one.host),
+                        .noticed = one.noticed});
+  }
+  return vanished;
+}
+
 absl::Status RepositoryImpl::Forget(const std::vector<std::string>& ids) {
   STILL_RETURN_IF_ERROR(state_->CheckWritable());
+  STILL_ASSIGN_OR_RETURN(const std::vector<VanishedSnapshot> all_vanished, Vanished());
+  absl::flat_hash_set<std::string> vanished;
+  for (const VanishedSnapshot& one : all_vanished) vanished.insert(one.id);
   // Until the end of this transaction nobody can hold what is being forgotten.
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_->catalog().Begin());
   std::vector<std::string> objects;
   for (const std::string& id : ids) {
+    objects.push_back(SnapshotObject(id));
+    objects.push_back(HoldObject(id));
+    if (vanished.contains(id)) {
+      STILL_RETURN_IF_ERROR(change.RemoveVanished(id));
+      continue;
+    }
     STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
     if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
     STILL_ASSIGN_OR_RETURN(manifest::Snapshot snapshot, ParseRow(*state_, *row));
@@ -246,9 +270,9 @@ absl::Status RepositoryImpl::Forget(const std::vector<std::string>& ids) {
                        label->second.empty() ? "" : absl::StrCat(" (", label->second, ")"), "; release it first"));
     }
     STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
-    objects.push_back(SnapshotObject(id));
-    objects.push_back(HoldObject(id));
   }
+  // First: a manifest that is gone without its note has vanished.
+  STILL_RETURN_IF_ERROR(PutForgotten(*state_, ids, state_->clock.Now()));
   // The rows go also when some manifest stays: the next open lists it again.
   const absl::Status deleted = state_->objects->Delete(objects);
   return FirstError(deleted, change.Commit());
@@ -280,6 +304,8 @@ absl::StatusOr<RepositoryStats> RepositoryImpl::Stats() {
   }));
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> manifests, state_->objects->List("snapshots/"));
   stats.snapshots = manifests.size();
+  STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> vanished, FindVanished(*state_));
+  stats.vanished_snapshots = vanished.size();
   STILL_ASSIGN_OR_RETURN(uint64_t others, state_->catalog().FileBytes());
   for (const ObjectInfo& object : manifests) others += object.size;
   stats.stored_bytes += others;

@@ -71,6 +71,7 @@ struct RepositoryStats {
   uint64_t stored_bytes = 0;       // Everything: packs, manifests, catalog.
   uint64_t bookkeeping_bytes = 0;  // Of these, what is not blocks: footers, trees, manifests, catalog, frame headers.
   uint64_t unique_blocks = 0;
+  uint64_t vanished_snapshots = 0;  // Repository::Vanished.
 };
 
 class SnapshotWriter {
@@ -128,8 +129,11 @@ class Repository {
   virtual absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) = 0;
   // FAILED_PRECONDITION where a newer version wrote part of it: then nothing is touched.
   virtual absl::StatusOr<RepairReport> Repair(const RepairOptions& options) = 0;
-  // Removes snapshots by id: all, or none if there is an error that is found before. FAILED_PRECONDITION if one is held
-  // (label "hold"). Space comes back with Prune.
+  // What this host's catalog knew and is gone, by session. While there is any, Prune is refused (FAILED_PRECONDITION): the data
+  // of these snapshots looks unused. Repair puts back what the catalog still has of them, Forget gives them up.
+  virtual absl::StatusOr<std::vector<VanishedSnapshot>> Vanished() = 0;
+  // Removes snapshots by id, also vanished ones: all, or none if there is an error that is found before. FAILED_PRECONDITION if
+  // one is held (label "hold"). Space comes back with Prune.
   virtual absl::Status Forget(const std::vector<std::string>& ids) = 0;
   // Gives a snapshot the label "hold", with the reason as its value: nothing removes it until it is released. Both may
   // be repeated. NOT_FOUND.

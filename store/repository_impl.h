@@ -35,6 +35,7 @@ class RepositoryImpl final : public Repository {
   absl::StatusOr<RepositoryStats> Stats() override;
   absl::StatusOr<VerifyReport> Verify(const VerifyOptions& options) override;
   absl::StatusOr<RepairReport> Repair(const RepairOptions& options) override;
+  absl::StatusOr<std::vector<VanishedSnapshot>> Vanished() override;
   absl::Status Forget(const std::vector<std::string>& ids) override;
   absl::Status HoldSnapshot(const std::string& id, const std::string& reason) override;
   absl::Status ReleaseSnapshot(const std::string& id) override;

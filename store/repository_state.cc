@@ -31,6 +31,35 @@ SecretBytes PlainHashKey(const RepositoryConfig& config) {
   return config.encrypted ? SecretBytes() : DeriveKey(config.id_secret.view(), config.id, kIdInfo);
 }
 
+// Sightings of leases, in the catalog. Those of an earlier boot are not comparable: its clock began anew.
+class CatalogSightings final : public SightingBook {
+ public:
+  CatalogSightings(RepositoryState& state, std::string boot) : state_(state), boot_(std::move(boot)) {}
+
+  absl::StatusOr<std::map<std::string, LeaseSighting>> Load() override {
+    STILL_ASSIGN_OR_RETURN(std::vector<CatalogSighting> rows, state_.catalog().ListSightings());
+    std::map<std::string, LeaseSighting> sightings;
+    for (CatalogSighting& row : rows) {
+      if (row.boot == boot_) sightings[row.lease] = {.content = std::move(row.content), .since = row.since};
+    }
+    return sightings;
+  }
+
+  absl::Status Keep(const std::map<std::string, LeaseSighting>& sightings) override {
+    std::vector<CatalogSighting> rows;
+    for (const auto& [lease, sighting] : sightings) {
+      rows.push_back({.lease = lease, .content = sighting.content, .boot = boot_, .since = sighting.since});
+    }
+    STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_.catalog().Begin());
+    STILL_RETURN_IF_ERROR(change.PutSightings(rows));
+    return change.Commit();
+  }
+
+ private:
+  RepositoryState& state_;
+  const std::string boot_;
+};
+
 }  // namespace
 
 RepositoryState::RepositoryState(std::string path_in, Clock& clock_in, std::unique_ptr<ObjectStore> objects_in,
@@ -63,7 +92,8 @@ absl::StatusOr<std::vector<NodeAddress>> RepositoryState::FindNode(const NodeId&
 absl::StatusOr<LeaseKeeper*> RepositoryState::Keeper() {
   if (keeper_ == nullptr) {
     STILL_ASSIGN_OR_RETURN(const ProcessView* processes, ProcessView::Real());
-    keeper_ = std::make_unique<LeaseKeeper>(*objects, clock, *processes);
+    sightings_ = std::make_unique<CatalogSightings>(*this, processes->self().boot);
+    keeper_ = std::make_unique<LeaseKeeper>(*objects, clock, *processes, sightings_.get());
   }
   return keeper_.get();
 }

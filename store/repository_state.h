@@ -86,6 +86,7 @@ class RepositoryState final : public NodeFinder {
   std::string catalog_path_;
   std::unique_ptr<Catalog> catalog_;
   absl::Mutex lease_mutex_;
+  std::unique_ptr<SightingBook> sightings_ ABSL_GUARDED_BY(lease_mutex_);
   std::unique_ptr<LeaseKeeper> keeper_ ABSL_GUARDED_BY(lease_mutex_);
   std::weak_ptr<Lease> shared_lease_ ABSL_GUARDED_BY(lease_mutex_);
 };

@@ -41,6 +41,7 @@ SealedKind SealedKindOf(FrameKind kind) {
     case FrameKind::kConfig:
     case FrameKind::kCondemned:
     case FrameKind::kHold:
+    case FrameKind::kForgotten:
       return SealedKind::kState;
   }
   STILL_CHECK(false);

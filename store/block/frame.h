@@ -24,7 +24,8 @@ enum class FrameKind : uint8_t {
   kFooter = 4,
   kManifest = 5,
   kCondemned = 8,
-  kHold = 9
+  kHold = 9,
+  kForgotten = 10
 };
 
 inline constexpr size_t kFrameHeaderSize = 32;

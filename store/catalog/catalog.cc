@@ -310,6 +310,44 @@ absl::StatusOr<std::optional<CatalogSnapshot>> Catalog::FindSnapshotByName(absl:
   return FindOneSnapshot("SELECT " STILL_SNAPSHOT_COLUMNS " FROM snapshot WHERE name = ?", name);
 }
 
+absl::StatusOr<std::vector<CatalogVanished>> Catalog::ListVanished() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(
+      Statement select,
+      reader_->Prepare("SELECT id, name, session, host, noticed, manifest FROM vanished ORDER BY session, name, id"));
+  std::vector<CatalogVanished> vanished;
+  STILL_RETURN_IF_ERROR(ForEachRow(select, [&] {
+    vanished.push_back({.id = select.Bytes(0),
+                        .name = select.Bytes(1),
+                        .session = select.Bytes(2),
+                        .host = select.Bytes(3),
+                        .noticed = absl::FromUnixNanos(select.Int(4)),
+                        .manifest = select.Bytes(5)});
+  }));
+  return vanished;
+}
+
+absl::StatusOr<bool> Catalog::AsksForNotes() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(const int64_t asks,
+                         reader_->QueryInt("SELECT changes FROM listing WHERE folder = 'forgotten/'"));
+  return asks != 0;
+}
+
+absl::StatusOr<std::vector<CatalogSighting>> Catalog::ListSightings() {
+  absl::MutexLock lock(&reading_);
+  STILL_ASSIGN_OR_RETURN(Statement select,
+                         reader_->Prepare("SELECT lease, content, boot, since FROM sighting ORDER BY lease"));
+  std::vector<CatalogSighting> sightings;
+  STILL_RETURN_IF_ERROR(ForEachRow(select, [&] {
+    sightings.push_back({.lease = select.Bytes(0),
+                         .content = select.Bytes(1),
+                         .boot = select.Bytes(2),
+                         .since = absl::Nanoseconds(select.Int(3))});
+  }));
+  return sightings;
+}
+
 absl::StatusOr<std::vector<CatalogSession>> Catalog::ListSessions() {
   absl::MutexLock lock(&reading_);
   STILL_ASSIGN_OR_RETURN(

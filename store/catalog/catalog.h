@@ -54,6 +54,14 @@ class CatalogTransaction {
   absl::Status RemoveSnapshot(absl::string_view id);
   // Sequence, host, machine, level and size of a row that has none.
   absl::Status SetSequence(const CatalogSnapshot& snapshot);
+  // The snapshot's row becomes one of what has vanished. OK when there is none.
+  absl::Status SetVanished(absl::string_view id, absl::Time noticed);
+  // It is there again, or was forgotten. OK when there is none.
+  absl::Status RemoveVanished(absl::string_view id);
+  // From now on what is gone without a note has vanished (Catalog::AsksForNotes).
+  absl::Status AskForNotes();
+  // Replaces all there were.
+  absl::Status PutSightings(absl::Span<const CatalogSighting> sightings);
   // All packs, nodes and snapshots.
   absl::Status Clear();
 
@@ -113,6 +121,11 @@ class Catalog {
   absl::StatusOr<std::vector<CatalogSnapshot>> ListUnsequenced();
   absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshot(absl::string_view id);
   absl::StatusOr<std::optional<CatalogSnapshot>> FindSnapshotByName(absl::string_view name);
+  // By session, name and id.
+  absl::StatusOr<std::vector<CatalogVanished>> ListVanished();
+  // False until a version that writes notes of forgetting has listed all snapshots.
+  absl::StatusOr<bool> AsksForNotes();
+  absl::StatusOr<std::vector<CatalogSighting>> ListSightings();
   // By name, then id.
   absl::StatusOr<std::vector<CatalogSession>> ListSessions();
   // Of the newest snapshot of this session that has the image.

@@ -83,6 +83,24 @@ struct SnapshotSummary {
   uint64_t logical_bytes = 0;
 };
 
+// A snapshot whose manifest is gone though nobody has forgotten it.
+struct CatalogVanished {
+  std::string id;
+  std::string name;
+  std::string session;
+  std::string host;
+  absl::Time noticed;
+  std::string manifest;  // The serialized message.
+};
+
+// A lease that was in the way, and since when it has not changed.
+struct CatalogSighting {
+  std::string lease;
+  std::string content;
+  std::string boot;      // Of which boot of this host `since` is.
+  absl::Duration since;  // Clock::Monotonic().
+};
+
 struct CatalogSession {
   std::string name;
   std::string id;

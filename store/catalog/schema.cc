@@ -180,7 +180,28 @@ CREATE TRIGGER snapshot_goes AFTER DELETE ON snapshot BEGIN
 END;
 )sql";
 
-constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
+// What was known once and is not there any more, though nobody has forgotten it; and leases that were in somebody's way. The
+// row of listing: whether notes of forgetting are asked for yet (`changes`). What goes before may have been forgotten by a
+// version that wrote none.
+constexpr char kVersion7[] = R"sql(
+CREATE TABLE vanished (
+  id        TEXT PRIMARY KEY CHECK (length(id) = 32),
+  name      TEXT NOT NULL,
+  session   TEXT NOT NULL,
+  host      TEXT NOT NULL,
+  noticed   INTEGER NOT NULL,
+  manifest  BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE sighting (
+  lease    TEXT PRIMARY KEY,
+  content  BLOB NOT NULL,
+  boot     TEXT NOT NULL,
+  since    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO listing VALUES ('forgotten/', x'', 0);
+)sql";
+
+constexpr const char* kMigrations[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6, kVersion7};
 
 }  // namespace
 

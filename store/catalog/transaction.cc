@@ -110,6 +110,39 @@ absl::Status CatalogTransaction::SetSequence(const CatalogSnapshot& snapshot) {
   return update.Run();
 }
 
+absl::Status CatalogTransaction::SetVanished(absl::string_view id, absl::Time noticed) {
+  STILL_ASSIGN_OR_RETURN(
+      Statement insert,
+      catalog_->writer_->Prepare("INSERT OR IGNORE INTO vanished (id, name, session, host, noticed, manifest) "
+                                 "SELECT id, ifnull(name, ''), session, host, ?, manifest FROM snapshot WHERE id = ?"));
+  STILL_RETURN_IF_ERROR(insert.Bind(std::optional<absl::Time>(noticed), id));
+  STILL_RETURN_IF_ERROR(insert.Run());
+  return RemoveSnapshot(id);
+}
+
+absl::Status CatalogTransaction::RemoveVanished(absl::string_view id) {
+  STILL_ASSIGN_OR_RETURN(Statement remove, catalog_->writer_->Prepare("DELETE FROM vanished WHERE id = ?"));
+  STILL_RETURN_IF_ERROR(remove.Bind(id));
+  return remove.Run();
+}
+
+absl::Status CatalogTransaction::AskForNotes() {
+  return catalog_->writer_->Execute("UPDATE listing SET changes = 1 WHERE folder = 'forgotten/'");
+}
+
+absl::Status CatalogTransaction::PutSightings(absl::Span<const CatalogSighting> sightings) {
+  STILL_RETURN_IF_ERROR(catalog_->writer_->Execute("DELETE FROM sighting"));
+  STILL_ASSIGN_OR_RETURN(
+      Statement insert,
+      catalog_->writer_->Prepare("INSERT INTO sighting (lease, content, boot, since) VALUES (?, ?, ?, ?)"));
+  for (const CatalogSighting& sighting : sightings) {
+    STILL_RETURN_IF_ERROR(insert.Bind(absl::string_view(sighting.lease), Blob(sighting.content),
+                                      absl::string_view(sighting.boot), absl::ToInt64Nanoseconds(sighting.since)));
+    STILL_RETURN_IF_ERROR(insert.RunAndReset());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CatalogTransaction::Clear() {
   return catalog_->writer_->Execute(
       "DELETE FROM node; DELETE FROM pack; DELETE FROM snapshot; "

@@ -11,9 +11,14 @@
 #include "store/gc/rewrite.h"
 #include "store/gc/tree_walk.h"
 #include "store/notes.h"
+#include "store/vanished.h"
 
 namespace still::store {
 namespace {
+
+// A host that has not looked for longer than this takes what was forgotten meanwhile for vanished.
+constexpr absl::Duration kNoteKept = absl::Hours(24 * 400);
+constexpr absl::Duration kUnfinishedNoteKept = absl::Hours(24);
 
 class Prune {
  public:
@@ -23,12 +28,14 @@ class Prune {
   // Finds what is unused and condemns it. Beside anything else that runs.
   absl::Status MarkAndRewrite() {
     STILL_RETURN_IF_ERROR(state_.SyncCatalog());
+    STILL_RETURN_IF_ERROR(CheckNothingVanished(state_));
     // Before the manifests are read: what is stored after this moment is not ours to judge.
     STILL_RETURN_IF_ERROR(
         state_.catalog().ForEachPack(false, [this](const CatalogPack& row) { packs_.push_back(row); }));
     STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> holds, state_.objects->List(kHoldPrefix));
     STILL_ASSIGN_OR_RETURN(Snapshots snapshots, ReadAllManifests(state_, nullptr));
     STILL_RETURN_IF_ERROR(DropHoldsOfNobody(holds, snapshots));
+    STILL_RETURN_IF_ERROR(DropOldNotes(snapshots));
     Progress(1);
     STILL_ASSIGN_OR_RETURN(LiveData live, FindLiveData(state_, snapshots));
     Progress(2);
@@ -52,6 +59,7 @@ class Prune {
   // the manifests reach now is all that is used.
   absl::Status Sweep(const Lease& lease) {
     STILL_RETURN_IF_ERROR(state_.SyncCatalog());
+    STILL_RETURN_IF_ERROR(CheckNothingVanished(state_));
     STILL_ASSIGN_OR_RETURN(std::vector<CatalogPack> due, Due());
     if (due.empty()) return absl::OkStatus();
     STILL_ASSIGN_OR_RETURN(Snapshots snapshots, ReadAllManifests(state_, nullptr));
@@ -133,6 +141,23 @@ class Prune {
       if (!of_somebody.contains(hold.name)) of_nobody.push_back(hold.name);
     }
     return state_.objects->Delete(of_nobody);
+  }
+
+  // Notes of forgetting that every host has had time to see; and, after a day, those of snapshots that are there: a crash met
+  // Forget() in between, and should such a snapshot vanish, it was not forgotten.
+  absl::Status DropOldNotes(const Snapshots& snapshots) {
+    if (options_.dry_run) return absl::OkStatus();
+    STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> notes, state_.objects->List(kForgottenPrefix));
+    absl::flat_hash_set<std::string> of_somebody;
+    for (const auto& snapshot : snapshots) of_somebody.insert(ForgottenObject(snapshot.id()));
+    std::vector<std::string> old;
+    for (const ObjectInfo& note : notes) {
+      const absl::StatusOr<absl::Time> since = ReadForgotten(state_, note.name);
+      if (!since.ok()) continue;  // One that cannot be read costs nothing.
+      const absl::Duration kept = of_somebody.contains(note.name) ? kUnfinishedNoteKept : kNoteKept;
+      if (state_.clock.Now() - *since > kept) old.push_back(note.name);
+    }
+    return state_.objects->Delete(old);
   }
 
   absl::Status DeletePacks(const std::vector<CatalogPack>& packs) {

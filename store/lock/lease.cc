@@ -142,8 +142,30 @@ std::string LeaseInfo::Describe() const {
   return absl::StrCat(record.purpose, " (pid ", record.holder.pid, " on ", host, ")");
 }
 
-LeaseKeeper::LeaseKeeper(ObjectStore& store, Clock& clock, const ProcessView& processes)
-    : store_(store), clock_(clock), processes_(processes) {}
+LeaseKeeper::LeaseKeeper(ObjectStore& store, Clock& clock, const ProcessView& processes, SightingBook* book)
+    : store_(store), clock_(clock), processes_(processes), book_(book) {}
+
+void LeaseKeeper::LoadSightings() {
+  absl::MutexLock lock(&mutex_);
+  if (book_ == nullptr || std::exchange(loaded_, true)) return;
+  auto known = book_->Load();
+  if (!known.ok()) {
+    LogWarning("what was seen of leases before is not known", {{"error", known.status().ToString()}});
+    return;
+  }
+  const absl::Duration now = clock_.Monotonic();
+  for (auto& [name, sighting] : *known) {
+    if (sighting.since <= now) sightings_.try_emplace(name, std::move(sighting));
+  }
+}
+
+void LeaseKeeper::KeepSightings() {
+  if (book_ == nullptr) return;
+  absl::MutexLock lock(&mutex_);
+  if (absl::Status kept = book_->Keep(sightings_); !kept.ok()) {
+    LogWarning("what was seen of leases is not remembered", {{"error", kept.ToString()}});
+  }
+}
 
 std::string LeaseKeeper::StaleBecause(const LeaseInfo& info, const std::string& content) {
   const ProcessIdentity& self = processes_.self();
@@ -156,7 +178,7 @@ std::string LeaseKeeper::StaleBecause(const LeaseInfo& info, const std::string& 
   }
   absl::MutexLock lock(&mutex_);
   const absl::Duration now = clock_.Monotonic();
-  Sighting& sighting = sightings_.try_emplace(info.name, Sighting{content, now}).first->second;
+  LeaseSighting& sighting = sightings_.try_emplace(info.name, LeaseSighting{content, now}).first->second;
   if (sighting.content != content) sighting = {content, now};
   const absl::Duration term = info.readable ? info.record.term : kUnreadableTerm;
   if (now - sighting.since < kStaleTerms * term) return "";
@@ -164,6 +186,7 @@ std::string LeaseKeeper::StaleBecause(const LeaseInfo& info, const std::string& 
 }
 
 absl::StatusOr<std::vector<LeaseInfo>> LeaseKeeper::List() {
+  LoadSightings();
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects, store_.List(kFolder));
   std::vector<LeaseInfo> leases;
   std::set<std::string> names;
@@ -209,6 +232,7 @@ absl::StatusOr<std::vector<LeaseInfo>> LeaseKeeper::FindConflicts(LeaseKind kind
 absl::Status LeaseKeeper::WaitALittle(absl::Duration deadline, const std::vector<LeaseInfo>& conflicts) {
   const absl::Duration left = deadline - clock_.Monotonic();
   if (left <= absl::ZeroDuration()) {
+    KeepSightings();
     return absl::UnavailableError(absl::StrCat("the repository is in use by ", conflicts.front().Describe(),
                                                conflicts.size() > 1 ? " and others" : "", "; try again later"));
   }

@@ -68,10 +68,24 @@ struct LeaseInfo {
   std::string Describe() const;
 };
 
+// What was seen of a lease of somebody else's, and since when it has been so.
+struct LeaseSighting {
+  std::string content;
+  absl::Duration since;  // Clock::Monotonic(), of this boot.
+};
+
+// Keeps sightings beyond the end of this process, so that who looks again later need not wait anew. Any error only costs that.
+class SightingBook {
+ public:
+  virtual ~SightingBook() = default;
+  virtual absl::StatusOr<std::map<std::string, LeaseSighting>> Load() = 0;
+  virtual absl::Status Keep(const std::map<std::string, LeaseSighting>& sightings) = 0;
+};
+
 class LeaseKeeper {
  public:
-  // All must outlive the keeper and its leases. Waiting uses Clock::Sleep().
-  LeaseKeeper(ObjectStore& store, Clock& clock, const ProcessView& processes);
+  // All must outlive the keeper and its leases. Waiting uses Clock::Sleep(). `book` may be null.
+  LeaseKeeper(ObjectStore& store, Clock& clock, const ProcessView& processes, SightingBook* book = nullptr);
 
   // Deletes stale leases in the way. UNAVAILABLE, naming who is in the way, when the wait is over. INVALID_ARGUMENT for
   // a term out of bounds. Thread-safe.
@@ -80,22 +94,20 @@ class LeaseKeeper {
   absl::StatusOr<std::vector<LeaseInfo>> List();
 
  private:
-  // What the store said about a lease the last time it had changed.
-  struct Sighting {
-    std::string content;
-    absl::Duration since;  // Clock::Monotonic().
-  };
-
   std::string StaleBecause(const LeaseInfo& info, const std::string& content) ABSL_LOCKS_EXCLUDED(mutex_);
   // Live leases other than `own` that exclude one of this kind; stale ones are deleted.
   absl::StatusOr<std::vector<LeaseInfo>> FindConflicts(LeaseKind kind, const std::string& own);
   absl::Status WaitALittle(absl::Duration deadline, const std::vector<LeaseInfo>& conflicts);
+  void LoadSightings() ABSL_LOCKS_EXCLUDED(mutex_);
+  void KeepSightings() ABSL_LOCKS_EXCLUDED(mutex_);
 
   ObjectStore& store_;
   Clock& clock_;
   const ProcessView& processes_;
+  SightingBook* const book_;
   absl::Mutex mutex_;
-  std::map<std::string, Sighting> sightings_ ABSL_GUARDED_BY(mutex_);
+  bool loaded_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<std::string, LeaseSighting> sightings_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace still::store

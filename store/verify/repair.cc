@@ -1,13 +1,17 @@
 #include "store/verify/repair.h"
 
+#include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "store/gc/rewrite.h"
 #include "store/gc/tree_walk.h"
+#include "store/vanished.h"
 #include "store/verify/verify.h"
 
 namespace still::store {
@@ -40,7 +44,13 @@ class Repairer {
     for (const PackName& pack : damage_.packs()) {
       Act(absl::StrCat(PackObject(pack), ": keep what is whole, set the rest aside"));
     }
-    for (const std::string& object : damage_.objects()) Act(absl::StrCat(object, ": set aside, it is not readable"));
+    STILL_RETURN_IF_ERROR(FindKnownManifests());
+    for (const std::string& object : damage_.objects()) {
+      if (!known_.contains(object)) Act(absl::StrCat(object, ": set aside, it is not readable"));
+    }
+    for (const auto& [object, snapshot] : known_) {
+      Act(absl::StrCat(object, ": written anew from the catalog: ", Describe(snapshot)));
+    }
     if (options_.dry_run) {
       report_.lost = std::move(before.lost);
       return std::move(report_);
@@ -51,6 +61,7 @@ class Repairer {
       state_.packs.Drop(state_.packs.Add(pack));
     }
     for (const std::string& object : damage_.objects()) STILL_RETURN_IF_ERROR(Quarantine(state_, object));
+    for (const auto& [object, snapshot] : known_) STILL_RETURN_IF_ERROR(PutBack(state_, snapshot));
     STILL_RETURN_IF_ERROR(state_.RebuildCatalog());
     Act("catalog: written anew");
     Damage left;
@@ -62,6 +73,27 @@ class Repairer {
  private:
   VerifyOptions AllData() const { return {.read_data_percent = 100, .progress = options_.progress}; }
   void Act(std::string action) { report_.actions.push_back(std::move(action)); }
+
+  // Of what has vanished or is not readable, what the catalog still has whole.
+  absl::Status FindKnownManifests() {
+    STILL_ASSIGN_OR_RETURN(std::vector<CatalogVanished> candidates, FindVanished(state_));
+    for (const std::string& object : damage_.objects()) {
+      absl::string_view id = object;
+      if (!absl::ConsumePrefix(&id, "snapshots/")) continue;
+      STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_.catalog().FindSnapshot(id));
+      if (!row.has_value()) continue;
+      candidates.push_back({.id = row->id,
+                            .name = row->name,
+                            .session = row->session,
+                            .host = row->host,
+                            .manifest = std::move(row->manifest)});
+    }
+    for (CatalogVanished& candidate : candidates) {
+      const absl::Status whole = ParseManifest(candidate.manifest, candidate.id).status();
+      if (whole.ok()) known_.emplace(SnapshotObject(candidate.id), std::move(candidate));
+    }
+    return absl::OkStatus();
+  }
 
   // What is in damaged packs and whole goes to new ones.
   absl::Status Salvage() {
@@ -85,6 +117,7 @@ class Repairer {
   RepositoryState& state_;
   const RepairOptions& options_;
   Damage damage_;
+  std::map<std::string, CatalogVanished> known_;  // By the object's name.
   RepairReport report_;
 };
 
@@ -97,6 +130,7 @@ absl::StatusOr<RepairReport> RepairRepository(RepositoryState& state, const Repa
   } else {
     STILL_RETURN_IF_ERROR(state.CheckWritable());
     STILL_ASSIGN_OR_RETURN(lease, state.HoldExclusive("repair", kReaderWait));
+    STILL_RETURN_IF_ERROR(state.SyncCatalog());
   }
   return Repairer(state, options).Run();
 }

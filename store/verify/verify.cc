@@ -13,6 +13,7 @@
 #include "store/block/bytes.h"
 #include "store/crypto/key_ring.h"
 #include "store/notes.h"
+#include "store/vanished.h"
 #include "store/verify/check_pack.h"
 #include "store/verify/damage.h"
 
@@ -100,6 +101,7 @@ class Verification {
     }
     report_.snapshots = snapshots_.size();
     STILL_RETURN_IF_ERROR(CheckNotes());
+    STILL_RETURN_IF_ERROR(CheckNothingIsGone());
     STILL_RETURN_IF_ERROR(CheckKeys());
     tree_ = CollectNodes(state_, snapshots_);
     report_.nodes = tree_.inner.size() + tree_.leaves.size();
@@ -140,6 +142,14 @@ class Verification {
     if (status.ok() || absl::IsNotFound(status)) return;
     damage_.AddObject(object);
     damage_.AddProblem(status);
+  }
+
+  absl::Status CheckNothingIsGone() {
+    STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> vanished, FindVanished(state_));
+    for (const CatalogVanished& one : vanished) {
+      damage_.AddProblem(absl::StrCat(Describe(one), ": its manifest is gone though nobody has forgotten it"));
+    }
+    return absl::OkStatus();
   }
 
   // Each slot is a way in that somebody relies on.

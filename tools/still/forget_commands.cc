@@ -18,6 +18,7 @@
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/vanished.h"
 
 namespace still::cli {
 namespace {
@@ -147,6 +148,8 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
   STILL_ASSIGN_OR_RETURN(snapshot::SnapshotsInUse in_use, snapshot::FindSnapshotsInUse(context.sessions()));
   std::vector<Snapshot> snapshots;
   std::vector<Decision> decisions;
+  std::vector<std::string> references = arguments.references;
+  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> given_up, TakeVanished(*repository, references));
   size_t left_out = 0;
   STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
   if (arguments.has_policy()) {
@@ -155,8 +158,8 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
     if (arguments.sessions.empty()) left_out = snapshots.size() - meant.size();
     STILL_ASSIGN_OR_RETURN(decisions, DecideByPolicy(snapshots, meant, in_use, arguments));
   } else {
-    STILL_RETURN_IF_ERROR(CheckNamedInFull(*repository, arguments.references));
-    STILL_ASSIGN_OR_RETURN(snapshots, ChooseSnapshots(*repository, arguments.references, here));
+    STILL_RETURN_IF_ERROR(CheckNamedInFull(*repository, references));
+    STILL_ASSIGN_OR_RETURN(snapshots, ChooseSnapshots(*repository, references, here));
     for (const Snapshot& snapshot : snapshots) {
       if (!arguments.dry_run) {
         STILL_RETURN_IF_ERROR(snapshot::CheckNotInUse(in_use, snapshot.id(), snapshot.name()));
@@ -169,7 +172,7 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
           {.snapshot = &snapshot, .keep = held && arguments.dry_run, .reasons = {held ? "held" : "named"}});
     }
   }
-  std::vector<std::string> ids;
+  std::vector<std::string> ids = given_up;
   nlohmann::json list = nlohmann::json::array();
   for (const Decision& decision : decisions) {
     const Snapshot& snapshot = *decision.snapshot;
@@ -185,8 +188,15 @@ absl::Status Forget(Context& context, const ForgetArguments& arguments) {
   context.Print({{"dry_run", arguments.dry_run},
                  {"forgotten", ids},
                  {"decisions", std::move(list)},
+                 {"given_up", given_up},
                  {"of_other_hosts", left_out}},
-                [&] { PrintDecisions(decisions, arguments.dry_run, left_out); });
+                [&] {
+                  if (!references.empty() || given_up.empty()) PrintDecisions(decisions, arguments.dry_run, left_out);
+                  for (const std::string& id : given_up) {
+                    std::cout << (arguments.dry_run ? "would give up " : "gave up ") << id.substr(0, 12)
+                              << ", which had vanished\n";
+                  }
+                });
   return absl::OkStatus();
 }
 

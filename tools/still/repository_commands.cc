@@ -16,6 +16,7 @@
 #include "tools/still/command_tree.h"
 #include "tools/still/context.h"
 #include "tools/still/format.h"
+#include "tools/still/vanished.h"
 
 namespace still::cli {
 namespace {
@@ -165,6 +166,7 @@ absl::Status Repair(Context& context, bool catalog_only, bool dry_run) {
 absl::Status Stats(Context& context) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(store::RepositoryStats stats, repository->Stats());
+  STILL_RETURN_IF_ERROR(WarnOfVanished(*repository));
   STILL_ASSIGN_OR_RETURN(std::vector<manifestpb::Snapshot> snapshots, repository->ListSnapshots());
   uint64_t logical = 0;
   for (const manifestpb::Snapshot& snapshot : snapshots) {
@@ -178,6 +180,7 @@ absl::Status Stats(Context& context) {
                  {"stored_bytes", stats.stored_bytes},
                  {"bookkeeping_bytes", stats.bookkeeping_bytes},
                  {"unique_blocks", stats.unique_blocks},
+                 {"vanished_snapshots", stats.vanished_snapshots},
                  {"logical_bytes", logical}},
                 [&] {
                   std::cout << FormatTable({{"repository", context.repository_path()},

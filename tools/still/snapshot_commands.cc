@@ -20,6 +20,7 @@
 #include "tools/still/format.h"
 #include "tools/still/labels.h"
 #include "tools/still/table.h"
+#include "tools/still/vanished.h"
 
 namespace still::cli {
 namespace {
@@ -158,6 +159,7 @@ absl::Status List(Context& context, const ListArguments& arguments) {
   const bool one = arguments.sessions.size() == 1 && !IsPattern(arguments.sessions[0]);
   STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots,
                          one ? repository->ListSnapshotsOf(arguments.sessions[0]) : repository->ListSnapshots());
+  STILL_RETURN_IF_ERROR(WarnOfVanished(*repository));
   std::set<std::string> hosts;
   for (const Snapshot& snapshot : snapshots) hosts.insert(absl::StrCat(snapshot.host(), "/", snapshot.host_id()));
   const bool several = hosts.size() > 1;

@@ -42,6 +42,8 @@ void PutRepository(Registry& registry, const Figures& figures) {
   put("logical_bytes", "All images of all snapshots as their guests see them", logical);
   put("dedup_ratio", "Logical bytes for each stored byte", stored > 0 ? logical / stored : 0);
   put("snapshots", "Snapshots", static_cast<double>(figures.stats.snapshots));
+  put("vanished_snapshots", "Snapshots that are gone though nobody has forgotten them",
+      static_cast<double>(figures.stats.vanished_snapshots));
   put("packs", "Packs", static_cast<double>(figures.stats.packs));
 }
 

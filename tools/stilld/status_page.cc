@@ -194,8 +194,15 @@ std::string Repository(const Figures& figures) {
   }
   const auto stored = static_cast<double>(figures.stats.stored_bytes);
   const auto logical = static_cast<double>(figures.logical_bytes());
-  return absl::StrCat("<div id=repository class=cards>", Card("snapshots", absl::StrCat(figures.snapshots->size())),
-                      Card("stored", Bytes(stored)), Card("as guests see it", Bytes(logical)),
+  std::string vanished;
+  if (figures.stats.vanished_snapshots > 0) {
+    vanished =
+        absl::StrCat("<p id=vanished class=bad>", figures.stats.vanished_snapshots,
+                     " snapshots have vanished though nobody has forgotten them: see <code>still list</code>.</p>");
+  }
+  return absl::StrCat(vanished, "<div id=repository class=cards>",
+                      Card("snapshots", absl::StrCat(figures.snapshots->size())), Card("stored", Bytes(stored)),
+                      Card("as guests see it", Bytes(logical)),
                       Card("times smaller", stored > 0 ? absl::StrFormat("%.1f", logical / stored) : "-"),
                       Card("packs", absl::StrCat(figures.stats.packs)), "</div>");
 }

@@ -133,6 +133,9 @@ TEST_P(GoldenCatalogTest, OpensWithEverythingInIt) {
   EXPECT_EQ(snapshots[1].host_id, GetParam() < 4 ? "" : "0123456789abcdef0123456789abcdef");
   EXPECT_EQ((*catalog)->FindListing("snapshots/")->stamp, GetParam() < 6 ? "" : "snapshots");
   EXPECT_THAT(*(*catalog)->ListUnsequenced(), SizeIs(GetParam() < 5 ? 2 : 0));
+  EXPECT_EQ(*(*catalog)->AsksForNotes(), GetParam() >= 7);
+  EXPECT_THAT(*(*catalog)->ListVanished(), SizeIs(GetParam() < 7 ? 0 : 1));
+  EXPECT_THAT(*(*catalog)->ListSightings(), SizeIs(GetParam() < 7 ? 0 : 1));
   ASSERT_THAT(snapshots[1].images, SizeIs(1));
   EXPECT_EQ(snapshots[1].images[0].size, 4294967296u);
   EXPECT_EQ(snapshots[1].images[0].bitmap, "still-1");

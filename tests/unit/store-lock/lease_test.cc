@@ -185,6 +185,46 @@ TEST_F(LeaseTest, WhatCannotBeLookedAtIsStaleOnlyAfterItWasWatched) {
   }
 }
 
+class MemoryBook final : public SightingBook {
+ public:
+  absl::StatusOr<std::map<std::string, LeaseSighting>> Load() override { return sightings; }
+  absl::Status Keep(const std::map<std::string, LeaseSighting>& all) override {
+    sightings = all;
+    return absl::OkStatus();
+  }
+  std::map<std::string, LeaseSighting> sightings;
+};
+
+TEST_F(LeaseTest, SeveralShortLooksAreAsGoodAsALongOne) {
+  MemoryBook book;
+  LeaveBehind(Elsewhere(99), LeaseKind::kExclusive);
+  for (int look = 0; look < 3; ++look) {
+    LeaseKeeper keeper(store_, clock_, first_, &book);
+    EXPECT_EQ(keeper.Acquire(Options(LeaseKind::kShared)).status().code(), absl::StatusCode::kUnavailable) << look;
+    clock_.Advance(0.5 * kTerm);
+  }
+  LeaseKeeper keeper(store_, clock_, first_, &book);
+  EXPECT_TRUE(keeper.Acquire(Options(LeaseKind::kShared)).ok());
+}
+
+TEST_F(LeaseTest, ALeaseThatWasRenewedBetweenTwoLooksIsLive) {
+  MemoryBook book;
+  LeaseKeeper remote = Keeper(remote_);
+  absl::StatusOr<Lease> held = remote.Acquire(Options(LeaseKind::kShared));
+  ASSERT_TRUE(held.ok());
+  for (int look = 0; look < 5; ++look) {
+    LeaseKeeper keeper(store_, clock_, first_, &book);
+    EXPECT_EQ(keeper.Acquire(Options(LeaseKind::kExclusive)).status().code(), absl::StatusCode::kUnavailable) << look;
+    clock_.Advance(0.9 * kTerm);
+    ASSERT_TRUE(held->Renew().ok());
+  }
+  // A sighting from a clock that has gone back says nothing.
+  for (auto& [name, sighting] : book.sightings) sighting.since = clock_.Monotonic() + absl::Hours(1);
+  clock_.Advance(0.9 * kTerm);
+  LeaseKeeper keeper(store_, clock_, first_, &book);
+  EXPECT_FALSE(keeper.Acquire(Options(LeaseKind::kExclusive)).ok());
+}
+
 TEST_F(LeaseTest, ALeaseThatIsRenewedElsewhereIsNeverStale) {
   LeaseKeeper remote = Keeper(remote_);
   absl::StatusOr<Lease> held = remote.Acquire(Options(LeaseKind::kShared));

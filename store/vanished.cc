@@ -1,0 +1,41 @@
+#include "store/vanished.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "store/notes.h"
+
+namespace still::store {
+
+absl::StatusOr<std::vector<CatalogVanished>> FindVanished(RepositoryState& state) {
+  STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> known, state.catalog().ListVanished());
+  std::vector<CatalogVanished> vanished;
+  for (const CatalogVanished& one : known) {
+    STILL_ASSIGN_OR_RETURN(const bool forgotten, IsForgotten(state, one.id));
+    if (!forgotten) vanished.push_back(one);
+  }
+  return vanished;
+}
+
+std::string Describe(const CatalogVanished& vanished) {
+  const std::string id = vanished.id.substr(0, 12);
+  const std::string of = absl::StrCat("of ", vanished.session, vanished.host.empty() ? "" : " on ", vanished.host);
+  return vanished.name.empty() ? absl::StrCat(id, " (", of, ")") : absl::StrCat(vanished.name, " (", id, ", ", of, ")");
+}
+
+absl::Status CheckNothingVanished(RepositoryState& state) {
+  STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> vanished, FindVanished(state));
+  if (vanished.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "prune: ", vanished.size() == 1 ? "a snapshot has" : absl::StrCat(vanished.size(), " snapshots have"),
+      " vanished though nobody has forgotten ", vanished.size() == 1 ? "it: " : "them: ", Describe(vanished.front()),
+      vanished.size() > 1 ? " and others" : "",
+      "; `still repair` puts back what is known of them, `still forget` with their ids gives them up"));
+}
+
+absl::Status PutBack(RepositoryState& state, const CatalogVanished& vanished) {
+  STILL_ASSIGN_OR_RETURN(const auto snapshot, ParseManifest(vanished.manifest, vanished.id));
+  return state.objects->Put(SnapshotObject(vanished.id), EncodeManifest(state, snapshot));
+}
+
+}  // namespace still::store
