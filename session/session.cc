@@ -178,6 +178,7 @@ absl::StatusOr<VmConfig> Session::MakeVmConfig(OwnedFd ram) {
     incoming.ram = std::move(ram);
     STILL_ASSIGN_OR_RETURN(incoming.device_state, OpenFile(config_.restore().device_state(), O_RDONLY));
     incoming.share_ram = !config_.restore().private_mapping();
+    incoming.memory_point = config_.restore().snapshot_id();
     incoming.generation_id = config_.machine().generation_id();
     vm.incoming = std::move(incoming);
   }

@@ -85,6 +85,7 @@ class SnapshotRun {
   absl::Status Cause(const absl::Status& seen);
   void KeepThawHooks();
   void FindMemoryBase();
+  void FindTrackedMemory(manifestpb::Snapshot at);
   absl::Status StoreBootFiles();
   absl::Status DrainDisks();
   absl::Status StoreDeviceState(const std::string& content);
@@ -102,7 +103,12 @@ class SnapshotRun {
 
   manifestpb::Snapshot manifest_;
   std::optional<manifestpb::Snapshot> parent_;
-  std::optional<Image> memory_base_;  // With track_memory: the memory of the newest snapshot from which it is tracked.
+  // A memory from which the session may know what was written since.
+  struct MemoryBase {
+    Image image;
+    std::string point;  // BeginCaptureRequest.base_memory
+  };
+  std::optional<MemoryBase> memory_base_;
   // Destroyed in reverse order: drains end before the stream that keeps their source alive, images before their
   // snapshot.
   std::unique_ptr<store::SnapshotWriter> writer_;
@@ -149,13 +155,22 @@ absl::Status SnapshotRun::Prepare() {
   return InBackground([this] { return StoreBootFiles(); });
 }
 
-// Snapshots without tracking lie between those with it: they leave it alone.
+// With tracking, the newest snapshot that is tracked from: those without it lie between and leave it alone. Else the image that
+// the session's memory is a private mapping of, if it is this repository's: of a fork only its own pages are read.
 void SnapshotRun::FindMemoryBase() {
-  if (!options_.track_memory || !parent_.has_value()) return;
-  manifestpb::Snapshot at = *parent_;
+  if (!options_.memory) return;
+  if (options_.track_memory && parent_.has_value()) FindTrackedMemory(*parent_);
+  const sessionpb::RestoreSource& source = session_.config.restore();
+  if (memory_base_.has_value() || !source.private_mapping()) return;
+  absl::StatusOr<manifestpb::Snapshot> origin = repository_.FindSnapshot(source.snapshot_id());
+  const Image* ram = origin.ok() ? FindImage(*origin, "ram") : nullptr;
+  if (ram != nullptr) memory_base_ = {.image = *ram, .point = source.snapshot_id()};
+}
+
+void SnapshotRun::FindTrackedMemory(manifestpb::Snapshot at) {
   for (int step = 0; step < kLongestWayToBase; ++step) {
     if (const Image* ram = FindImage(at, "ram"); ram != nullptr && !ram->memory_point().empty()) {
-      memory_base_ = *ram;
+      memory_base_ = {.image = *ram, .point = ram->memory_point()};
       return;
     }
     if (at.parent_id().empty()) return;
@@ -184,7 +199,7 @@ absl::Status SnapshotRun::Window() {
   request.set_memory_policy(options_.memory_policy);
   request.set_repository_id(repository_.id());
   request.set_track_memory(options_.track_memory);
-  if (memory_base_.has_value()) request.set_base_memory(memory_base_->memory_point());
+  if (memory_base_.has_value()) request.set_base_memory(memory_base_->point);
   if (parent_.has_value()) {
     for (const Image& image : parent_->images()) {
       if (!image.bitmap().empty()) (*request.mutable_base_bitmaps())[image.name()] = image.bitmap();
@@ -337,7 +352,7 @@ absl::Status SnapshotRun::StoreDeviceState(const std::string& content) {
 store::ImageOptions SnapshotRun::ImageOptionsFor(const std::string& name, Image::Role role, uint64_t size) const {
   store::ImageOptions options{.name = name, .role = role, .size = size};
   const Image* base = parent_.has_value() ? FindImage(*parent_, name) : nullptr;
-  if (role == Image::ROLE_RAM && memory_base_.has_value()) base = &*memory_base_;
+  if (role == Image::ROLE_RAM && memory_base_.has_value()) base = &memory_base_->image;
   if (base != nullptr) {
     options.parent_root = base->root();
     options.parent_size = base->size();

@@ -95,8 +95,8 @@ struct CaptureOptions {
   // Note what is written to memory from this point on (PauseReport::memory_point), so that the next capture need not read the
   // rest. The guest's first write to each page then waits for some 50 us. Only with engine_memory.
   bool track_memory = false;
-  // With track_memory: the memory_point that the reader has. When that is what is tracked, only pages written since come
-  // (MemoryStreamReceiver::OnIncrement); else all of them, and PauseReport says why.
+  // The memory_point that the reader has: a capture's with track_memory, or the image's that the VM was started over. When that
+  // is tracked, or mapped, only pages written since come (OnIncrement); else all, and with track_memory PauseReport says why.
   std::string base_memory;
   // Space for what the guest overwrites while its disks are pinned; 0: half of what is free when the capture begins.
   uint64_t pin_space_limit = 0;

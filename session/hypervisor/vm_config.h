@@ -52,6 +52,8 @@ struct IncomingState {
   OwnedFd device_state;  // The stream without that block's pages, at offset 0 of a regular file.
   // Write to `ram` itself. Else it is mapped privately and stays as it is, for further restores.
   bool share_ram = false;
+  // What CaptureOptions::base_memory may call `ram`, where it is mapped privately. Empty: nobody has it.
+  std::string memory_point;
   bool generation_id = false;  // The saved machine has a VMGenID device.
 };
 

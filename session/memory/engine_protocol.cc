@@ -38,6 +38,16 @@ absl::string_view BytesOf(const Packet& packet) {
 
 }  // namespace
 
+int64_t NumberOf(const MemorySaver::Wish& wish) {
+  return static_cast<int64_t>(wish.content) | (wish.track ? kTrack : 0) | (wish.over_image ? kOverImage : 0);
+}
+
+MemorySaver::Wish WishOf(int64_t number) {
+  return {.content = static_cast<MemorySaver::Content>(number & ~(kTrack | kOverImage)),
+          .track = (number & kTrack) != 0,
+          .over_image = (number & kOverImage) != 0};
+}
+
 absl::Status SendCommand(int socket, const EngineCommand& command, int fd) {
   return fd < 0 ? SendPacket(socket, BytesOf(command)) : SendWithFd(socket, BytesOf(command), fd);
 }

@@ -2,7 +2,7 @@
 // on a socket pair of one host (SOCK_SEQPACKET). Both are of one version. Not thread-safe.
 //
 //   command   descriptor   answer when
-//   kArm      the sink     every page is protected, and few are open. `number`: kTrack, and a MemorySaver::Content
+//   kArm      the sink     every page is protected, and few are open. `number`: a MemorySaver::Wish
 //   kRound                 what was open is protected again
 //   kProtect               the same; the machine stands still
 //   kSave                  nothing was written late; copying has begun. `number`: when the machine ran again
@@ -23,11 +23,15 @@
 namespace still::session {
 
 // still-memory's first argument: a session that has lived through an upgrade of the package has no engine of its version.
-inline constexpr uint64_t kEngineProtocol = 1;
+inline constexpr uint64_t kEngineProtocol = 2;
 
 enum class EngineRequest : uint32_t { kArm = 1, kRound, kProtect, kSave, kFinish };
 
+// A MemorySaver::Wish as EngineCommand::number: its content, and these.
 inline constexpr int64_t kTrack = 256;
+inline constexpr int64_t kOverImage = 512;
+int64_t NumberOf(const MemorySaver::Wish& wish);
+MemorySaver::Wish WishOf(int64_t number);
 
 struct EngineCommand {
   EngineRequest request = EngineRequest::kArm;

@@ -8,8 +8,7 @@ namespace {
 absl::Status Execute(EnginePacket packet, MemorySaver& saver) {
   switch (packet.command.request) {
     case EngineRequest::kArm:
-      return saver.Arm(std::move(packet.fd), static_cast<MemorySaver::Content>(packet.command.number & ~kTrack),
-                       (packet.command.number & kTrack) != 0);
+      return saver.Arm(std::move(packet.fd), WishOf(packet.command.number));
     case EngineRequest::kRound:
       return saver.Round().status();
     case EngineRequest::kProtect:

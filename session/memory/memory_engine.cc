@@ -198,9 +198,8 @@ absl::Status MemoryEngine::Call(EngineRequest request, int64_t number, int fd, a
   }
 }
 
-absl::Status MemoryEngine::Arm(OwnedFd sink, absl::Duration deadline, MemorySaver::Content content, bool track) {
-  const int64_t number = static_cast<int64_t>(content) | (track ? kTrack : 0);
-  return Call(EngineRequest::kArm, number, sink.get(), deadline);
+absl::Status MemoryEngine::Arm(OwnedFd sink, absl::Duration deadline, const MemorySaver::Wish& wish) {
+  return Call(EngineRequest::kArm, NumberOf(wish), sink.get(), deadline);
 }
 
 absl::Status MemoryEngine::Round(absl::Duration deadline) { return Call(EngineRequest::kRound, 0, -1, deadline); }

@@ -41,8 +41,7 @@ class MemoryEngine {
   // The memory is free when it returns.
   ~MemoryEngine();
 
-  absl::Status Arm(OwnedFd sink, absl::Duration deadline, MemorySaver::Content content = MemorySaver::Content::kAll,
-                   bool track = false);
+  absl::Status Arm(OwnedFd sink, absl::Duration deadline, const MemorySaver::Wish& wish);
   absl::Status Round(absl::Duration deadline);
   absl::Status Protect(absl::Duration deadline);
   absl::Status Save(absl::Time resumed, absl::Duration deadline);

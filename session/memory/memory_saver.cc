@@ -24,8 +24,16 @@ namespace {
 constexpr uint64_t kArmBytes = 8 << 20;
 constexpr uint64_t kChunkPages = 256;  // Lifted together behind the copier.
 constexpr uint64_t kRunPages = 64;     // What a write that meets the copier waits for at most.
-// A round is worth while as long as the one before found so many pages.
-constexpr uint64_t kFewPages = 64;
+// A round is worth while as long as the one before found so much: each run is a call.
+constexpr uint64_t kFewRuns = 64;
+// Protecting or lifting a large page takes a microsecond, lifting a part of one splits it for tens of them, and each write that
+// waits costs its thread 50 or more. So before the point a write opens all of it.
+constexpr uint64_t kLargePages = 512;
+// The same where pages are small.
+constexpr uint64_t kNeighbours = 16;
+// How a round tells them apart.
+constexpr absl::Duration kDearRound = absl::Microseconds(100);
+constexpr absl::Duration kDearLargePage = absl::Microseconds(4);
 constexpr int kMaxRounds = 3;
 constexpr absl::Duration kBeat = absl::Milliseconds(20);
 constexpr size_t kMessages = 64;
@@ -82,23 +90,24 @@ MemorySaver::~MemorySaver() {
   if (answerer_.joinable()) answerer_.join();
 }
 
-absl::Status MemorySaver::Arm(OwnedFd sink, Content content, bool track) {
+absl::Status MemorySaver::Arm(OwnedFd sink, const Wish& wish) {
   STILL_RETURN_IF_ERROR(CheckAlive());
-  if (content == Content::kIncrement && !track_) {
+  if (wish.content == Content::kIncrement && !track_) {
     return absl::FailedPreconditionError("what was written to the memory was not noted");
   }
   STILL_ASSIGN_OR_RETURN(sink_, Sink::Create(std::move(sink), options_.stall_limit, board_.cancelled));
   figures_ = {};
   faults_ = 0;
   saved_early_ = 0;
-  increment_ = content == Content::kIncrement;
-  beside_ = content == Content::kAllBeside;
+  increment_ = wish.content == Content::kIncrement;
+  beside_ = wish.content == Content::kAllBeside;
+  over_image_ = wish.over_image && !increment_;
   if (!increment_) all_ = MakeStates(kWanted);
   if (!registered_) STILL_RETURN_IF_ERROR(ArmAll());
-  track_ = track;
+  track_ = wish.track;
   for (int round = 0; round < kMaxRounds; ++round) {
     STILL_ASSIGN_OR_RETURN(uint64_t open, Round());
-    if (open < kFewPages) break;
+    if (open < kFewRuns) break;
   }
   return absl::OkStatus();
 }
@@ -108,6 +117,7 @@ absl::Status MemorySaver::ArmAll() {
   board_.heartbeat.fetch_add(1);  // From here on somebody may wait for us.
   STILL_RETURN_IF_ERROR(protection_.Register());
   registered_ = true;
+  lift_pages_ = kLargePages;
   phase_ = Phase::kNoting;
   answerer_ = std::thread([this] { AnswerLoop(); });
   for (uint64_t at = 0; at < protection_.bytes(); at += kArmBytes) {
@@ -119,13 +129,26 @@ absl::Status MemorySaver::ArmAll() {
 
 absl::StatusOr<uint64_t> MemorySaver::Round() {
   ++figures_.rounds;
-  return ProtectOpen(false);
+  const absl::Duration begun = Clock::Real().Monotonic();
+  STILL_ASSIGN_OR_RETURN(const uint64_t runs, ProtectOpen(false));
+  const absl::Duration took = Clock::Real().Monotonic() - begun;
+  const double large_pages = static_cast<double>(figures_.reprotected_pages) / kLargePages;
+  if (took > kDearRound && took > kDearLargePage * large_pages) {
+    // It is made of small pages: in the pause so much of it would take too long.
+    std::lock_guard<std::mutex> lock(open_mutex_);
+    lift_pages_ = std::min(lift_pages_, kNeighbours);
+  }
+  return runs;
 }
 
 absl::Status MemorySaver::Protect() {
   STILL_RETURN_IF_ERROR(CheckAlive());
   const absl::Duration begun = Clock::Real().Monotonic();
-  STILL_ASSIGN_OR_RETURN(figures_.reprotected_pages, ProtectOpen(true));
+  STILL_RETURN_IF_ERROR(ProtectOpen(true).status());
+  {
+    std::lock_guard<std::mutex> lock(open_mutex_);
+    lift_pages_ = 1;
+  }
   // What was written since the last point is what is wanted, and nothing was written since this one; no page is looked at.
   if (increment_) {
     current_.swap(written_);
@@ -143,21 +166,23 @@ absl::Status MemorySaver::Protect() {
 // Neighbours in one call. Outside the pause a page may be written again at once: it is noted again then, because the list
 // is taken under the mutex under which pages are noted *and* lifted.
 absl::StatusOr<uint64_t> MemorySaver::ProtectOpen(bool in_pause) {
-  std::vector<uint64_t> open;
+  std::vector<PageRun> open;
   {
     std::lock_guard<std::mutex> lock(open_mutex_);
     open.swap(open_);
   }
-  std::sort(open.begin(), open.end());
-  open.erase(std::unique(open.begin(), open.end()), open.end());
-  for (size_t i = 0; i < open.size();) {
-    size_t next = i + 1;
-    while (next < open.size() && open[next] == open[next - 1] + 1) ++next;
-    const bool left_out = in_pause && options_.leave_out > 0 && open[i] % options_.leave_out == 0;
-    if (!left_out) STILL_RETURN_IF_ERROR(protection_.Protect(open[i] * kPageBytes, (next - i) * kPageBytes));
-    i = next;
+  std::sort(open.begin(), open.end(), [](const PageRun& a, const PageRun& b) { return a.page < b.page; });
+  uint64_t runs = 0;
+  figures_.reprotected_pages = 0;
+  for (size_t i = 0; i < open.size(); ++runs) {
+    const uint64_t begin = open[i].page;
+    uint64_t end = begin;
+    for (; i < open.size() && open[i].page <= end; ++i) end = std::max(end, open[i].page + open[i].count);
+    const bool left_out = in_pause && options_.leave_out > 0 && begin % options_.leave_out == 0;
+    if (!left_out) STILL_RETURN_IF_ERROR(protection_.Protect(begin * kPageBytes, (end - begin) * kPageBytes));
+    figures_.reprotected_pages += end - begin;
   }
-  return open.size();
+  return runs;
 }
 
 absl::Status MemorySaver::Save(absl::Time resumed) {
@@ -249,10 +274,11 @@ void MemorySaver::LiftRun(uint64_t page, uint64_t count) {
   std::lock_guard<std::mutex> lock(open_mutex_);
   const bool saving = phase_ == Phase::kSealed || phase_ == Phase::kSaving;
   if (phase_ == Phase::kNoting || (saving && track_)) {
-    for (uint64_t i = page; i < page + count; ++i) {
-      open_.push_back(i);
-      since_point_.load()[i].store(kWanted, std::memory_order_relaxed);
-    }
+    const uint64_t end = std::min((page + count + lift_pages_ - 1) / lift_pages_ * lift_pages_, pages());
+    page = page / lift_pages_ * lift_pages_;
+    count = end - page;
+    open_.push_back({.page = page, .count = count});
+    for (uint64_t i = page; i < end; ++i) since_point_.load()[i].store(kWanted, std::memory_order_relaxed);
   }
   // An error means that the machine has ended, or that the memory is not registered any more.
   (void)protection_.Lift(page * kPageBytes, count * kPageBytes);
@@ -285,12 +311,13 @@ void MemorySaver::SaveWritten(uint64_t page, uint64_t count) {
 }
 
 absl::Status MemorySaver::CopyAll() {
-  STILL_RETURN_IF_ERROR(sink_->WriteHeader(protection_.bytes(), increment_));
+  STILL_RETURN_IF_ERROR(sink_->WriteHeader(protection_.bytes(), increment_ || over_image_));
   const PageStates* const states = states_;
   std::string buffer(kRunPages * kPageBytes, '\0');
   for (uint64_t begin = 0; begin < pages(); begin += kChunkPages) {
     STILL_RETURN_IF_ERROR(CheckAlive());
     const uint64_t end = std::min(begin + kChunkPages, pages());
+    if (over_image_) STILL_RETURN_IF_ERROR(LeaveOutImage(begin, end));
     STILL_RETURN_IF_ERROR(CopyChunk(begin, end, buffer));
     for (uint64_t i = begin; i < end; ++i) {
       while (states[i].load(std::memory_order_acquire) == kBeingCopied) {
@@ -302,6 +329,17 @@ absl::Status MemorySaver::CopyAll() {
     STILL_RETURN_IF_ERROR(CheckAlive());
     if (!track_) STILL_RETURN_IF_ERROR(protection_.Lift(begin * kPageBytes, (end - begin) * kPageBytes));
     STILL_RETURN_IF_ERROR(EmitPieces());
+  }
+  return absl::OkStatus();
+}
+
+// A page that is the image's now was so at the point, too. One that is written to meanwhile is the answering thread's before it
+// stops being so.
+absl::Status MemorySaver::LeaveOutImage(uint64_t begin, uint64_t end) {
+  STILL_ASSIGN_OR_RETURN(const std::vector<bool> own, memory_.OwnPages(begin, end - begin));
+  for (uint64_t i = begin; i < end; ++i) {
+    uint8_t wanted = kWanted;
+    if (!own[i - begin]) states_.load()[i].compare_exchange_strong(wanted, kSaved);
   }
   return absl::OkStatus();
 }
@@ -328,9 +366,9 @@ absl::Status MemorySaver::CopyChunk(uint64_t begin, uint64_t end, std::string& b
   return absl::OkStatus();
 }
 
-// Zero pages are left out, but not of an increment: they may have been something else before.
+// Zero pages are left out where all memory is sent: else they may have been something else before.
 absl::Status MemorySaver::Emit(uint64_t page, const char* bytes, uint64_t count) {
-  auto is_zero = [&](uint64_t i) { return !increment_ && IsZero(bytes + i * kPageBytes, kPageBytes); };
+  auto is_zero = [&](uint64_t i) { return !increment_ && !over_image_ && IsZero(bytes + i * kPageBytes, kPageBytes); };
   for (uint64_t i = 0; i < count;) {
     if (is_zero(i)) {
       ++i;

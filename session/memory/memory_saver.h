@@ -12,7 +12,8 @@
 // ends it.
 //
 // Invariants
-//   - A page is lifted only when it need not be saved (any more), and only after it was noted as open.
+//   - A page is lifted only when it need not be saved (any more), and only after it was noted as open; before the first point together
+//     with its neighbours.
 //   - Whoever turns a page from kWanted to kBeingCopied copies it, once.
 //   - A page that is open in the pause has been noted: `stop` returns only when no thread of the machine waits.
 //   - Whatever fails, the machine's writes go on: memory is given free, and the point is lost.
@@ -51,7 +52,7 @@ struct EngineBoard {
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
 struct MemoryFigures {
-  uint64_t reprotected_pages = 0;  // In the pause.
+  uint64_t reprotected_pages = 0;  // By the last round; in the end, in the pause.
   uint64_t protect_ns = 0;         // What that took.
   uint64_t rounds = 0;
   uint64_t faults = 0;       // Writes that were answered since Arm.
@@ -81,8 +82,14 @@ class MemorySaver {
     kAllBeside,  // All, and the point that increments build on stays where it is: for somebody who has not that point.
     kIncrement,  // What was written since the last point. FAILED_PRECONDITION without tracking.
   };
-  absl::Status Arm(OwnedFd sink, Content content = Content::kAll, bool track = false);
-  // The number of pages that were open.
+  struct Wish {
+    Content content = Content::kAll;
+    bool track = false;
+    // The memory is a private mapping of an image that the reader has: of all, only what differs from it is saved.
+    bool over_image = false;
+  };
+  absl::Status Arm(OwnedFd sink, const Wish& wish);
+  // The number of runs of pages that were open.
   absl::StatusOr<uint64_t> Round();
   absl::Status Protect();
   // `resumed`: when the machine ran again, by the wall clock. ABORTED: something wrote to its memory between Protect and then, so that memory and
@@ -100,6 +107,10 @@ class MemorySaver {
     uint64_t page;
     std::string bytes;
   };
+  struct PageRun {
+    uint64_t page;
+    uint64_t count;
+  };
 
   MemorySaver(OwnedFd userfaultfd, ProcessMemory memory, EngineBoard& board, Options options, Waker stop);
 
@@ -114,6 +125,7 @@ class MemorySaver {
   void SaveWritten(uint64_t page, uint64_t count);
   absl::StatusOr<uint64_t> ProtectOpen(bool in_pause);
   absl::Status CopyAll();
+  absl::Status LeaveOutImage(uint64_t begin, uint64_t end);
   absl::Status CopyChunk(uint64_t begin, uint64_t end, std::string& buffer);
   absl::Status Emit(uint64_t page, const char* bytes, uint64_t count);
   absl::Status EmitPieces();
@@ -133,6 +145,7 @@ class MemorySaver {
   bool registered_ = false;
   bool increment_ = false;
   bool beside_ = false;
+  bool over_image_ = false;
   std::atomic<bool> track_{false};
   std::atomic<Phase> phase_{Phase::kIdle};
   // A PageState for each page: of the save that is under way, and of the next increment. Changed by both threads; which is which
@@ -143,7 +156,9 @@ class MemorySaver {
   std::atomic<PageStates*> states_{nullptr};
   std::atomic<PageStates*> since_point_{nullptr};
   std::mutex open_mutex_;
-  std::vector<uint64_t> open_;        // Pages that were lifted since they were last protected. Under open_mutex_.
+  std::vector<PageRun> open_;  // What was lifted since it was last protected; may overlap. Under open_mutex_.
+  // Before the first point nobody asks which pages were written to: so much around each is lifted with it. Under open_mutex_.
+  uint64_t lift_pages_ = 1;
   std::vector<absl::Time> in_pause_;  // When writes came while kSealed. Under open_mutex_.
   std::mutex pieces_mutex_;
   std::condition_variable pieces_room_;

@@ -14,8 +14,11 @@
 namespace still::session {
 namespace {
 
-constexpr uint64_t kPresentOrSwapped = uint64_t{3} << 62;  // proc(5), pagemap: bits 63 and 62.
-constexpr uint64_t kPagesAtOnce = 1024;                    // process_vm_readv(2) takes IOV_MAX pieces.
+// proc(5), pagemap: present, swapped, and "page is file-page or shared-anon".
+constexpr uint64_t kPresent = uint64_t{1} << 63;
+constexpr uint64_t kSwapped = uint64_t{1} << 62;
+constexpr uint64_t kOfFile = uint64_t{1} << 61;
+constexpr uint64_t kPagesAtOnce = 1024;  // process_vm_readv(2) takes IOV_MAX pieces.
 
 }  // namespace
 
@@ -35,18 +38,35 @@ absl::Status ProcessMemory::Read(uint64_t offset, char* out, uint64_t bytes) con
   return absl::OkStatus();
 }
 
+absl::Status ProcessMemory::ReadPagemap(uint64_t page, uint64_t count, std::vector<uint64_t>& entries) const {
+  entries.resize(count);
+  return PReadExactly(pagemap_.get(), entries.data(), count * sizeof entries[0],
+                      (range_.address / kPageBytes + page) * sizeof entries[0], "pagemap");
+}
+
+// What is neither present nor swapped has not been touched, or was given back: the file's. A swapped page of the file may look
+// like one of our own, which is only read in vain.
+absl::StatusOr<std::vector<bool>> ProcessMemory::OwnPages(uint64_t page, uint64_t count) const {
+  std::vector<uint64_t> entries;
+  STILL_RETURN_IF_ERROR(ReadPagemap(page, count, entries));
+  std::vector<bool> own(count);
+  for (uint64_t i = 0; i < count; ++i) {
+    own[i] = (entries[i] & (kPresent | kSwapped)) != 0 && (entries[i] & kOfFile) == 0;
+  }
+  return own;
+}
+
 absl::StatusOr<uint64_t> ProcessMemory::Populate() const {
   uint64_t touched = 0;
-  std::vector<uint64_t> entries(kPagesAtOnce);
+  std::vector<uint64_t> entries;
   std::vector<char> bytes(kPagesAtOnce);
   std::vector<iovec> absent;
   for (uint64_t at = 0; at < range_.bytes; at += kPagesAtOnce * kPageBytes) {
     const uint64_t pages = std::min(kPagesAtOnce, (range_.bytes - at) / kPageBytes);
-    STILL_RETURN_IF_ERROR(PReadExactly(pagemap_.get(), entries.data(), pages * sizeof entries[0],
-                                       (range_.address + at) / kPageBytes * sizeof entries[0], "pagemap"));
+    STILL_RETURN_IF_ERROR(ReadPagemap(at / kPageBytes, pages, entries));
     absent.clear();
     for (uint64_t i = 0; i < pages; ++i) {
-      if ((entries[i] & kPresentOrSwapped) != 0) continue;
+      if ((entries[i] & (kPresent | kSwapped)) != 0) continue;
       absent.push_back({.iov_base = reinterpret_cast<void*>(range_.address + at + i * kPageBytes), .iov_len = 1});
     }
     if (absent.empty()) continue;

@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "base/fd.h"
 #include "base/status.h"
@@ -27,10 +28,14 @@ class ProcessMemory {
   // Reads a byte of every page that the process has not touched yet, and so gives it one: only then can it be protected.
   // The number of pages. Also what a hypervisor would do itself in the pause.
   absl::StatusOr<uint64_t> Populate() const;
+  // Of a private mapping of a file: whether each of `count` pages may differ from the file's, because it has been written to. A page
+  // that is said not to does not.
+  absl::StatusOr<std::vector<bool>> OwnPages(uint64_t page, uint64_t count) const;
 
   const MemoryRange& range() const { return range_; }
 
  private:
+  absl::Status ReadPagemap(uint64_t page, uint64_t count, std::vector<uint64_t>& entries) const;
   ProcessMemory(const MemoryRange& range, OwnedFd pagemap) : range_(range), pagemap_(std::move(pagemap)) {}
 
   MemoryRange range_;

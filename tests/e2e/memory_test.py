@@ -65,6 +65,29 @@ class TrackedMemory(VmTest):
         self.assertIn("all memory was read because", self.host.still("show", "after"))
         self.assert_restores("after")
 
+    def test_of_a_fork_only_its_own_pages_are_read(self):
+        whole = self.memory_read(self.snapshot("origin"))
+        below = "origin"
+        for fork in ("child", "grandchild"):
+            self.host.still("restore", below, "--as", fork)
+            for number in (1, 2):
+                name = f"of-{fork}-{number}"
+                tracked = ["--track-memory"] if number == 2 else []
+                taken = self.host.json("snapshot", fork, "--name", name, "--memory", "require", *tracked)
+                self.assertLess(self.memory_read(taken), whole / 2, name)
+                self.assertEqual(taken["windows"].get("memory_full_reason", ""), "")
+                self.assert_restores(name)
+            self.end(fork)
+            below = f"of-{fork}-1"
+        # Its image may be forgotten while a fork runs on it.
+        self.host.still("restore", below, "--as", "orphan")
+        self.host.still("forget", below)
+        self.host.still("prune")
+        self.assertGreater(self.memory_read(self.host.json("snapshot", "orphan", "--name", "of-orphan")), whole / 2)
+        self.assert_restores("of-orphan")
+        self.end("orphan")
+        self.assertTrue(self.host.json("verify", "--read-data", "100")["ok"])
+
     def test_without_the_option_no_engine_stays(self):
         # A tracked one before may have left one; a new session has none.
         self.host.still("restore", self.snapshot("plain")["id"], "--as", "fresh")

@@ -76,17 +76,20 @@ EngineSave::EngineSave(QemuMachine& machine, QemuMigration& migration, const Cap
 absl::Status EngineSave::Arm(const CaptureOptions& options, const OwnedFd& sink) {
   STILL_ASSIGN_OR_RETURN(OwnedFd own_sink, sink.Duplicate());
   const bool tracked = machine_.tracked.has_value();
-  auto content = MemorySaver::Content::kAll;
+  MemorySaver::Wish wish{
+      .track = tracked || options.track_memory,
+      .over_image = !options.base_memory.empty() && options.base_memory == machine_.image_point,
+  };
   if (tracked && !options.track_memory) {
-    content = MemorySaver::Content::kAllBeside;
+    wish.content = MemorySaver::Content::kAllBeside;
   } else if (tracked && machine_.tracked->point == options.base_memory) {
-    content = MemorySaver::Content::kIncrement;
-  } else if (options.track_memory) {
+    wish.content = MemorySaver::Content::kIncrement;
+  } else if (options.track_memory && !wish.over_image) {
     full_reason_ = options.base_memory.empty() ? "no earlier snapshot of this machine keeps track of its memory"
                    : tracked                   ? "what is tracked began at another snapshot"
                                                : "the memory has not been tracked since the earlier snapshot";
   }
-  STILL_RETURN_IF_ERROR(engine_->Arm(std::move(own_sink), kArmDeadline, content, tracked || options.track_memory));
+  STILL_RETURN_IF_ERROR(engine_->Arm(std::move(own_sink), kArmDeadline, wish));
   STILL_ASSIGN_OR_RETURN(sink_, sink.Duplicate());
   return absl::OkStatus();
 }

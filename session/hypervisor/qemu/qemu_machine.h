@@ -53,6 +53,7 @@ struct QemuMachine {
   std::optional<QemuMemory> memory;      // Where the memory engine can work with it.
   uint32_t leave_out_of_protection = 0;  // MemorySaver::Options, for tests.
   std::optional<TrackedMemory> tracked;  // Of whoever has capture_active.
+  std::string image_point;               // The memory is a private mapping of this: IncomingState::memory_point.
   Capabilities capabilities;
   absl::Duration command_deadline = kCommandDeadline;
   std::atomic<bool> capture_active = false;

@@ -306,6 +306,7 @@ std::shared_ptr<QemuMachine> MakeMachine(const QemuOptions& options, const VmCon
   machine->pid = pid;
   machine->memory_bytes = config.memory_bytes;
   machine->leave_out_of_protection = options.leave_out_of_protection;
+  if (config.incoming.has_value() && !config.incoming->share_ram) machine->image_point = config.incoming->memory_point;
   return machine;
 }
 

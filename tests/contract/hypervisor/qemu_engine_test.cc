@@ -7,7 +7,9 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -45,15 +47,17 @@ class QemuEngineTest : public ::testing::Test {
     vm_.reset();
     EXPECT_TRUE(RemoveTree(directory_).ok());
   }
-  void Boot(session::QemuOptions options = {}) {
+  void Boot(session::QemuOptions options = {}, std::optional<session::IncomingState> incoming = {}) {
     session::VmConfig config{
         .name = "engine", .directory = directory_, .accelerator = TestAccelerator(), .memory_bytes = kGuestMemoryBytes};
     for (const char* name : {"vda", "vdb"}) {
       config.disks.push_back({.name = name, .path = JoinPath(directory_, absl::StrCat(name, ".raw")), .format = "raw"});
     }
+    config.incoming = std::move(incoming);
     auto vm = session::StartQemuWith(options, config);
     ASSERT_TRUE(vm.ok()) << vm.status();
     vm_ = *std::move(vm);
+    ASSERT_TRUE(vm_->Resume().ok());
     if (!vm_->capabilities().engine_memory) GTEST_SKIP() << vm_->capabilities().engine_memory_reason;
     ASSERT_TRUE(GetsOn());
   }
@@ -96,6 +100,8 @@ class QemuEngineTest : public ::testing::Test {
     std::string at_pause;  // As the test has read it.
     bool increment = false;
     uint64_t bytes_of_pages = 0;
+    OwnedFd ram;
+    OwnedFd device_state;
   };
   absl::StatusOr<Saved> Capture(CaptureOptions options, std::string base = {}, bool committed = true) {
     options.max_pause = kPatience;
@@ -116,6 +122,8 @@ class QemuEngineTest : public ::testing::Test {
     STILL_ASSIGN_OR_RETURN(saved.memory, reader.Memory());
     saved.increment = reader.increment();
     saved.bytes_of_pages = reader.bytes_of_pages();
+    saved.ram = reader.TakeRam();
+    saved.device_state = reader.TakeDeviceState();
     return saved;
   }
 
@@ -216,6 +224,39 @@ TEST_F(QemuEngineTest, ACaptureThatNeverPausedCostsNothing) {
   ASSERT_TRUE(next.ok()) << next.status();
   EXPECT_TRUE(next->increment) << next->report.memory_full_reason;
   EXPECT_TRUE(next->memory == next->at_pause);
+}
+
+TEST_F(QemuEngineTest, OfAForkOnlyItsOwnPagesAreRead) {
+  Boot();
+  if (IsSkipped()) return;
+  auto first = Capture({});
+  ASSERT_TRUE(first.ok()) << first.status();
+  vm_.reset();
+  Boot({}, session::IncomingState{
+               .ram = std::move(first->ram), .device_state = std::move(first->device_state), .memory_point = "image"});
+  auto own = Capture({.base_memory = "image"}, first->memory);
+  ASSERT_TRUE(own.ok()) << own.status();
+  EXPECT_TRUE(own->increment);
+  EXPECT_TRUE(own->memory == own->at_pause);
+  EXPECT_LT(own->bytes_of_pages, (kFilledEnd - kFilledBegin) / 4);
+  // One that tracks begins in the same way, and the next goes on from there.
+  auto tracked = Capture({.track_memory = true, .base_memory = "image"}, first->memory);
+  ASSERT_TRUE(tracked.ok()) << tracked.status();
+  EXPECT_TRUE(tracked->increment);
+  EXPECT_THAT(tracked->report.memory_full_reason, IsEmpty());
+  EXPECT_TRUE(tracked->memory == tracked->at_pause);
+  auto beside = Capture({.base_memory = "image"}, first->memory);
+  ASSERT_TRUE(beside.ok()) << beside.status();
+  EXPECT_TRUE(beside->increment);
+  EXPECT_TRUE(beside->memory == beside->at_pause);
+  auto next = Capture({.track_memory = true, .base_memory = tracked->report.memory_point}, tracked->memory);
+  ASSERT_TRUE(next.ok()) << next.status();
+  EXPECT_TRUE(next->increment);
+  EXPECT_TRUE(next->memory == next->at_pause);
+  auto other = Capture({.base_memory = "another image"}, first->memory);
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_FALSE(other->increment);
+  EXPECT_TRUE(other->memory == other->at_pause);
 }
 
 TEST_F(QemuEngineTest, ATrackedMachineRunsOnWhenItsEngineIsKilled) {

@@ -94,6 +94,8 @@ OwnedFd DeviceState() {
   return file;
 }
 
+using Content = MemorySaver::Content;
+
 class MemoryEngineTest : public ::testing::TestWithParam<WritingProcess::Kind> {
  protected:
   void SetUp() override {
@@ -124,11 +126,10 @@ class MemoryEngineTest : public ::testing::TestWithParam<WritingProcess::Kind> {
   // One whole save; what is wrong with it, or empty.
   absl::StatusOr<std::string> SaveAndCheck(MemorySaver::Options options = {}) {
     STILL_ASSIGN_OR_RETURN(std::unique_ptr<MemoryEngine> engine, Start(options));
-    return SaveAndCheckWith(*engine, "", MemorySaver::Content::kAll, false);
+    return SaveAndCheckWith(*engine, "", {});
   }
-  absl::StatusOr<std::string> SaveAndCheckWith(MemoryEngine& engine, std::string base, MemorySaver::Content content,
-                                               bool track) {
-    STILL_RETURN_IF_ERROR(engine.Arm(MakeSink(std::move(base)), kPatience, content, track));
+  absl::StatusOr<std::string> SaveAndCheckWith(MemoryEngine& engine, std::string base, const MemorySaver::Wish& wish) {
+    STILL_RETURN_IF_ERROR(engine.Arm(MakeSink(std::move(base)), kPatience, wish));
     STILL_RETURN_IF_ERROR(engine.Round(kPatience));
     // A process that a busy host gives no time writes nothing, and then anything is right.
     EXPECT_TRUE(machine_->GetsOn(WritingProcess::kHotPages)) << "before the pause";
@@ -175,7 +176,7 @@ TEST_P(MemoryEngineTest, WithoutTheProtectionInThePauseItIsNot) {
 TEST_P(MemoryEngineTest, IncrementsOverOneAnotherAreTheMemoryOfTheirPoints) {
   auto engine = Start();
   ASSERT_TRUE(engine.ok()) << engine.status();
-  auto wrong = SaveAndCheckWith(**engine, "", MemorySaver::Content::kAll, true);
+  auto wrong = SaveAndCheckWith(**engine, "", {.track = true});
   ASSERT_TRUE(wrong.ok()) << wrong.status();
   EXPECT_EQ(*wrong, "");
   EXPECT_FALSE(reader_->increment());
@@ -184,13 +185,13 @@ TEST_P(MemoryEngineTest, IncrementsOverOneAnotherAreTheMemoryOfTheirPoints) {
     SCOPED_TRACE(i);
     // Somebody else's save in between takes all, and leaves the increments alone.
     if (i % 3 == 2) {
-      wrong = SaveAndCheckWith(**engine, "", MemorySaver::Content::kAllBeside, true);
+      wrong = SaveAndCheckWith(**engine, "", {.content = Content::kAllBeside, .track = true});
       ASSERT_TRUE(wrong.ok()) << wrong.status();
       EXPECT_EQ(*wrong, "");
       EXPECT_FALSE(reader_->increment());
     }
     ASSERT_TRUE(machine_->GetsOn());
-    wrong = SaveAndCheckWith(**engine, base, MemorySaver::Content::kIncrement, true);
+    wrong = SaveAndCheckWith(**engine, base, {.content = Content::kIncrement, .track = true});
     ASSERT_TRUE(wrong.ok()) << wrong.status();
     EXPECT_EQ(*wrong, "");
     EXPECT_TRUE(reader_->increment());
@@ -206,7 +207,7 @@ TEST_P(MemoryEngineTest, IncrementsOverOneAnotherAreTheMemoryOfTheirPoints) {
 TEST_P(MemoryEngineTest, AnIncrementHasPagesThatBecameZero) {
   auto engine = Start();
   ASSERT_TRUE(engine.ok()) << engine.status();
-  auto wrong = SaveAndCheckWith(**engine, "", MemorySaver::Content::kAll, true);
+  auto wrong = SaveAndCheckWith(**engine, "", {.track = true});
   ASSERT_TRUE(wrong.ok()) << wrong.status();
   std::string base = reader_->memory();
   const uint64_t page = 1;  // Not a hot one.
@@ -215,15 +216,46 @@ TEST_P(MemoryEngineTest, AnIncrementHasPagesThatBecameZero) {
   machine_->ZeroInPause(page);
   machine_->Resume();
   ASSERT_TRUE(machine_->GetsOn());
-  wrong = SaveAndCheckWith(**engine, base, MemorySaver::Content::kIncrement, true);
+  wrong = SaveAndCheckWith(**engine, base, {.content = Content::kIncrement, .track = true});
   ASSERT_TRUE(wrong.ok()) << wrong.status();
   EXPECT_EQ(reader_->memory().substr(page * kPageBytes, kPageBytes), std::string(kPageBytes, '\0'));
+}
+
+class MemoryOverImageTest : public MemoryEngineTest {};
+
+// What the image has is not read, and the next save, which tracks, builds on the one before.
+TEST_P(MemoryOverImageTest, OnlyOwnPagesAreSaved) {
+  auto engine = Start();
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  const uint64_t zero = 1;  // A page of the image's.
+  machine_->Pause();
+  machine_->ZeroInPause(zero);
+  machine_->Resume();
+  ASSERT_TRUE(machine_->GetsOn());
+  for (const bool track : {false, false, true}) {
+    SCOPED_TRACE(track);
+    auto wrong = SaveAndCheckWith(**engine, WritingProcess::Image(), {.track = track, .over_image = true});
+    ASSERT_TRUE(wrong.ok()) << wrong.status();
+    EXPECT_EQ(*wrong, "1 words are wrong; page 1 holds 0 in place of 11400714819323198485");
+    EXPECT_TRUE(reader_->increment());
+    EXPECT_EQ(reader_->bytes_of_pages(), (WritingProcess::kOwnPages + 1) * kPageBytes);
+    if (!track) engine = Start();
+    ASSERT_TRUE(engine.ok()) << engine.status();
+  }
+  const std::string base = reader_->memory();
+  auto wrong = SaveAndCheckWith(**engine, WritingProcess::Image(),
+                                {.content = Content::kAllBeside, .track = true, .over_image = true});
+  ASSERT_TRUE(wrong.ok()) << wrong.status();
+  EXPECT_EQ(reader_->bytes_of_pages(), (WritingProcess::kOwnPages + 1) * kPageBytes);
+  wrong = SaveAndCheckWith(**engine, base, {.content = Content::kIncrement, .track = true});
+  ASSERT_TRUE(wrong.ok()) << wrong.status();
+  EXPECT_LE(reader_->bytes_of_pages(), WritingProcess::kHotPages * kPageBytes);
 }
 
 TEST_P(MemoryEngineTest, WithoutTrackingThereIsNoIncrement) {
   auto engine = Start();
   ASSERT_TRUE(engine.ok()) << engine.status();
-  EXPECT_EQ((*engine)->Arm(MakeSink(), kPatience, MemorySaver::Content::kIncrement, true).code(),
+  EXPECT_EQ((*engine)->Arm(MakeSink(), kPatience, {.content = Content::kIncrement, .track = true}).code(),
             absl::StatusCode::kFailedPrecondition);
   engine->reset();
   EXPECT_TRUE(machine_->GetsOn());
@@ -239,7 +271,7 @@ TEST_P(MemoryEngineTest, CopiesThatWaitForTheSinkAreBounded) {
 TEST_P(MemoryEngineTest, AWriteInThePauseFailsTheSave) {
   auto engine = Start();
   ASSERT_TRUE(engine.ok()) << engine.status();
-  ASSERT_TRUE((*engine)->Arm(MakeSink(), kPatience).ok());
+  ASSERT_TRUE((*engine)->Arm(MakeSink(), kPatience, {}).ok());
   machine_->Pause();
   ASSERT_TRUE((*engine)->Protect(kPatience).ok());
   machine_->WriteInPause(WritingProcess::kPages - 2);
@@ -257,7 +289,7 @@ TEST_P(MemoryEngineTest, AReaderThatVanishesEndsTheSaveOnly) {
   ASSERT_TRUE(engine.ok()) << engine.status();
   auto pair = MakeSocketPair();
   ASSERT_TRUE(pair.ok());
-  ASSERT_TRUE((*engine)->Arm(std::move(pair->first), kPatience).ok());
+  ASSERT_TRUE((*engine)->Arm(std::move(pair->first), kPatience, {}).ok());
   pair->second.Reset();
   machine_->Pause();
   ASSERT_TRUE((*engine)->Protect(kPatience).ok());
@@ -279,7 +311,7 @@ TEST_P(MemoryEngineTest, AReaderThatHangsHoldsTheMachineNoLongerThanTheLimit) {
   ASSERT_TRUE(engine.ok()) << engine.status();
   auto pair = MakeSocketPair();
   ASSERT_TRUE(pair.ok());
-  ASSERT_TRUE((*engine)->Arm(std::move(pair->first), kPatience).ok());
+  ASSERT_TRUE((*engine)->Arm(std::move(pair->first), kPatience, {}).ok());
   machine_->Pause();
   ASSERT_TRUE((*engine)->Protect(kPatience).ok());
   const absl::Time resumed = WallClock();
@@ -310,7 +342,7 @@ class MemoryEngineFaultTest : public MemoryEngineTest {
     auto pair = MakeSocketPair();
     ASSERT_TRUE(pair.ok());
     // A small reader: the save takes so long that it is met in the middle.
-    ASSERT_TRUE((*engine)->Arm(std::move(pair->first), kPatience).ok());
+    ASSERT_TRUE((*engine)->Arm(std::move(pair->first), kPatience, {}).ok());
     hit(0);
     if (step == 0) return ExpectFree(*engine, fault);
     machine_->Pause();
@@ -355,7 +387,7 @@ TEST_P(MemoryEngineFaultTest, AtEveryStepTheMachineRunsAndTheNextSaveIsRight) {
 TEST_P(MemoryEngineTest, AMachineThatEndsIsNoEndlessWait) {
   auto engine = Start();
   ASSERT_TRUE(engine.ok()) << engine.status();
-  ASSERT_TRUE((*engine)->Arm(MakeSink(), kPatience).ok());
+  ASSERT_TRUE((*engine)->Arm(MakeSink(), kPatience, {}).ok());
   ::kill(machine_->pid(), SIGKILL);
   EXPECT_FALSE((*engine)->Protect(kPatience).ok() && (*engine)->Save(WallClock(), kPatience).ok() &&
                (*engine)->Finish(DeviceState()).ok());
@@ -369,6 +401,7 @@ const auto kKinds =
     ::testing::Values(WritingProcess::Kind::kAnonymous, WritingProcess::Kind::kShared, WritingProcess::Kind::kPrivate);
 INSTANTIATE_TEST_SUITE_P(All, MemoryEngineTest, kKinds, NameOf);
 INSTANTIATE_TEST_SUITE_P(All, MemoryEngineFaultTest, kKinds, NameOf);
+INSTANTIATE_TEST_SUITE_P(All, MemoryOverImageTest, ::testing::Values(WritingProcess::Kind::kPrivate), NameOf);
 
 }  // namespace
 }  // namespace still::session

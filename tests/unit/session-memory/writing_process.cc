@@ -19,6 +19,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/unix_socket.h"
 
 namespace still::testing {
@@ -94,13 +95,8 @@ absl::StatusOr<std::unique_ptr<WritingProcess>> WritingProcess::Start(Kind kind)
   OwnedFd file(::memfd_create("memory", MFD_CLOEXEC));
   if (::ftruncate(file.get(), kBytes) != 0) return ErrnoStatus(errno, "ftruncate");
   if (kind == Kind::kPrivate) {
-    for (uint64_t page = 0; page < kPages; ++page) {
-      if (IsHot(page)) continue;
-      const uint64_t word = ColdWord(page);
-      if (::pwrite(file.get(), &word, sizeof word, static_cast<off_t>(page * kPage)) != sizeof word) {
-        return ErrnoStatus(errno, "pwrite");
-      }
-    }
+    const std::string image = Image();
+    STILL_RETURN_IF_ERROR(WriteAll(file.get(), image.data(), image.size(), "image"));
   }
   STILL_ASSIGN_OR_RETURN(SocketPair pair, MakeSocketPair());
   const pid_t pid = ::fork();
@@ -149,6 +145,15 @@ void WritingProcess::WriteInPause(uint64_t page) {
   control_->late_begun = false;
   control_->late_page = static_cast<int64_t>(page);
   while (!control_->late_begun) Nap();
+}
+
+std::string WritingProcess::Image() {
+  std::string image(kBytes, '\0');
+  for (uint64_t page = 0; page < kPages; ++page) {
+    const uint64_t word = ColdWord(page);
+    if (!IsHot(page)) std::memcpy(image.data() + page * kPage, &word, sizeof word);
+  }
+  return image;
 }
 
 std::string WritingProcess::WhatIsWrong(const std::string& memory, uint64_t at) const {

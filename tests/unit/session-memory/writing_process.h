@@ -26,6 +26,8 @@ class WritingProcess {
   static constexpr uint64_t kHotPages = 64;
   static constexpr uint64_t kHotEvery = kPages / kHotPages;  // The last of so many pages is hot.
   static constexpr uint64_t kBytes = kPages * session::kPageBytes;
+  // Of a private mapping: the hot ones, and every fourth, which was written to with what the image has.
+  static constexpr uint64_t kOwnPages = kHotPages + kPages / 4;
 
   static absl::StatusOr<std::unique_ptr<WritingProcess>> Start(Kind kind);
   ~WritingProcess();
@@ -46,6 +48,8 @@ class WritingProcess {
   void WriteInPause(uint64_t page);
   // The same, with nothing: the page is zero then.
   void ZeroInPause(uint64_t page);
+  // What a private mapping is of.
+  static std::string Image();
   // What is wrong with `memory`, which was saved when written() was `at`; empty: nothing.
   std::string WhatIsWrong(const std::string& memory, uint64_t at) const;
 
