@@ -3,7 +3,7 @@
 //
 //   command   descriptor   answer when
 //   kArm      the sink     every page is protected, and few are open. `number`: a MemorySaver::Wish
-//   kRound                 what was open is protected again
+//   kRound                 what was open is protected again, for the last time before the pause
 //   kProtect               the same; the machine stands still
 //   kSave                  nothing was written late; copying has begun. `number`: when the machine ran again
 //   kFinish   the device   everything is in the sink

@@ -10,7 +10,7 @@ absl::Status Execute(EnginePacket packet, MemorySaver& saver) {
     case EngineRequest::kArm:
       return saver.Arm(std::move(packet.fd), WishOf(packet.command.number));
     case EngineRequest::kRound:
-      return saver.Round().status();
+      return saver.LastRound();
     case EngineRequest::kProtect:
       return saver.Protect();
     case EngineRequest::kSave:

@@ -10,11 +10,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/nonblocking.h"
 
 namespace still::session {
@@ -22,31 +20,21 @@ namespace {
 
 // Protecting one piece holds nobody: writers only wait for what they write to.
 constexpr uint64_t kArmBytes = 8 << 20;
-constexpr uint64_t kChunkPages = 256;  // Lifted together behind the copier.
-constexpr uint64_t kRunPages = 64;     // What a write that meets the copier waits for at most.
 // A round is worth while as long as the one before found so much: each run is a call.
 constexpr uint64_t kFewRuns = 64;
-// Protecting or lifting a large page takes a microsecond, lifting a part of one splits it for tens of them, and each write that
-// waits costs its thread 50 or more. So before the point a write opens all of it.
+// What is lifted together as long as nobody needs to know which page was written to. A large page, which stays whole then; just before
+// and after the point less, because it is copied before it is lifted.
 constexpr uint64_t kLargePages = 512;
-// The same where pages are small.
-constexpr uint64_t kNeighbours = 16;
-// How a round tells them apart.
-constexpr absl::Duration kDearRound = absl::Microseconds(100);
-constexpr absl::Duration kDearLargePage = absl::Microseconds(4);
+constexpr uint64_t kFewPages = 16;
 constexpr int kMaxRounds = 3;
 constexpr absl::Duration kBeat = absl::Milliseconds(20);
 constexpr size_t kMessages = 64;
-// The guest waits for the answering thread; the copier has time (docs/qemu.md, "Who gets the processors").
+// The guest waits for the answering thread (docs/qemu.md, "Who gets the processors").
 constexpr int kAnswererNice = -10;
-constexpr int kCopierNice = 5;
-
-// Where it may not be had (CAP_SYS_NICE), everything works and is slower on a busy host.
-void SetThreadNice(int nice) { (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), nice); }
-
-bool IsZero(const char* bytes, size_t size) { return bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0; }
 
 }  // namespace
+
+void SetThreadNice(int nice) { (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), nice); }
 
 absl::Time WallClock() {
   timespec now{};
@@ -129,27 +117,33 @@ absl::Status MemorySaver::ArmAll() {
 
 absl::StatusOr<uint64_t> MemorySaver::Round() {
   ++figures_.rounds;
-  const absl::Duration begun = Clock::Real().Monotonic();
-  STILL_ASSIGN_OR_RETURN(const uint64_t runs, ProtectOpen(false));
-  const absl::Duration took = Clock::Real().Monotonic() - begun;
-  const double large_pages = static_cast<double>(figures_.reprotected_pages) / kLargePages;
-  if (took > kDearRound && took > kDearLargePage * large_pages) {
-    // It is made of small pages: in the pause so much of it would take too long.
-    std::lock_guard<std::mutex> lock(open_mutex_);
-    lift_pages_ = std::min(lift_pages_, kNeighbours);
-  }
-  return runs;
+  hot_.clear();
+  return ProtectOpen(false);
+}
+
+absl::Status MemorySaver::LastRound() {
+  lift_pages_ = std::min(lift_pages_.load(), kFewPages);
+  return Round().status();
 }
 
 absl::Status MemorySaver::Protect() {
   STILL_RETURN_IF_ERROR(CheckAlive());
   const absl::Duration begun = Clock::Real().Monotonic();
-  STILL_RETURN_IF_ERROR(ProtectOpen(true).status());
-  {
-    std::lock_guard<std::mutex> lock(open_mutex_);
-    lift_pages_ = 1;
-  }
-  // What was written since the last point is what is wanted, and nothing was written since this one; no page is looked at.
+  hot_.clear();
+  figures_.reprotected_pages = 0;
+  do {
+    STILL_RETURN_IF_ERROR(ProtectOpen(true).status());
+  } while (!Seal());  // A device has written meanwhile: the point is after that.
+  for (const PageRun& run : hot_) figures_.reprotected_pages += run.count;
+  figures_.protect_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(Clock::Real().Monotonic() - begun));
+  return absl::OkStatus();
+}
+
+// The point, if nothing is open; no page is looked at. From here on what is written must be saved first.
+bool MemorySaver::Seal() {
+  std::lock_guard<std::mutex> lock(open_mutex_);
+  if (!open_.empty()) return false;
+  // What was written since the last point is what is wanted, and nothing was written since this one.
   if (increment_) {
     current_.swap(written_);
   } else {
@@ -158,9 +152,9 @@ absl::Status MemorySaver::Protect() {
   }
   states_ = current_.get();
   since_point_ = written_.get();
+  lift_pages_ = track_ || over_image_ ? 1 : kFewPages;
   phase_ = Phase::kSealed;
-  figures_.protect_ns = static_cast<uint64_t>(absl::ToInt64Nanoseconds(Clock::Real().Monotonic() - begun));
-  return absl::OkStatus();
+  return true;
 }
 
 // Neighbours in one call. Outside the pause a page may be written again at once: it is noted again then, because the list
@@ -173,14 +167,13 @@ absl::StatusOr<uint64_t> MemorySaver::ProtectOpen(bool in_pause) {
   }
   std::sort(open.begin(), open.end(), [](const PageRun& a, const PageRun& b) { return a.page < b.page; });
   uint64_t runs = 0;
-  figures_.reprotected_pages = 0;
   for (size_t i = 0; i < open.size(); ++runs) {
     const uint64_t begin = open[i].page;
     uint64_t end = begin;
     for (; i < open.size() && open[i].page <= end; ++i) end = std::max(end, open[i].page + open[i].count);
     const bool left_out = in_pause && options_.leave_out > 0 && begin % options_.leave_out == 0;
     if (!left_out) STILL_RETURN_IF_ERROR(protection_.Protect(begin * kPageBytes, (end - begin) * kPageBytes));
-    figures_.reprotected_pages += end - begin;
+    hot_.push_back({.page = begin, .count = end - begin});
   }
   return runs;
 }
@@ -200,7 +193,6 @@ absl::Status MemorySaver::Save(absl::Time resumed) {
     return status;
   }
   copier_ = std::thread([this] {
-    SetThreadNice(kCopierNice);
     copied_ = CopyAll();
     if (!copied_.ok()) Abandon(copied_);
   });
@@ -268,33 +260,46 @@ void MemorySaver::Answer(std::vector<uint64_t>& written) {
 }
 
 void MemorySaver::LiftRun(uint64_t page, uint64_t count) {
-  const Phase phase = phase_;
-  if (phase == Phase::kSealed || phase == Phase::kSaving) SaveWritten(page, count);
-  // What is noted has been lifted when the mutex is free again: see ProtectOpen.
-  std::lock_guard<std::mutex> lock(open_mutex_);
-  const bool saving = phase_ == Phase::kSealed || phase_ == Phase::kSaving;
-  if (phase_ == Phase::kNoting || (saving && track_)) {
-    const uint64_t end = std::min((page + count + lift_pages_ - 1) / lift_pages_ * lift_pages_, pages());
-    page = page / lift_pages_ * lift_pages_;
-    count = end - page;
-    open_.push_back({.page = page, .count = count});
-    for (uint64_t i = page; i < end; ++i) since_point_.load()[i].store(kWanted, std::memory_order_relaxed);
+  for (;;) {
+    const Phase phase = phase_;
+    const uint64_t around = lift_pages_;
+    const uint64_t begin = page / around * around;
+    const uint64_t end = std::min((page + count + around - 1) / around * around, pages());
+    if (phase == Phase::kSealed || phase == Phase::kSaving) SaveWritten(begin, end - begin);
+    // What is noted has been lifted when the mutex is free again: see ProtectOpen.
+    std::lock_guard<std::mutex> lock(open_mutex_);
+    if (phase == Phase::kNoting && phase_ == Phase::kSealed) {
+      in_pause_.push_back(WallClock());
+      continue;  // The point has come in between: it must be saved first.
+    }
+    const bool saving = phase_ == Phase::kSealed || phase_ == Phase::kSaving;
+    if (phase_ == Phase::kNoting || (saving && track_)) Note({.page = begin, .count = end - begin});
+    // An error means that the machine has ended, or that the memory is not registered any more.
+    (void)protection_.Lift(begin * kPageBytes, (end - begin) * kPageBytes);
+    return;
   }
-  // An error means that the machine has ended, or that the memory is not registered any more.
-  (void)protection_.Lift(page * kPageBytes, count * kPageBytes);
+}
+
+// With open_mutex_ held.
+void MemorySaver::Note(const PageRun& run) {
+  open_.push_back(run);
+  PageStates* const written = since_point_;
+  for (uint64_t i = run.page; i < run.page + run.count; ++i) written[i].store(kWanted, std::memory_order_relaxed);
 }
 
 void MemorySaver::SaveWritten(uint64_t page, uint64_t count) {
   PageStates* const states = states_;
-  for (uint64_t i = page; i < page + count; ++i) {
-    uint8_t state = kWanted;
-    if (!states[i].compare_exchange_strong(state, kBeingCopied)) {
-      // The copier has it: it is done with it in some ten microseconds.
+  const uint64_t end = page + count;
+  for (uint64_t i = page; i < end;) {
+    const uint64_t wanted = Claim(i, end);
+    if (wanted == 0) {
+      // The copier may have it: it is done with it in some ten microseconds.
       while (states[i].load(std::memory_order_acquire) == kBeingCopied && phase_ != Phase::kAbandoned) ::sched_yield();
+      ++i;
       continue;
     }
-    Piece piece{.page = i, .bytes = std::string(kPageBytes, '\0')};
-    if (absl::Status read = memory_.Read(i * kPageBytes, piece.bytes.data(), kPageBytes); !read.ok()) {
+    Piece piece{.page = i, .bytes = std::string(wanted * kPageBytes, '\0')};
+    if (absl::Status read = memory_.Read(i * kPageBytes, piece.bytes.data(), piece.bytes.size()); !read.ok()) {
       return Abandon(read);
     }
     std::unique_lock<std::mutex> lock(pieces_mutex_);
@@ -302,113 +307,12 @@ void MemorySaver::SaveWritten(uint64_t page, uint64_t count) {
       board_.heartbeat.fetch_add(1);
       pieces_room_.wait_for(lock, absl::ToChronoMilliseconds(kBeat));
     }
+    pieces_bytes_ += piece.bytes.size();
     pieces_.push_back(std::move(piece));
-    pieces_bytes_ += kPageBytes;
     lock.unlock();
-    ++saved_early_;
-    states[i].store(kSaved, std::memory_order_release);
+    saved_early_ += wanted;
+    for (const uint64_t saved = i + wanted; i < saved; ++i) states[i].store(kSaved, std::memory_order_release);
   }
-}
-
-absl::Status MemorySaver::CopyAll() {
-  STILL_RETURN_IF_ERROR(sink_->WriteHeader(protection_.bytes(), increment_ || over_image_));
-  const PageStates* const states = states_;
-  std::string buffer(kRunPages * kPageBytes, '\0');
-  for (uint64_t begin = 0; begin < pages(); begin += kChunkPages) {
-    STILL_RETURN_IF_ERROR(CheckAlive());
-    const uint64_t end = std::min(begin + kChunkPages, pages());
-    if (over_image_) STILL_RETURN_IF_ERROR(LeaveOutImage(begin, end));
-    STILL_RETURN_IF_ERROR(CopyChunk(begin, end, buffer));
-    for (uint64_t i = begin; i < end; ++i) {
-      while (states[i].load(std::memory_order_acquire) == kBeingCopied) {
-        STILL_RETURN_IF_ERROR(CheckAlive());
-        STILL_RETURN_IF_ERROR(EmitPieces());  // Whoever has the page may wait for room.
-        ::sched_yield();
-      }
-    }
-    STILL_RETURN_IF_ERROR(CheckAlive());
-    if (!track_) STILL_RETURN_IF_ERROR(protection_.Lift(begin * kPageBytes, (end - begin) * kPageBytes));
-    STILL_RETURN_IF_ERROR(EmitPieces());
-  }
-  return absl::OkStatus();
-}
-
-// A page that is the image's now was so at the point, too. One that is written to meanwhile is the answering thread's before it
-// stops being so.
-absl::Status MemorySaver::LeaveOutImage(uint64_t begin, uint64_t end) {
-  STILL_ASSIGN_OR_RETURN(const std::vector<bool> own, memory_.OwnPages(begin, end - begin));
-  for (uint64_t i = begin; i < end; ++i) {
-    uint8_t wanted = kWanted;
-    if (!own[i - begin]) states_.load()[i].compare_exchange_strong(wanted, kSaved);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status MemorySaver::CopyChunk(uint64_t begin, uint64_t end, std::string& buffer) {
-  PageStates* const states = states_;
-  for (uint64_t i = begin; i < end;) {
-    uint64_t count = 0;
-    for (uint8_t wanted = kWanted;
-         i + count < end && count < kRunPages && states[i + count].compare_exchange_strong(wanted, kBeingCopied);
-         wanted = kWanted) {
-      ++count;
-    }
-    if (count == 0) {
-      ++i;
-      continue;
-    }
-    const absl::Status read = memory_.Read(i * kPageBytes, buffer.data(), count * kPageBytes);
-    for (uint64_t k = i; k < i + count; ++k) states[k].store(kSaved, std::memory_order_release);
-    STILL_RETURN_IF_ERROR(read);
-    STILL_RETURN_IF_ERROR(Emit(i, buffer.data(), count));
-    i += count;
-  }
-  return absl::OkStatus();
-}
-
-// Zero pages are left out where all memory is sent: else they may have been something else before.
-absl::Status MemorySaver::Emit(uint64_t page, const char* bytes, uint64_t count) {
-  auto is_zero = [&](uint64_t i) { return !increment_ && !over_image_ && IsZero(bytes + i * kPageBytes, kPageBytes); };
-  for (uint64_t i = 0; i < count;) {
-    if (is_zero(i)) {
-      ++i;
-      continue;
-    }
-    uint64_t next = i + 1;
-    while (next < count && !is_zero(next)) ++next;
-    STILL_RETURN_IF_ERROR(sink_->WriteRecord(PageRecord::kPages, (page + i) * kPageBytes, bytes + i * kPageBytes,
-                                             static_cast<uint32_t>((next - i) * kPageBytes)));
-    i = next;
-  }
-  board_.bytes_written = sink_->bytes();
-  return absl::OkStatus();
-}
-
-absl::Status MemorySaver::EmitPieces() {
-  std::vector<Piece> pieces;
-  {
-    std::lock_guard<std::mutex> lock(pieces_mutex_);
-    pieces.swap(pieces_);
-    pieces_bytes_ = 0;
-  }
-  pieces_room_.notify_all();
-  for (const Piece& piece : pieces) STILL_RETURN_IF_ERROR(Emit(piece.page, piece.bytes.data(), 1));
-  return absl::OkStatus();
-}
-
-absl::Status MemorySaver::SendDeviceState(const OwnedFd& device_state) {
-  const off_t size = ::lseek(device_state.get(), 0, SEEK_CUR);
-  if (size < 0) return ErrnoStatus(errno, "device state");
-  std::string bytes(kMaxRecordBytes, '\0');
-  for (uint64_t at = 0; at < static_cast<uint64_t>(size);) {
-    const auto part = static_cast<uint32_t>(std::min<uint64_t>(bytes.size(), static_cast<uint64_t>(size) - at));
-    STILL_RETURN_IF_ERROR(PReadExactly(device_state.get(), bytes.data(), part, at, "device state"));
-    STILL_RETURN_IF_ERROR(sink_->WriteRecord(PageRecord::kDeviceState, 0, bytes.data(), part));
-    at += part;
-  }
-  STILL_RETURN_IF_ERROR(sink_->WriteRecord(PageRecord::kEnd, 0, nullptr, 0));
-  board_.bytes_written = sink_->bytes();
-  return absl::OkStatus();
 }
 
 absl::Status MemorySaver::CheckAlive() {

@@ -61,6 +61,8 @@ struct MemoryFigures {
 
 // The kernel's wall clock. absl::Now() estimates it in each process by itself, and is off by some 10 us on a busy host.
 absl::Time WallClock();
+// Where it may not be had (CAP_SYS_NICE), everything works and is slower on a busy host.
+void SetThreadNice(int nice);
 
 class MemorySaver {
  public:
@@ -91,6 +93,8 @@ class MemorySaver {
   absl::Status Arm(OwnedFd sink, const Wish& wish);
   // The number of runs of pages that were open.
   absl::StatusOr<uint64_t> Round();
+  // The one just before the pause.
+  absl::Status LastRound();
   absl::Status Protect();
   // `resumed`: when the machine ran again, by the wall clock. ABORTED: something wrote to its memory between Protect and then, so that memory and
   // devices are not of one instant.
@@ -104,7 +108,7 @@ class MemorySaver {
   enum class Phase { kIdle, kNoting, kSealed, kSaving, kAbandoned };
   enum PageState : uint8_t { kSaved = 0, kWanted = 1, kBeingCopied = 2 };
   struct Piece {
-    uint64_t page;
+    uint64_t page;  // The first.
     std::string bytes;
   };
   struct PageRun {
@@ -122,9 +126,13 @@ class MemorySaver {
   void AnswerLoop();
   void Answer(std::vector<uint64_t>& written);
   void LiftRun(uint64_t page, uint64_t count);
+  void Note(const PageRun& run);
   void SaveWritten(uint64_t page, uint64_t count);
+  uint64_t Claim(uint64_t begin, uint64_t end);
   absl::StatusOr<uint64_t> ProtectOpen(bool in_pause);
+  bool Seal();
   absl::Status CopyAll();
+  absl::Status CopyAndLift(uint64_t begin, uint64_t end, std::string& buffer);
   absl::Status LeaveOutImage(uint64_t begin, uint64_t end);
   absl::Status CopyChunk(uint64_t begin, uint64_t end, std::string& buffer);
   absl::Status Emit(uint64_t page, const char* bytes, uint64_t count);
@@ -157,8 +165,9 @@ class MemorySaver {
   std::atomic<PageStates*> since_point_{nullptr};
   std::mutex open_mutex_;
   std::vector<PageRun> open_;  // What was lifted since it was last protected; may overlap. Under open_mutex_.
-  // Before the first point nobody asks which pages were written to: so much around each is lifted with it. Under open_mutex_.
-  uint64_t lift_pages_ = 1;
+  std::atomic<uint64_t> lift_pages_{
+      1};                             // The neighbours of a written page are lifted with it, where nobody counts pages.
+  std::vector<PageRun> hot_;          // What was open at the last round; in the end, in the pause.
   std::vector<absl::Time> in_pause_;  // When writes came while kSealed. Under open_mutex_.
   std::mutex pieces_mutex_;
   std::condition_variable pieces_room_;

@@ -42,6 +42,7 @@ class Reader {
   const std::string& memory() const { return memory_; }
   const std::string& devices() const { return devices_; }
   bool increment() const { return increment_; }
+  uint64_t first_page() const { return first_page_; }
   uint64_t bytes_of_pages() const { return bytes_of_pages_; }
 
  private:
@@ -67,6 +68,7 @@ class Reader {
                                   },
                               .on_pages =
                                   [this](uint64_t offset, absl::string_view pages) {
+                                    if (bytes_of_pages_ == 0) first_page_ = offset / kPageBytes;
                                     std::memcpy(memory_.data() + offset, pages.data(), pages.size());
                                     bytes_of_pages_ += pages.size();
                                     return absl::OkStatus();
@@ -82,6 +84,7 @@ class Reader {
   const std::string base_;
   bool increment_ = false;
   uint64_t bytes_of_pages_ = 0;
+  uint64_t first_page_ = 0;
   std::string memory_;
   std::string devices_;
   absl::Status status_;
@@ -266,6 +269,23 @@ TEST_P(MemoryEngineTest, CopiesThatWaitForTheSinkAreBounded) {
   auto wrong = SaveAndCheck({.max_waiting_bytes = 2 * kPageBytes});
   ASSERT_TRUE(wrong.ok()) << wrong.status();
   EXPECT_EQ(*wrong, "");
+}
+
+// The machine is about to write to it again.
+TEST_P(MemoryEngineTest, WhatWasWrittenJustBeforeThePointIsCopiedFirst) {
+  auto engine = Start();
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  ASSERT_TRUE((*engine)->Arm(MakeSink(), kPatience, {}).ok());
+  ASSERT_TRUE((*engine)->Round(kPatience).ok());
+  ASSERT_TRUE(machine_->GetsOn(WritingProcess::kHotPages));
+  machine_->Pause();
+  ASSERT_TRUE((*engine)->Protect(kPatience).ok());
+  // It still stands: nothing is copied because of a write.
+  ASSERT_TRUE((*engine)->Save(WallClock(), kPatience).ok());
+  ASSERT_TRUE((*engine)->Finish(DeviceState()).ok());
+  ASSERT_TRUE(reader_->Finish().ok());
+  EXPECT_GT(reader_->first_page() + 16, WritingProcess::kHotEvery - 1) << "the first hot page";
+  EXPECT_LE(reader_->first_page(), WritingProcess::kHotEvery - 1);
 }
 
 TEST_P(MemoryEngineTest, AWriteInThePauseFailsTheSave) {
