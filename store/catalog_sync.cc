@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "store/notes.h"
 #include "store/repository_state.h"
+#include "store/vanished.h"
 
 namespace still::store {
 namespace {
@@ -99,19 +100,35 @@ std::vector<manifest::Snapshot> ReadManifests(RepositoryState& state, const std:
   return snapshots;
 }
 
-// Of those that had vanished, the ids of which are there again, or have been forgotten since.
+// Of those that had vanished, the ids of which are there again, and `whole`, or have been forgotten since.
 absl::StatusOr<std::vector<std::string>> NotVanishedAfterAll(RepositoryState& state,
-                                                             const std::vector<ObjectInfo>& objects) {
+                                                             const std::vector<manifest::Snapshot>& whole) {
   STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> vanished, state.catalog().ListVanished());
   std::vector<std::string> ids;
   if (vanished.empty()) return ids;
   absl::flat_hash_set<std::string> there;
-  for (const ObjectInfo& object : objects) there.insert(object.name);
+  for (const manifest::Snapshot& snapshot : whole) there.insert(snapshot.id());
   for (const CatalogVanished& one : vanished) {
     STILL_ASSIGN_OR_RETURN(const bool forgotten, IsForgotten(state, one.id));
-    if (forgotten || there.contains(SnapshotObject(one.id))) ids.push_back(one.id);
+    if (forgotten || there.contains(one.id)) ids.push_back(one.id);
   }
   return ids;
+}
+
+// Of manifests that are there and cannot be read, what the old catalog knows, so that repair can write them anew.
+std::vector<CatalogVanished> KnownButNotWhole(RepositoryState& state, const std::vector<ObjectInfo>& objects,
+                                              const std::vector<manifest::Snapshot>& whole) {
+  std::vector<CatalogVanished> known;
+  if (!state.has_catalog()) return known;
+  absl::flat_hash_set<std::string> read;
+  for (const manifest::Snapshot& snapshot : whole) read.insert(snapshot.id());
+  for (const ObjectInfo& object : objects) {
+    absl::string_view id = object.name;
+    if (!absl::ConsumePrefix(&id, kSnapshotsFolder) || read.contains(id)) continue;
+    const auto row = state.catalog().FindSnapshot(id);
+    if (row.ok() && row->has_value()) known.push_back(VanishedRow(**row, state.clock.Now()));
+  }
+  return known;
 }
 
 // Adds the rows of those that are not in `rows` (id, name).
@@ -230,7 +247,7 @@ absl::Status RepositoryState::SyncSnapshots(Listing listing) {
   for (const auto& [id, name] : rows) gone.insert(id);
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> objects_there, objects->List(kSnapshotsFolder));
   const std::vector<manifest::Snapshot> unknown = ReadManifests(*this, objects_there, gone);
-  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> not_vanished, NotVanishedAfterAll(*this, objects_there));
+  STILL_ASSIGN_OR_RETURN(const std::vector<std::string> not_vanished, NotVanishedAfterAll(*this, unknown));
   if (unknown.empty() && gone.empty() && not_vanished.empty() && asks_for_notes) {
     // One that cannot be read has no row, and is tried again by the next.
     if (objects_there.size() == rows.size()) folder.Remember(*catalog_);
@@ -262,19 +279,17 @@ absl::Status RepositoryState::SyncSnapshots(Listing listing) {
 
 absl::Status RepositoryState::RebuildCatalog(const std::string& catalog_path) {
   STILL_RETURN_IF_ERROR(ChooseCatalogPath(catalog_path));
-  if (auto old = Catalog::Open(catalog_options()); old.ok()) {
-    catalog_ = *std::move(old);
-    if (const absl::Status synced = SyncSnapshots(Listing::kAlways); !synced.ok()) {
-      LogWarning("what the old catalog knew is lost", {{"error", synced.ToString()}});
-    }
-    catalog_.reset();
-  }
+  if (auto old = Catalog::Open(catalog_options()); old.ok()) catalog_ = *std::move(old);
   return RebuildCatalog();
 }
 
 absl::Status RepositoryState::RebuildCatalog() {
   // What has vanished is known from the old rows alone.
-  if (catalog_ != nullptr) STILL_RETURN_IF_ERROR(SyncSnapshots(Listing::kAlways));
+  if (catalog_ != nullptr) {
+    if (const absl::Status synced = SyncSnapshots(Listing::kAlways); !synced.ok()) {
+      LogWarning("what the old catalog knew is lost", {{"error", synced.ToString()}});
+    }
+  }
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> pack_objects, objects->List(kPacksFolder));
   std::vector<PackName> names;
   std::vector<std::string> found;
@@ -292,7 +307,9 @@ absl::Status RepositoryState::RebuildCatalog() {
   STILL_ASSIGN_OR_RETURN(std::vector<ObjectInfo> manifests, objects->List(kSnapshotsFolder));
   absl::flat_hash_set<std::string> known;
   const std::vector<manifest::Snapshot> snapshots = ReadManifests(*this, manifests, known);
+  const std::vector<CatalogVanished> unreadable = KnownButNotWhole(*this, manifests, snapshots);
   auto fill = [&](CatalogTransaction& change) -> absl::Status {
+    for (const CatalogVanished& one : unreadable) STILL_RETURN_IF_ERROR(change.PutVanished(one));
     for (const PackSummary& pack : packs_read) {
       CatalogPack row = ToRow(pack);
       const std::string note = CondemnedObject(pack.name);

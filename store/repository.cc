@@ -8,7 +8,6 @@
 #include <optional>
 #include <utility>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -30,6 +29,7 @@ namespace {
 constexpr uint64_t kMaxConfigObject = 4096;
 constexpr size_t kIdBytes = 16;
 constexpr size_t kIdSecretBytes = 32;
+constexpr size_t kForgottenAtOnce = 64;
 
 absl::StatusOr<KeySecret> SecretOf(const Credentials& credentials) {
   if (!credentials.passphrase.empty()) return KeySecret::Passphrase(credentials.passphrase);
@@ -245,31 +245,51 @@ absl::StatusOr<std::vector<VanishedSnapshot>> RepositoryImpl::Vanished() {
   return vanished;
 }
 
+// Also one that has vanished. Held ones are refused.
+absl::Status RepositoryImpl::CheckForgettable(const std::string& id) {
+  STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, FindRow(id));
+  if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
+  STILL_ASSIGN_OR_RETURN(manifest::Snapshot snapshot, ParseRow(*state_, *row));
+  STILL_RETURN_IF_ERROR(ApplyHold(*state_, snapshot));
+  auto label = snapshot.labels().find(std::string(kHoldLabel));
+  if (label == snapshot.labels().end()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("snapshot ", row->name.empty() ? id : row->name, ": held",
+                                                    label->second.empty() ? "" : absl::StrCat(" (", label->second, ")"),
+                                                    "; release it first"));
+}
+
+// Of a vanished one, what is needed to parse it.
+absl::StatusOr<std::optional<CatalogSnapshot>> RepositoryImpl::FindRow(const std::string& id) {
+  STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
+  if (row) return row;
+  STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> vanished, FindVanished(*state_));
+  for (const CatalogVanished& one : vanished) {
+    if (one.id == id) return CatalogSnapshot{.id = one.id, .name = one.name, .manifest = one.manifest};
+  }
+  return std::nullopt;
+}
+
 absl::Status RepositoryImpl::Forget(const std::vector<std::string>& ids) {
   STILL_RETURN_IF_ERROR(state_->CheckWritable());
-  STILL_ASSIGN_OR_RETURN(const std::vector<VanishedSnapshot> all_vanished, Vanished());
-  absl::flat_hash_set<std::string> vanished;
-  for (const VanishedSnapshot& one : all_vanished) vanished.insert(one.id);
+  for (const std::string& id : ids) STILL_RETURN_IF_ERROR(CheckForgettable(id));
+  // Nobody waits for the catalog until very many are gone.
+  for (size_t at = 0; at < ids.size(); at += kForgottenAtOnce) {
+    const auto end = ids.begin() + static_cast<std::ptrdiff_t>(std::min(at + kForgottenAtOnce, ids.size()));
+    STILL_RETURN_IF_ERROR(ForgetSome({ids.begin() + static_cast<std::ptrdiff_t>(at), end}));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RepositoryImpl::ForgetSome(const std::vector<std::string>& ids) {
   // Until the end of this transaction nobody can hold what is being forgotten.
   STILL_ASSIGN_OR_RETURN(CatalogTransaction change, state_->catalog().Begin());
   std::vector<std::string> objects;
   for (const std::string& id : ids) {
+    STILL_RETURN_IF_ERROR(CheckForgettable(id));
+    STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
+    STILL_RETURN_IF_ERROR(change.RemoveVanished(id));
     objects.push_back(SnapshotObject(id));
     objects.push_back(HoldObject(id));
-    if (vanished.contains(id)) {
-      STILL_RETURN_IF_ERROR(change.RemoveVanished(id));
-      continue;
-    }
-    STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
-    if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
-    STILL_ASSIGN_OR_RETURN(manifest::Snapshot snapshot, ParseRow(*state_, *row));
-    STILL_RETURN_IF_ERROR(ApplyHold(*state_, snapshot));
-    if (auto label = snapshot.labels().find(std::string(kHoldLabel)); label != snapshot.labels().end()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("snapshot ", row->name.empty() ? id : row->name, ": held",
-                       label->second.empty() ? "" : absl::StrCat(" (", label->second, ")"), "; release it first"));
-    }
-    STILL_RETURN_IF_ERROR(change.RemoveSnapshot(id));
   }
   // First: a manifest that is gone without its note has vanished.
   STILL_RETURN_IF_ERROR(PutForgotten(*state_, ids, state_->clock.Now()));
@@ -282,7 +302,7 @@ absl::Status RepositoryImpl::SetHold(const std::string& id, const Hold& hold) {
   STILL_RETURN_IF_ERROR(state_->CheckWritable());
   // Only to exclude Forget().
   STILL_ASSIGN_OR_RETURN(CatalogTransaction exclusion, state_->catalog().Begin());
-  STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_->catalog().FindSnapshot(id));
+  STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, FindRow(id));
   if (!row) return absl::NotFoundError(absl::StrCat("snapshot ", id, ": there is none"));
   return PutHold(*state_, id, hold);
 }

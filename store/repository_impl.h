@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,9 @@ class RepositoryImpl final : public Repository {
 
  private:
   absl::StatusOr<std::vector<manifest::Snapshot>> Parse(const std::vector<CatalogSnapshot>& rows);
+  absl::StatusOr<std::optional<CatalogSnapshot>> FindRow(const std::string& id);
+  absl::Status CheckForgettable(const std::string& id);
+  absl::Status ForgetSome(const std::vector<std::string>& ids);
   absl::Status SetHold(const std::string& id, const Hold& hold);
   absl::Status RequireEncryption() const;
   NewKeyOptions NewKey(const std::string& label) const {

@@ -45,6 +45,7 @@ class RepositoryState final : public NodeFinder {
 
   const RepositoryKeys* sealing_keys() const { return keys ? &*keys : nullptr; }
   Catalog& catalog() { return *catalog_; }
+  bool has_catalog() const { return catalog_ != nullptr; }  // False only while it is rebuilt.
 
   // Opens the catalog and brings it up to what is stored: what is there but not known is read, what is known but not
   // there is dropped. `catalog_path`: empty for the usual one.

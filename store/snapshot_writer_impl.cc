@@ -183,7 +183,9 @@ absl::Status SnapshotWriterImpl::PutRows(manifest::Snapshot& snapshot) {
   absl::Status status = change.Commit();
   if (status.ok()) return status;
   // Without its row it would be listed after the next open, although we are about to say that it failed.
-  absl::Status deleted = state_.objects->Delete(SnapshotObject(snapshot.id()));
+  // Others may have seen it already.
+  absl::Status deleted = PutForgotten(state_, {snapshot.id()}, state_.clock.Now());
+  if (deleted.ok()) deleted = state_.objects->Delete(SnapshotObject(snapshot.id()));
   return FirstError(std::move(status), deleted);
 }
 

@@ -7,6 +7,15 @@
 
 namespace still::store {
 
+CatalogVanished VanishedRow(const CatalogSnapshot& row, absl::Time noticed) {
+  return {.id = row.id,
+          .name = row.name,
+          .session = row.session,
+          .host = row.host,
+          .noticed = noticed,
+          .manifest = row.manifest};
+}
+
 absl::StatusOr<std::vector<CatalogVanished>> FindVanished(RepositoryState& state) {
   STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> known, state.catalog().ListVanished());
   std::vector<CatalogVanished> vanished;
@@ -31,6 +40,16 @@ absl::Status CheckNothingVanished(RepositoryState& state) {
       " vanished though nobody has forgotten ", vanished.size() == 1 ? "it: " : "them: ", Describe(vanished.front()),
       vanished.size() > 1 ? " and others" : "",
       "; `still repair` puts back what is known of them, `still forget` with their ids gives them up"));
+}
+
+absl::StatusOr<bool> HasItsData(RepositoryState& state, const CatalogVanished& vanished) {
+  STILL_ASSIGN_OR_RETURN(const auto snapshot, ParseManifest(vanished.manifest, vanished.id));
+  for (const auto& image : snapshot.images()) {
+    if (NodeId::FromBytes(image.root()).is_zero()) continue;
+    STILL_ASSIGN_OR_RETURN(const std::vector<NodePlace> places, state.catalog().FindNode(image.root()));
+    if (places.empty()) return false;
+  }
+  return true;
 }
 
 absl::Status PutBack(RepositoryState& state, const CatalogVanished& vanished) {

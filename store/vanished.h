@@ -11,12 +11,16 @@
 
 namespace still::store {
 
+// A snapshot's row as one of what has vanished.
+CatalogVanished VanishedRow(const CatalogSnapshot& row, absl::Time noticed);
 // As the catalog knows it, without those that somebody has forgotten since.
 absl::StatusOr<std::vector<CatalogVanished>> FindVanished(RepositoryState& state);
 // "before-upgrade (0123456789ab, of web on alpha)"
 std::string Describe(const CatalogVanished& vanished);
 // FAILED_PRECONDITION, naming them and what to do, when there are any: the data of these snapshots looks unused.
 absl::Status CheckNothingVanished(RepositoryState& state);
+// Whether what it begins with is in some pack. An older copy of a repository has not what came later.
+absl::StatusOr<bool> HasItsData(RepositoryState& state, const CatalogVanished& vanished);
 // Writes the manifest that the catalog has. DATA_LOSS: it is damaged there.
 absl::Status PutBack(RepositoryState& state, const CatalogVanished& vanished);
 

@@ -36,7 +36,10 @@ absl::Status MemorySaver::CopyAll() {
   std::string buffer(kRunPages * kPageBytes, '\0');
   // What was written to just before the point is about to be written to again.
   for (const PageRun& run : hot_) {
-    STILL_RETURN_IF_ERROR(CopyAndLift(run.page, run.page + run.count, buffer));
+    const uint64_t run_end = run.page + run.count;
+    for (uint64_t begin = run.page; begin < run_end; begin += kChunkPages) {
+      STILL_RETURN_IF_ERROR(CopyAndLift(begin, std::min(begin + kChunkPages, run_end), buffer));
+    }
   }
   SetThreadNice(kCopierNice);
   for (uint64_t begin = 0; begin < pages(); begin += kChunkPages) {

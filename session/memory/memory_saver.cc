@@ -268,11 +268,12 @@ void MemorySaver::LiftRun(uint64_t page, uint64_t count) {
     if (phase == Phase::kSealed || phase == Phase::kSaving) SaveWritten(begin, end - begin);
     // What is noted has been lifted when the mutex is free again: see ProtectOpen.
     std::lock_guard<std::mutex> lock(open_mutex_);
-    if (phase == Phase::kNoting && phase_ == Phase::kSealed) {
-      in_pause_.push_back(WallClock());
-      continue;  // The point has come in between: it must be saved first.
-    }
     const bool saving = phase_ == Phase::kSealed || phase_ == Phase::kSaving;
+    if (phase == Phase::kNoting && saving) {
+      // The point has come in between: it must be saved first.
+      if (phase_ == Phase::kSealed) in_pause_.push_back(WallClock());
+      continue;
+    }
     if (phase_ == Phase::kNoting || (saving && track_)) Note({.page = begin, .count = end - begin});
     // An error means that the machine has ended, or that the memory is not registered any more.
     (void)protection_.Lift(begin * kPageBytes, (end - begin) * kPageBytes);

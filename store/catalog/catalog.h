@@ -56,6 +56,8 @@ class CatalogTransaction {
   absl::Status SetSequence(const CatalogSnapshot& snapshot);
   // The snapshot's row becomes one of what has vanished. OK when there is none.
   absl::Status SetVanished(absl::string_view id, absl::Time noticed);
+  // One more of them. OK when it is there.
+  absl::Status PutVanished(const CatalogVanished& vanished);
   // It is there again, or was forgotten. OK when there is none.
   absl::Status RemoveVanished(absl::string_view id);
   // From now on what is gone without a note has vanished (Catalog::AsksForNotes).

@@ -120,6 +120,17 @@ absl::Status CatalogTransaction::SetVanished(absl::string_view id, absl::Time no
   return RemoveSnapshot(id);
 }
 
+absl::Status CatalogTransaction::PutVanished(const CatalogVanished& vanished) {
+  STILL_ASSIGN_OR_RETURN(
+      Statement insert,
+      catalog_->writer_->Prepare("INSERT OR IGNORE INTO vanished (id, name, session, host, noticed, manifest) "
+                                 "VALUES (?, ?, ?, ?, ?, ?)"));
+  STILL_RETURN_IF_ERROR(insert.Bind(absl::string_view(vanished.id), absl::string_view(vanished.name),
+                                    absl::string_view(vanished.session), absl::string_view(vanished.host),
+                                    std::optional<absl::Time>(vanished.noticed), Blob(vanished.manifest)));
+  return insert.Run();
+}
+
 absl::Status CatalogTransaction::RemoveVanished(absl::string_view id) {
   STILL_ASSIGN_OR_RETURN(Statement remove, catalog_->writer_->Prepare("DELETE FROM vanished WHERE id = ?"));
   STILL_RETURN_IF_ERROR(remove.Bind(id));

@@ -152,9 +152,10 @@ class Prune {
     for (const auto& snapshot : snapshots) of_somebody.insert(ForgottenObject(snapshot.id()));
     std::vector<std::string> old;
     for (const ObjectInfo& note : notes) {
+      const absl::Duration kept = of_somebody.contains(note.name) ? kUnfinishedNoteKept : kNoteKept;
+      if (state_.clock.Now() - note.modified < kept) continue;  // There may be many, and nearly all are young.
       const absl::StatusOr<absl::Time> since = ReadForgotten(state_, note.name);
       if (!since.ok()) continue;  // One that cannot be read costs nothing.
-      const absl::Duration kept = of_somebody.contains(note.name) ? kUnfinishedNoteKept : kNoteKept;
       if (state_.clock.Now() - *since > kept) old.push_back(note.name);
     }
     return state_.objects->Delete(old);

@@ -1,6 +1,7 @@
 #include "store/verify/repair.h"
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -35,33 +36,35 @@ class Repairer {
 
   absl::StatusOr<RepairReport> Run() {
     // A footer or node in the cache must not hide that it is gone from the disk: everything is read anew.
-    STILL_ASSIGN_OR_RETURN(VerifyReport before, VerifyRepository(state_, AllData(), damage_));
+    STILL_ASSIGN_OR_RETURN(VerifyReport before, VerifyRepository(state_, AllData(), *damage_));
     if (before.ok()) return std::move(report_);
-    if (damage_.has_newer()) {
+    if (damage_->has_newer()) {
       return absl::FailedPreconditionError(
           "repair: a newer version of this program wrote part of it, which this one would take for damaged; update it");
     }
-    for (const PackName& pack : damage_.packs()) {
+    STILL_RETURN_IF_ERROR(FindKnownManifests());
+    if (!options_.dry_run && !known_.empty()) {
+      STILL_RETURN_IF_ERROR(PutKnownBack());
+      // What they need of damaged packs is to be salvaged, too.
+      damage_ = std::make_unique<Damage>();
+      STILL_ASSIGN_OR_RETURN(before, VerifyRepository(state_, AllData(), *damage_));
+    }
+    for (const PackName& pack : damage_->packs()) {
       Act(absl::StrCat(PackObject(pack), ": keep what is whole, set the rest aside"));
     }
-    STILL_RETURN_IF_ERROR(FindKnownManifests());
-    for (const std::string& object : damage_.objects()) {
+    for (const std::string& object : damage_->objects()) {
       if (!known_.contains(object)) Act(absl::StrCat(object, ": set aside, it is not readable"));
-    }
-    for (const auto& [object, snapshot] : known_) {
-      Act(absl::StrCat(object, ": written anew from the catalog: ", Describe(snapshot)));
     }
     if (options_.dry_run) {
       report_.lost = std::move(before.lost);
       return std::move(report_);
     }
     STILL_RETURN_IF_ERROR(Salvage());
-    for (const PackName& pack : damage_.packs()) {
+    for (const PackName& pack : damage_->packs()) {
       STILL_RETURN_IF_ERROR(Quarantine(state_, PackObject(pack)));
       state_.packs.Drop(state_.packs.Add(pack));
     }
-    for (const std::string& object : damage_.objects()) STILL_RETURN_IF_ERROR(Quarantine(state_, object));
-    for (const auto& [object, snapshot] : known_) STILL_RETURN_IF_ERROR(PutBack(state_, snapshot));
+    for (const std::string& object : damage_->objects()) STILL_RETURN_IF_ERROR(Quarantine(state_, object));
     STILL_RETURN_IF_ERROR(state_.RebuildCatalog());
     Act("catalog: written anew");
     Damage left;
@@ -77,22 +80,33 @@ class Repairer {
   // Of what has vanished or is not readable, what the catalog still has whole.
   absl::Status FindKnownManifests() {
     STILL_ASSIGN_OR_RETURN(std::vector<CatalogVanished> candidates, FindVanished(state_));
-    for (const std::string& object : damage_.objects()) {
+    for (const std::string& object : damage_->objects()) {
       absl::string_view id = object;
       if (!absl::ConsumePrefix(&id, "snapshots/")) continue;
       STILL_ASSIGN_OR_RETURN(std::optional<CatalogSnapshot> row, state_.catalog().FindSnapshot(id));
-      if (!row.has_value()) continue;
-      candidates.push_back({.id = row->id,
-                            .name = row->name,
-                            .session = row->session,
-                            .host = row->host,
-                            .manifest = std::move(row->manifest)});
+      if (row.has_value()) candidates.push_back(VanishedRow(*row, state_.clock.Now()));
     }
     for (CatalogVanished& candidate : candidates) {
-      const absl::Status whole = ParseManifest(candidate.manifest, candidate.id).status();
-      if (whole.ok()) known_.emplace(SnapshotObject(candidate.id), std::move(candidate));
+      absl::StatusOr<bool> good = HasItsData(state_, candidate);
+      if (good.ok() && !damage_->packs().empty()) good = true;  // It may be in one of these.
+      if (!good.ok() || !*good) {
+        Act(absl::StrCat(Describe(candidate), ": ",
+                         good.ok() ? "its data is not in this repository" : "the catalog's copy of it is damaged",
+                         "; `still forget` gives it up"));
+        continue;
+      }
+      Act(absl::StrCat(SnapshotObject(candidate.id), ": written anew from the catalog: ", Describe(candidate)));
+      known_.emplace(SnapshotObject(candidate.id), std::move(candidate));
     }
     return absl::OkStatus();
+  }
+
+  absl::Status PutKnownBack() {
+    for (const auto& [object, snapshot] : known_) {
+      STILL_RETURN_IF_ERROR(Quarantine(state_, object));
+      STILL_RETURN_IF_ERROR(PutBack(state_, snapshot));
+    }
+    return state_.SyncCatalog();
   }
 
   // What is in damaged packs and whole goes to new ones.
@@ -102,7 +116,7 @@ class Repairer {
     STILL_ASSIGN_OR_RETURN(LiveData live, FindLiveData(state_, snapshots, true));
     RewritePlan plan = {.salvage = true};
     // Of which kind a pack is may be just what cannot be read; a wrong guess finds no frames.
-    for (const PackName& pack : damage_.packs()) {
+    for (const PackName& pack : damage_->packs()) {
       plan.data_packs.insert(pack);
       plan.tree_packs.insert(pack);
     }
@@ -116,7 +130,7 @@ class Repairer {
 
   RepositoryState& state_;
   const RepairOptions& options_;
-  Damage damage_;
+  std::unique_ptr<Damage> damage_ = std::make_unique<Damage>();
   std::map<std::string, CatalogVanished> known_;  // By the object's name.
   RepairReport report_;
 };

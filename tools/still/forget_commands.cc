@@ -208,8 +208,17 @@ struct HoldArguments {
 absl::Status Hold(Context& context, const HoldArguments& arguments, bool hold) {
   STILL_ASSIGN_OR_RETURN(auto repository, context.OpenRepository());
   STILL_ASSIGN_OR_RETURN(const HostIdentity here, ReadHostIdentity(context.state_directory()));
-  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, arguments.references, here));
+  std::vector<std::string> references = arguments.references;
   nlohmann::json list = nlohmann::json::array();
+  if (!hold) {
+    // So that it can be given up.
+    STILL_ASSIGN_OR_RETURN(const std::vector<std::string> vanished, TakeVanished(*repository, references));
+    for (const std::string& id : vanished) {
+      STILL_RETURN_IF_ERROR(repository->ReleaseSnapshot(id));
+      list.push_back({{"id", id}, {"held", false}, {"reason", ""}});
+    }
+  }
+  STILL_ASSIGN_OR_RETURN(std::vector<Snapshot> snapshots, ChooseSnapshots(*repository, references, here));
   for (const Snapshot& snapshot : snapshots) {
     STILL_RETURN_IF_ERROR(hold ? repository->HoldSnapshot(snapshot.id(), arguments.reason)
                                : repository->ReleaseSnapshot(snapshot.id()));

@@ -7,7 +7,7 @@
 namespace still::cli {
 namespace {
 
-constexpr size_t kShortestId = 4;  // As of every reference.
+constexpr size_t kShortestId = 12;  // As they are shown: what is removed is named in full.
 
 }  // namespace
 

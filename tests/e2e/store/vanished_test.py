@@ -39,9 +39,18 @@ class Vanished(RepositoryCase):
         self.assertEqual(self.names(), [])
         self.assertEqual(self.run_still("forget", "one", "--dry-run")["given_up"], [self.ids["one"]])
         self.assertEqual(self.run_still("stats")["vanished_snapshots"], 2)
-        done = self.run_still("forget", "one", self.ids["two"][:8])
+        done = self.run_still("forget", "one", self.ids["two"][:12])
         self.assertEqual(done["given_up"], [self.ids["one"], self.ids["two"]])
         self.assertEqual(self.run_still("stats")["vanished_snapshots"], 0)
+        self.run_still("prune")
+
+    def test_what_is_held_is_not_given_up_before_it_is_released(self):
+        self.run_still("hold", "one", "--reason", "audit")
+        self.manifest("one").unlink()
+        self.refused(STATE, "held (audit)", "forget", "one")
+        self.refused(STATE, "one (", "prune")
+        self.run_still("release", "one")
+        self.run_still("forget", "one")
         self.run_still("prune")
 
     def test_what_one_host_forgets_or_gives_up_has_vanished_for_none(self):
@@ -63,6 +72,10 @@ class Vanished(RepositoryCase):
         self.run_still("--repo", copy, "list")
         self.assertIn("three", self.stderr)
         self.refused(STATE, "three (", "--repo", copy, "prune")
+        # What is not there is not made up.
+        said = self.run_still("--repo", copy, "repair")
+        self.assertIn("its data is not in this repository", "".join(said["actions"]))
+        self.assertEqual(self.names("--repo", copy), ["one", "two"])
         self.assertEqual(self.names(), ["one", "two", "three"])
         self.assertNotIn("vanished", self.stderr)
         self.run_still("prune")

@@ -118,6 +118,54 @@ TEST_F(VanishedTest, ADamagedManifestIsWrittenAnewFromTheCatalog) {
   EXPECT_THAT(repository_->Verify({})->problems, IsEmpty());
 }
 
+// What it needs of a damaged pack is saved with it.
+TEST_F(VanishedTest, RepairPutsItBackBeforeItSalvages) {
+  Lose(one_);
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(JoinPath(directory_.path(), "packs"))) {
+    // Without their footers: nothing is lost as long as somebody asks for it.
+    if (entry.is_regular_file()) std::filesystem::resize_file(entry, entry.file_size() - 40);
+  }
+  Reopen();
+  const RepairReport repaired = *repository_->Repair({});
+  EXPECT_THAT(repaired.lost, IsEmpty());
+  EXPECT_EQ(*LoadImage(*repository_, "one"), content_);
+  EXPECT_EQ(*LoadImage(*repository_, "two"), MakeImage(2, 2 * kMiB));
+  EXPECT_THAT(repository_->Verify({.read_data_percent = 100})->problems, IsEmpty());
+}
+
+TEST_F(VanishedTest, OneThatComesBackDamagedIsStillKnown) {
+  const std::string aside = JoinPath(caches_.path(), "aside");
+  std::filesystem::rename(ManifestFile(one_), aside);
+  Reopen();
+  ASSERT_THAT(VanishedIn(*repository_), ElementsAre(one_));
+  std::filesystem::resize_file(aside, 40);
+  std::filesystem::rename(aside, ManifestFile(one_));
+  Reopen();
+  EXPECT_THAT(VanishedIn(*repository_), ElementsAre(one_));
+  ASSERT_TRUE(repository_->Repair({}).ok());
+  EXPECT_EQ(*LoadImage(*repository_, "one"), content_);
+  EXPECT_THAT(VanishedIn(*repository_), IsEmpty());
+}
+
+TEST_F(VanishedTest, ARebuiltCatalogStillKnowsOfADamagedOne) {
+  std::filesystem::resize_file(ManifestFile(one_), 40);
+  Reopen();
+  ASSERT_TRUE(repository_->RebuildCatalog().ok());
+  ASSERT_THAT(VanishedIn(*repository_), ElementsAre(one_));
+  ASSERT_TRUE(repository_->Repair({}).ok());
+  EXPECT_EQ(*LoadImage(*repository_, "one"), content_);
+  EXPECT_THAT(VanishedIn(*repository_), IsEmpty());
+}
+
+TEST_F(VanishedTest, WhatIsHeldIsNotGivenUp) {
+  ASSERT_TRUE(repository_->HoldSnapshot(one_, "audit").ok());
+  Lose(one_);
+  Reopen();
+  EXPECT_EQ(repository_->Forget({one_}).code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(repository_->ReleaseSnapshot(one_).ok());
+  EXPECT_TRUE(repository_->Forget({one_}).ok());
+}
+
 TEST_F(VanishedTest, ForgettingGivesItUp) {
   Lose(one_);
   Reopen();
