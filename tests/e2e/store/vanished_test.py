@@ -1,11 +1,11 @@
-"""Snapshots whose manifests are gone though nobody has forgotten them, and leases that nobody renews."""
+"""Snapshots whose manifests are gone though nobody has forgotten them."""
 
 import shutil
 
-from repository_case import BUSY, DAMAGED, STATE, RepositoryCase
+from repository_case import DAMAGED, STATE, RepositoryCase
 
 
-class Vanished(RepositoryCase):
+class Vanishing(RepositoryCase):
     def setUp(self):
         super().setUp()
         self.ids = {name: self.store("web.img", name) for name in ("one", "two")}
@@ -17,6 +17,8 @@ class Vanished(RepositoryCase):
     def elsewhere(self):
         return self.environment | {"STILL_CACHE_DIR": str(self.folder / "cache of another host")}
 
+
+class Vanished(Vanishing):
     def test_it_is_told_prune_refuses_and_repair_puts_it_back(self):
         self.manifest("one").unlink()
         self.assertEqual(self.names(), ["two"])
@@ -31,26 +33,6 @@ class Vanished(RepositoryCase):
         self.assertEqual(self.names(), ["one", "two"])
         self.assertNotIn("vanished", self.stderr)
         self.assertTrue(self.run_still("verify", "--read-data")["ok"])
-        self.run_still("prune")
-
-    def test_whoever_wants_to_gives_it_up(self):
-        self.manifest("one").unlink()
-        self.manifest("two").unlink()
-        self.assertEqual(self.names(), [])
-        self.assertEqual(self.run_still("forget", "one", "--dry-run")["given_up"], [self.ids["one"]])
-        self.assertEqual(self.run_still("stats")["vanished_snapshots"], 2)
-        done = self.run_still("forget", "one", self.ids["two"][:12])
-        self.assertEqual(done["given_up"], [self.ids["one"], self.ids["two"]])
-        self.assertEqual(self.run_still("stats")["vanished_snapshots"], 0)
-        self.run_still("prune")
-
-    def test_what_is_held_is_not_given_up_before_it_is_released(self):
-        self.run_still("hold", "one", "--reason", "audit")
-        self.manifest("one").unlink()
-        self.refused(STATE, "held (audit)", "forget", "one")
-        self.refused(STATE, "one (", "prune")
-        self.run_still("release", "one")
-        self.run_still("forget", "one")
         self.run_still("prune")
 
     def test_what_one_host_forgets_or_gives_up_has_vanished_for_none(self):
@@ -80,8 +62,26 @@ class Vanished(RepositoryCase):
         self.assertNotIn("vanished", self.stderr)
         self.run_still("prune")
 
-    def test_a_lease_that_cannot_be_read_is_named(self):
-        locks = self.repository / "locks"
-        locks.mkdir(exist_ok=True)
-        (locks / "00decafbad00").touch()
-        self.refused(BUSY, "a lease that this version cannot read (locks/00decafbad00)", "verify")
+
+class GivenUp(Vanishing):
+    encrypted = False
+
+    def test_whoever_wants_to_gives_it_up(self):
+        self.manifest("one").unlink()
+        self.manifest("two").unlink()
+        self.assertEqual(self.names(), [])
+        self.assertEqual(self.run_still("forget", "one", "--dry-run")["given_up"], [self.ids["one"]])
+        self.assertEqual(self.run_still("stats")["vanished_snapshots"], 2)
+        done = self.run_still("forget", "one", self.ids["two"][:12])
+        self.assertEqual(done["given_up"], [self.ids["one"], self.ids["two"]])
+        self.assertEqual(self.run_still("stats")["vanished_snapshots"], 0)
+        self.run_still("prune")
+
+    def test_what_is_held_is_not_given_up_before_it_is_released(self):
+        self.run_still("hold", "one", "--reason", "audit")
+        self.manifest("one").unlink()
+        self.refused(STATE, "held (audit)", "forget", "one")
+        self.refused(STATE, "one (", "prune")
+        self.run_still("release", "one")
+        self.run_still("forget", "one")
+        self.run_still("prune")
