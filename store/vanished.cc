@@ -39,7 +39,7 @@ absl::Status CheckNothingVanished(RepositoryState& state) {
       "prune: ", vanished.size() == 1 ? "a snapshot has" : absl::StrCat(vanished.size(), " snapshots have"),
       " vanished though nobody has forgotten ", vanished.size() == 1 ? "it: " : "them: ", Describe(vanished.front()),
       vanished.size() > 1 ? " and others" : "",
-      "; `still repair` puts back what is known of them, `still forget` with their ids gives them up"));
+      "; `still repair` puts back what is known, `still forget ID` gives up what is not wanted"));
 }
 
 absl::StatusOr<bool> HasItsData(RepositoryState& state, const CatalogVanished& vanished) {

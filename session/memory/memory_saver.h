@@ -165,8 +165,8 @@ class MemorySaver {
   std::atomic<PageStates*> since_point_{nullptr};
   std::mutex open_mutex_;
   std::vector<PageRun> open_;  // What was lifted since it was last protected; may overlap. Under open_mutex_.
-  std::atomic<uint64_t> lift_pages_{
-      1};                             // The neighbours of a written page are lifted with it, where nobody counts pages.
+  // The neighbours of a written page are lifted with it, where nobody counts pages.
+  std::atomic<uint64_t> lift_pages_{1};
   std::vector<PageRun> hot_;          // What was open at the last round; in the end, in the pause.
   std::vector<absl::Time> in_pause_;  // When writes came while kSealed. Under open_mutex_.
   std::mutex pieces_mutex_;

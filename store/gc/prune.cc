@@ -155,7 +155,7 @@ class Prune {
       const absl::Duration kept = of_somebody.contains(note.name) ? kUnfinishedNoteKept : kNoteKept;
       if (state_.clock.Now() - note.modified < kept) continue;  // There may be many, and nearly all are young.
       const absl::StatusOr<absl::Time> since = ReadForgotten(state_, note.name);
-      if (!since.ok()) continue;  // One that cannot be read costs nothing.
+      if (!since.ok()) continue;  // One that cannot be read says nothing, and costs nothing.
       if (state_.clock.Now() - *since > kept) old.push_back(note.name);
     }
     return state_.objects->Delete(old);

@@ -186,6 +186,18 @@ TEST_F(VanishedTest, WhatSomebodyElseForgotHasNotVanished) {
   EXPECT_TRUE(repository_->Prune({}).ok());
 }
 
+// Whoever has the storage alone cannot write a note that is believed.
+TEST_F(VanishedTest, ANoteThatCannotBeReadHidesNothing) {
+  Lose(one_);
+  const std::string folder = JoinPath(directory_.path(), absl::StrCat("forgotten/", one_.substr(0, 2)));
+  ASSERT_TRUE(std::filesystem::create_directories(folder));
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(folder, one_), "forged").ok());
+  Reopen();
+  EXPECT_THAT(VanishedIn(*repository_), ElementsAre(one_));
+  ASSERT_TRUE(repository_->Forget({one_}).ok());
+  EXPECT_THAT(VanishedIn(*repository_), IsEmpty());
+}
+
 // Both have noticed it; one gives it up.
 TEST_F(VanishedTest, WhatSomebodyElseGaveUpIsOver) {
   auto elsewhere = MustOpen(Elsewhere());
