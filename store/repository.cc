@@ -207,9 +207,11 @@ absl::StatusOr<manifest::Snapshot> RepositoryImpl::FindSnapshot(absl::string_vie
     return std::move(found.front());
   }
   STILL_ASSIGN_OR_RETURN(std::vector<manifest::Snapshot> snapshots, ListSnapshots());
-  STILL_ASSIGN_OR_RETURN(size_t index,
-                         ResolveSnapshot(snapshots, reference, {.now = state_->clock.Now(), .here = state_->here}));
-  return std::move(snapshots[index]);
+  const absl::StatusOr<size_t> index =
+      ResolveSnapshot(snapshots, reference, {.now = state_->clock.Now(), .here = state_->here});
+  if (index.ok()) return std::move(snapshots[*index]);
+  if (absl::IsNotFound(index.status())) STILL_RETURN_IF_ERROR(CheckNotVanished(*state_, reference));
+  return index.status();
 }
 
 absl::StatusOr<std::unique_ptr<ImageReader>> RepositoryImpl::OpenImage(const manifest::Snapshot& snapshot,

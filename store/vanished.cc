@@ -2,10 +2,16 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "store/notes.h"
 
 namespace still::store {
+namespace {
+
+constexpr size_t kShortestId = 4;  // As of every reference (snapshot_reference.h).
+
+}  // namespace
 
 CatalogVanished VanishedRow(const CatalogSnapshot& row, absl::Time noticed) {
   return {.id = row.id,
@@ -30,6 +36,18 @@ std::string Describe(const CatalogVanished& vanished) {
   const std::string id = vanished.id.substr(0, 12);
   const std::string of = absl::StrCat("of ", vanished.session, vanished.host.empty() ? "" : " on ", vanished.host);
   return vanished.name.empty() ? absl::StrCat(id, " (", of, ")") : absl::StrCat(vanished.name, " (", id, ", ", of, ")");
+}
+
+absl::Status CheckNotVanished(RepositoryState& state, absl::string_view reference) {
+  STILL_ASSIGN_OR_RETURN(const std::vector<CatalogVanished> vanished, FindVanished(state));
+  for (const CatalogVanished& one : vanished) {
+    const bool by_id = reference.size() >= kShortestId && absl::StartsWith(one.id, reference);
+    if (one.name != reference && !by_id) continue;
+    return absl::NotFoundError(absl::StrCat("snapshot ", Describe(one),
+                                            " has vanished though nobody has forgotten it; `still repair` puts back "
+                                            "what is known of it"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckNothingVanished(RepositoryState& state) {

@@ -17,6 +17,8 @@ CatalogVanished VanishedRow(const CatalogSnapshot& row, absl::Time noticed);
 absl::StatusOr<std::vector<CatalogVanished>> FindVanished(RepositoryState& state);
 // "before-upgrade (0123456789ab, of web on alpha)"
 std::string Describe(const CatalogVanished& vanished);
+// NOT_FOUND, with what can be done, when the reference is the name, or the beginning of the id, of one of them.
+absl::Status CheckNotVanished(RepositoryState& state, absl::string_view reference);
 // FAILED_PRECONDITION, naming them and what to do, when there are any: the data of these snapshots looks unused.
 absl::Status CheckNothingVanished(RepositoryState& state);
 // Whether what it begins with is in some pack. An older copy of a repository has not what came later.

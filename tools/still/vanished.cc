@@ -1,5 +1,7 @@
 #include "tools/still/vanished.h"
 
+#include <algorithm>
+
 #include "absl/strings/match.h"
 #include "base/log.h"
 #include "tools/still/choose.h"
@@ -33,8 +35,9 @@ absl::StatusOr<std::vector<std::string>> TakeVanished(store::Repository& reposit
       const bool by_id = reference.size() >= kShortestId && absl::StartsWith(one.id, reference);
       if (by_id || one.name == reference) meant.push_back(one.id);
     }
-    if (meant.size() == 1) ids.push_back(meant[0]);
-    return meant.size() == 1;
+    if (meant.size() != 1) return false;
+    if (std::find(ids.begin(), ids.end(), meant[0]) == ids.end()) ids.push_back(meant[0]);
+    return true;
   });
   return ids;
 }

@@ -2,7 +2,7 @@
 
 import shutil
 
-from repository_case import DAMAGED, STATE, RepositoryCase
+from repository_case import DAMAGED, MISSING, STATE, RepositoryCase
 
 
 class Vanishing(RepositoryCase):
@@ -70,6 +70,8 @@ class GivenUp(Vanishing):
         self.manifest("one").unlink()
         self.manifest("two").unlink()
         self.assertEqual(self.names(), [])
+        self.refused(MISSING, "has vanished though nobody has forgotten it", "show", "one")
+        self.assertEqual(self.run_still("forget", "one", "one", "--dry-run")["given_up"], [self.ids["one"]])
         self.assertEqual(self.run_still("forget", "one", "--dry-run")["given_up"], [self.ids["one"]])
         self.assertEqual(self.run_still("stats")["vanished_snapshots"], 2)
         done = self.run_still("forget", "one", self.ids["two"][:12])
